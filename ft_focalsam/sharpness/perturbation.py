@@ -1,0 +1,74 @@
+"""The ascent: epsilon from the class-weighted gradient, applied to the weights and taken back bit for bit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PERTURBATION_SCOPES = ("global", "local")
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Mean of each tensor over all processes, by one all-reduce of their concatenation.
+
+    Args:
+        tensors (sequence of `Tensor`): The same shapes in the same order on every process.
+
+    Returns:
+        New tensors of the same shapes and dtypes; the given ones if there is one process only.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return list(tensors)
+    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def ascent_direction(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], *, adaptive: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Unit ascent direction of the class-weighted loss, so that epsilon = rho * direction.
+
+    SAM's is g / ||g|| (arXiv 2010.01412, eq. 2); ASAM's, with `adaptive`, is T^2 g / ||T g|| with T = |w| element-wise
+    (arXiv 2102.11600, eq. 5), so that the radius is measured relative to each weight. The scale of g cancels, and with
+    it fp16 loss scaling.
+
+    Args:
+        parameters (sequence of `Tensor`): The trained weights w.
+        gradients (sequence of `Tensor`): The class-weighted gradient, shapes as `parameters`.
+        adaptive (`bool`): Use ASAM's radius.
+
+    Returns:
+        The direction, shapes as `parameters`, and the norm it was divided by (a float tensor without dimensions). The
+        direction is meaningless where that norm is 0 or not finite.
+    """
+    if adaptive:
+        magnitudes = torch._foreach_abs([parameter.detach() for parameter in parameters])
+        gradients = torch._foreach_mul(magnitudes, list(gradients))
+    norms = torch._foreach_norm(list(gradients))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    direction = torch._foreach_div(list(gradients), norm)
+    if adaptive:
+        direction = torch._foreach_mul(magnitudes, direction)
+    return list(direction), norm
+
+
+@contextmanager
+def perturbed(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[None]:
+    """Move the weights to w + epsilon for the length of the block, then restore them bit for bit, also on an exception.
+
+    Args:
+        parameters (sequence of `Tensor`): The trained weights.
+        epsilon (sequence of `Tensor`): Shapes as `parameters`.
+    """
+    parameters = [parameter.detach() for parameter in parameters]
+    kept = [parameter.clone() for parameter in parameters]
+    try:
+        torch._foreach_add_(parameters, list(epsilon))
+        yield
+    finally:
+        torch._foreach_copy_(parameters, kept)

@@ -1,0 +1,106 @@
+"""Rules of their own for module types: forward functions whose backward also yields the class-weighted gradient.
+
+A rule stands in for `module.forward` during the first pass. It returns the same output; in the backward pass it gives
+each parameter p its gradient as always, and the *shadow* of p the gradient weighted by c(n). Because autograd itself
+accumulates into the shadow, a module called twice, a parameter shared by two modules and activation checkpointing need
+no care here. A module type without a rule is served by the general local rule of `weighted_grad.py`; write a rule
+where that one costs too much.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Rule = Callable[..., Tensor]
+WEIGHTED_GRAD_RULES: dict[type[nn.Module], Rule] = {}
+
+# Up to this width the two weight gradients come from one matrix product over the concatenated factors.
+NARROW = 64
+
+
+def weighted_grad_rule(module_type: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register a rule for `module_type` and for its subclasses that inherit its `forward`.
+
+    The rule is called as `rule(module, shadows, weights, *args, **kwargs)`: `shadows` maps the names of the module's
+    parameters to their shadows (those to be left alone are missing), `weights` holds c(n), shape (B,), and the rest is
+    what `module.forward` was called with. Tensors have the batch in front, shape (B, ...) or flattened (B * T, ...).
+
+    Raises:
+        ValueError: If the type has a rule already.
+    """
+
+    def decorate(rule: Rule) -> Rule:
+        if module_type in WEIGHTED_GRAD_RULES:
+            raise ValueError(f"{module_type.__name__} has a rule already; change that one.")
+        WEIGHTED_GRAD_RULES[module_type] = rule
+        return rule
+
+    return decorate
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """The rule for a module, or None where its type has none, or overrides or patches the forward a rule stands for."""
+    if "forward" in vars(module):
+        return None
+    for parent in type(module).__mro__:
+        if parent in WEIGHTED_GRAD_RULES:
+            return WEIGHTED_GRAD_RULES[parent] if type(module).forward is parent.forward else None
+    return None
+
+
+def spread(weights: Tensor, tensor: Tensor) -> Tensor:
+    """Shape c(n), (B,), so that it multiplies a tensor of shape (B, ...) or (B * T, ...) sample by sample."""
+    rows = weights.to(tensor.dtype).repeat_interleave(tensor.shape[0] // weights.shape[0])
+    return rows.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b; the shadows of W and b receive sum_n c(n) delta_n x_n^T and sum_n c(n) delta_n."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, weight_shadow, bias_shadow, weights):
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = (
+                t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+                for t in (x, weight, bias)
+            )
+        ctx.save_for_backward(x, weight, weights)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, delta):
+        x, weight, weights = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_weight_shadow, needs_bias_shadow, _ = ctx.needs_input_grad
+        delta = delta.to(weight.dtype)
+        grad_x = delta @ weight if needs_x else None
+        x, delta = x.flatten(0, -2), delta.flatten(0, -2)
+        scale = spread(weights, delta)
+        grad_weight = grad_weight_shadow = grad_bias = grad_bias_shadow = None
+        if needs_weight and needs_weight_shadow and min(weight.shape) <= NARROW:
+            if weight.shape[0] <= weight.shape[1]:
+                both = torch.cat([delta, delta * scale], dim=1).T @ x
+            else:
+                both = (delta.T @ torch.cat([x, x * scale], dim=1)).unflatten(1, (2, -1)).transpose(0, 1)
+                both = both.flatten(0, 1)
+            grad_weight, grad_weight_shadow = both.chunk(2)
+        else:
+            if needs_weight:
+                grad_weight = delta.T @ x
+            if needs_weight_shadow:
+                grad_weight_shadow = (delta * scale).T @ x
+        if needs_bias:
+            grad_bias = delta.sum(0)
+        if needs_bias_shadow:
+            grad_bias_shadow = (scale.T @ delta).flatten()
+        return grad_x, grad_weight, grad_bias, grad_weight_shadow, grad_bias_shadow, None
+
+
+@weighted_grad_rule(nn.Linear)
+def linear(module: nn.Linear, shadows: Mapping[str, Tensor], weights: Tensor, input: Tensor) -> Tensor:
+    """Rule of `nn.Linear`, by what LoRA, adapters and classification heads are made of."""
+    return _Linear.apply(input, module.weight, module.bias, shadows.get("weight"), shadows.get("bias"), weights)

@@ -1,0 +1,352 @@
+"""The gradients of L and of the class-weighted loss L_c, from one backward pass.
+
+Samples of a batch do not interact, so the signal delta_n that reaches a module for sample n is the same in the gradient
+of L = 1/B sum_n l_n and in that of L_c = 1/B sum_n c(n) l_n, up to the factor c(n). While autograd accumulates the
+gradient of L into `p.grad`, every module that owns trained parameters therefore also forms
+
+    sum_n c(n) (d module / d p)^T delta_n
+
+which arrives in the gradient of a *shadow* of p: a tensor of its shape that holds no memory. Two kinds of rule do so:
+
+- a rule of its own for a module type (`rules.py`), which stands in for the module's forward;
+- the general local rule for every other type: when delta reaches the module's output, a local backward pass with
+  c(n) delta_n from that output to the module's own parameters.
+
+Nothing here is trusted unseen. On its first steps the collector compares what it collected, for random weights in the
+place of c(n), with autograd's own gradient. A parameter that disagrees is handed to the enclosing module, whose general
+rule sees more (a position table without batch dimension, a projection that its parent uses functionally). Where no
+enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for L_c:
+exact too, slower, and announced once with the name of the cause.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils._pytree import tree_leaves
+
+from .rules import find_rule, spread
+
+logger = logging.getLogger(__name__)
+
+# A parameter whose gradient is 0 (behind a zero-initialised LoRA or adapter) cannot be compared: it gets so many steps
+# before training goes on without it; its comparison is made up for when its first gradient arrives.
+PATIENCE = 3
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
+
+
+class WeightedGradient:
+    """Collects the gradient of L_c for the trained parameters of a model during the backward pass of L.
+
+    Use it as
+
+        collector.clear()
+        with collector.collect(weights):
+            losses = forward()                             # shape (B,)
+            collector.mean(losses, count=len(losses)).backward()
+        collector.gradients()
+
+    where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum.
+
+    Args:
+        model (`nn.Module`): The model, wrapped for data parallelism or not. The trained parameters are those that
+            require a gradient when `collect` is entered.
+
+    Attributes:
+        separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough.
+    """
+
+    def __init__(self, model: nn.Module):
+        while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
+            model = model.module if hasattr(model, "module") else model._orig_mod
+        self.model = model
+        self.separate_reason: str | None = None
+        self._names: dict[Tensor, str] = {}  # trained parameter -> its name
+        self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
+        self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
+        self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c from separate backward passes
+        self._unchecked: set[Tensor] = set()
+        self._patience = 0
+        # The pass under way:
+        self._mode = "single"  # "single" backward pass, "separate" one, or "probe": separate, and compared with single
+        self._weights: Tensor | None = None  # c(n), (B,)
+        self._probe: Tensor | None = None  # what stands for c(n) while the two are compared, (B,)
+        self._reference: dict[Tensor, Tensor] = {}  # autograd's gradient for the probe
+        self._set_aside: dict[Tensor, Tensor] = {}  # what earlier passes collected, while this one does not count
+        self._lost: set[Tensor] = set()  # parameters whose module showed no batch dimension
+        self._reduced_precision = False
+        self._in_nested_backward = False
+
+    # ---- what a step uses ----
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trained parameters, in the order of `gradients()`."""
+        return list(self._names)
+
+    def clear(self) -> None:
+        """Forget what was collected; call it once before each optimizer step."""
+        self._patience = max(self._patience - 1, 0)
+        self._sums.clear()
+        for shadow in self._shadows.values():
+            shadow.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """Gradient of L_c for each of `parameters`, summed over the passes since `clear()`; 0 where none arrived."""
+        if any(parameter.grad is not None and parameter.grad.any() for parameter in self._unchecked):
+            self._patience = PATIENCE
+        return [
+            _sum(self._sums.get(parameter), shadow.grad, like=parameter)
+            for parameter, shadow in self._shadows.items()
+        ]
+
+    @contextmanager
+    def collect(self, weights: Tensor) -> Iterator[None]:
+        """Watch one forward and backward pass of L.
+
+        Args:
+            weights (`Tensor` of shape (B,)): c(n) of each sample of the batch.
+        """
+        self._plan()
+        self._weights = weights
+        self._mode = self._choose_mode(len(weights))
+        if self._mode == "probe":
+            self._probe = _probe_weights(weights)
+        try:
+            with ExitStack() as stack:
+                if self._mode != "separate":
+                    self._install(stack, weights if self._probe is None else self._probe)
+                yield
+            if self._mode == "probe":
+                self._compare()
+        finally:
+            for parameter, gradient in self._set_aside.items():
+                self._shadows[parameter].grad = gradient
+            for kept in (self._set_aside, self._reference, self._lost):
+                kept.clear()
+            self._weights = self._probe = None
+
+    def mean(self, losses: Tensor, count: Tensor | float) -> Tensor:
+        """L of the watched pass, ready for `backward()`.
+
+        Where L_c needs a backward pass of its own, that pass runs when the one of L begins, with the factor that
+        arrives there: loss scaling and gradient accumulation act on both alike, whoever applies them.
+
+        Args:
+            losses (`Tensor` of shape (B,)): Losses of the samples.
+            count (`Tensor` or `float`): What their sum is divided by, B unless batches are accumulated.
+
+        Returns:
+            `Tensor` without dimensions: sum(losses) / count.
+        """
+        mean = losses.sum() / count
+        if self._mode == "single" and self._lost:
+            self._mode = "separate"
+            self._hand_over(list(self._lost))
+        if self._mode == "single":
+            return mean
+        self._set_aside = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
+        for shadow in self._shadows.values():
+            shadow.grad = None
+        backwards = [(losses @ self._weights.to(losses.dtype) / count, self._sums)]
+        if self._mode == "probe":
+            backwards.append((losses @ self._probe.to(losses.dtype) / count, self._reference))
+
+        def run_separate_backwards(factors: tuple[Tensor, ...]) -> None:
+            while backwards:
+                self._separate_backward(*backwards.pop(), factors[0])
+
+        mean.grad_fn.register_prehook(run_separate_backwards)
+        return mean
+
+    # ---- which module collects for which parameter ----
+
+    def _plan(self) -> None:
+        """Note the trained parameters and who collects for them; anew only when they have changed."""
+        trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+        if trained.keys() == self._names.keys():
+            return
+        self._names = trained
+        self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
+        self._shadows = {parameter: _shadow(parameter) for parameter in trained}
+        self._unchecked = set(trained)
+        self._patience = PATIENCE
+        self.separate_reason = None
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                self._separate(f"{name} ({type(module).__name__}) makes the samples of a batch interact")
+                break
+
+    def _choose_mode(self, batch_size: int) -> str:
+        if self.separate_reason is not None:
+            return "separate"
+        if not self._unchecked or self._patience == 0:
+            return "single"
+        # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
+        return "probe" if batch_size > 1 else "separate"
+
+    def _enclosing(self, name: str) -> str | None:
+        """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
+        while name:
+            name = name.rpartition(".")[0]
+            module = self.model.get_submodule(name)
+            if not isinstance(module, CONTAINERS):
+                return name
+        return None
+
+    def _hand_over(self, parameters: list[Tensor]) -> None:
+        """Let the enclosing module collect for each parameter, or give up where there is none but the whole model."""
+        for parameter in parameters:
+            owner = self._enclosing(self._owners[parameter])
+            if not owner:
+                self._separate(f"no module's output gives the gradient of {self._names[parameter]}")
+                return
+            self._owners[parameter] = owner
+        self._unchecked.update(parameters)
+        self._patience = PATIENCE
+
+    def _separate(self, reason: str) -> None:
+        self.separate_reason = reason
+        logger.warning(
+            "One backward pass is not exact for this model: %s. The class-weighted gradient gets a backward pass of "
+            "its own: as exact, but slower.",
+            reason,
+        )
+
+    # ---- the single backward pass ----
+
+    def _install(self, stack: ExitStack, weights: Tensor) -> None:
+        """Put the rules in place until `stack` closes."""
+        groups: dict[str, list[Tensor]] = {}
+        for parameter, owner in self._owners.items():
+            groups.setdefault(owner, []).append(parameter)
+        for owner, parameters in groups.items():
+            module = self.model.get_submodule(owner)
+            own = {name: p for name, p in module.named_parameters(recurse=False) if p in self._names}
+            rule = find_rule(module)
+            if rule is not None and set(parameters) <= set(own.values()):
+                shadows = {name: self._shadows[p] for name, p in own.items() if p in set(parameters)}
+                module.forward = partial(self._by_rule, rule, module, shadows, weights, parameters)
+                stack.callback(delattr, module, "forward")
+            else:
+                hook = partial(self._by_local_backward, stack, weights, parameters)
+                stack.callback(module.register_forward_hook(hook).remove)
+
+    def _by_rule(self, rule, module, shadows, weights, parameters, input, *args, **kwargs):
+        if not _has_batch(input, weights):
+            self._lost.update(parameters)
+            return type(module).forward(module, input, *args, **kwargs)
+        self._note_precision(input)
+        return rule(module, shadows, weights, input, *args, **kwargs)
+
+    def _by_local_backward(self, stack, weights, parameters, module, args, output) -> None:
+        """Forward hook of the general rule; see the top of this file."""
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+        if not outputs:
+            return  # a forward pass without gradient, as the first one under activation checkpointing
+        if not all(_has_batch(tensor, weights) for tensor in outputs):
+            self._lost.update(parameters)
+            return
+        for tensor in outputs:
+            self._note_precision(tensor)
+            edge = get_gradient_edge(tensor)
+            handle = tensor.register_hook(partial(self._local_backward, edge, weights, parameters))
+            # Removing the hook also breaks the cycle from the graph node over the hook to its edge.
+            stack.callback(handle.remove)
+
+    def _local_backward(self, edge, weights, parameters, delta: Tensor) -> None:
+        if self._in_nested_backward:
+            return
+        self._in_nested_backward = True
+        try:
+            found = torch.autograd.grad(
+                edge, parameters, delta * spread(weights, delta), retain_graph=True, allow_unused=True
+            )
+        finally:
+            self._in_nested_backward = False
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                shadow = self._shadows[parameter]
+                shadow.grad = _sum(shadow.grad, gradient, like=parameter)
+
+    # ---- the separate backward pass, and the comparison with it ----
+
+    def _separate_backward(self, loss: Tensor, sums: dict[Tensor, Tensor], factor: Tensor) -> None:
+        """Add factor * (gradient of `loss`) to `sums`; `p.grad` and the shadows stay as they are."""
+        kept = {parameter: parameter.grad for parameter in self._names}
+        kept_shadows = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
+        for tensor in (*self._names, *self._shadows.values()):
+            tensor.grad = None
+        self._in_nested_backward = True
+        try:
+            # backward() and not autograd.grad(): reentrant activation checkpointing knows only the former.
+            loss.backward(factor, retain_graph=True)
+            for parameter in self._names:
+                if parameter.grad is not None:
+                    sums[parameter] = _sum(sums.get(parameter), parameter.grad, like=parameter)
+        finally:
+            self._in_nested_backward = False
+            for parameter, shadow in self._shadows.items():
+                parameter.grad, shadow.grad = kept[parameter], kept_shadows[parameter]
+
+    def _compare(self) -> None:
+        """Compare what the single backward pass collected for the probe with autograd's own gradient."""
+        scale = _norm(self._reference.values())
+        tolerance, floor = self._tolerances()
+        wrong = []
+        for parameter in list(self._unchecked):
+            reference = self._reference.get(parameter)
+            collected = self._shadows[parameter].grad
+            expected = 0.0 if reference is None else _norm([reference])
+            error = _norm([_sum(collected, None if reference is None else -reference, like=parameter)])
+            if not error <= tolerance * max(expected, floor * scale):
+                wrong.append(parameter)
+            elif expected > floor * scale:
+                self._unchecked.discard(parameter)
+        if wrong and scale < float("inf"):
+            self._hand_over(wrong)
+
+    def _tolerances(self) -> tuple[float, float]:
+        """Relative error allowed for a parameter, and the share of the whole gradient's norm below which it is noise.
+
+        A wrong rule misses by tens of percent; what correct ones differ by is rounding (TF32 included).
+        """
+        if self._reduced_precision:
+            return 5e-2, 1e-2
+        return (1e-6, 1e-8) if all(p.dtype == torch.float64 for p in self._names) else (1e-2, 1e-4)
+
+    def _note_precision(self, tensor: Tensor) -> None:
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        self._reduced_precision |= half or torch.is_autocast_enabled(tensor.device.type)
+
+
+def _shadow(parameter: Tensor) -> Tensor:
+    """A leaf of the parameter's shape, dtype and device, to receive a gradient; its values take no memory."""
+    return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape).requires_grad_()
+
+
+def _has_batch(tensor, weights: Tensor) -> bool:
+    return isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % len(weights) == 0
+
+
+def _probe_weights(weights: Tensor) -> Tensor:
+    """Weights between 0.5 and 1.5 that tell the samples apart; drawn without touching the global random state."""
+    generator = torch.Generator().manual_seed(0)
+    return (0.5 + torch.rand(len(weights), generator=generator)).to(weights)
+
+
+def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
+    """a + b where None is 0."""
+    if a is None or b is None:
+        return next((tensor for tensor in (a, b) if tensor is not None), torch.zeros_like(like))
+    return a + b
+
+
+def _norm(tensors) -> float:
+    tensors = list(tensors)
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))) if tensors else 0.0

@@ -1,0 +1,122 @@
+"""Class-wise sharpness weights c: how much flatness each class is asked for.
+
+Every method of the family minimises
+
+    L(w) + sum_i c_i * [ max over ||eps|| <= rho of  L_i(w + eps) - L_i(w) ]
+
+and differs from the others only in the vector c, computed here from the number of training samples per class. A new
+method of the family is one decorated function in this file.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+SHARPNESS_METHODS: dict[str, Callable[..., Tensor]] = {}
+
+
+def register_sharpness_method(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function `(class_counts, *, hyperparameters...) -> c` under `name`.
+
+    Args:
+        name (`str`): What users write as `--sharpness name`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if name in SHARPNESS_METHODS:
+            raise ValueError(f"The sharpness method {name!r} is registered already; choose another name.")
+        SHARPNESS_METHODS[name] = function
+        return function
+
+    return decorate
+
+
+def as_class_counts(class_counts) -> Tensor:
+    """Check the number of training samples per class and return it as a float64 tensor.
+
+    Args:
+        class_counts (sequence of `int`, shape (C,)): Training samples of each class, all at least 0.
+
+    Raises:
+        ValueError: If it is not a non-empty vector of non-negative finite numbers, or if all of them are 0.
+    """
+    counts = torch.as_tensor(class_counts, dtype=torch.float64).cpu()
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"class_counts has shape {tuple(counts.shape)}; give one number of samples per class.")
+    if not torch.isfinite(counts).all() or (counts < 0).any() or counts.sum() == 0:
+        raise ValueError(f"class_counts is {counts.tolist()}; every count must be at least 0, and one above 0.")
+    return counts
+
+
+def _check_at_least_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}; set it to 0 or more.")
+
+
+@register_sharpness_method("none")
+def plain(class_counts: Tensor) -> Tensor:
+    """Plain training: c_i = 0."""
+    return torch.zeros_like(class_counts)
+
+
+@register_sharpness_method("sam")
+def sam(class_counts: Tensor) -> Tensor:
+    """SAM (Foret et al., arXiv 2010.01412): c_i = 1."""
+    return torch.ones_like(class_counts)
+
+
+@register_sharpness_method("weighted_sam")
+def weighted_sam(class_counts: Tensor, *, lam: float = 0.8) -> Tensor:
+    """Weighted SAM (Yue et al., arXiv 2305.15817): a constant c_i = lam, `lam` >= 0."""
+    _check_at_least_zero(lam=lam)
+    return torch.full_like(class_counts, lam)
+
+
+@register_sharpness_method("imbsam")
+def imbsam(class_counts: Tensor, *, eta: float = 100) -> Tensor:
+    """ImbSAM (Zhou et al., arXiv 2308.07815): c_i = 1 for classes with fewer than `eta` > 0 samples, else 0."""
+    if not eta > 0:
+        raise ValueError(f"eta is {eta}; set it to the number of samples below which a class counts as rare (> 0).")
+    return (class_counts < eta).to(class_counts.dtype)
+
+
+@register_sharpness_method("focal_sam")
+def focal_sam(class_counts: Tensor, *, gamma: float = 1.0, lam: float = 0.8) -> Tensor:
+    """Focal-SAM (Li et al., arXiv 2505.01660): c_i = lam * (1 - pi_i)^gamma, with pi_i = n_i / sum_j n_j.
+
+    Args:
+        class_counts (`Tensor` of shape (C,)): Training samples per class n_i.
+        gamma (`float`, >= 0): How strongly the focus moves to rare classes; 0 is weighted SAM.
+        lam (`float`, >= 0): Overall weight of the sharpness term; values above 1 are allowed.
+    """
+    _check_at_least_zero(gamma=gamma, lam=lam)
+    return lam * (1 - class_counts / class_counts.sum()) ** gamma
+
+
+def class_weights(method: str, class_counts, hyperparameters: Mapping[str, float] | None = None) -> Tensor:
+    """Class-wise sharpness weights c of a method.
+
+    Args:
+        method (`str`): A name in `SHARPNESS_METHODS`: "none", "sam", "weighted_sam", "imbsam" or "focal_sam".
+        class_counts (sequence of `int`, shape (C,)): Training samples per class.
+        hyperparameters (mapping, *optional*): Values by name; the method takes those it has, by their names
+            (`gamma`, `lam`, `eta`), and leaves the rest.
+
+    Returns:
+        `Tensor` of shape (C,), float64, on the CPU, every entry >= 0.
+
+    Raises:
+        ValueError: If the method is unknown, or the counts or a hyperparameter are out of range.
+    """
+    if method not in SHARPNESS_METHODS:
+        raise ValueError(f"Unknown sharpness method {method!r}; choose one of {', '.join(SHARPNESS_METHODS)}.")
+    function = SHARPNESS_METHODS[method]
+    known = set(inspect.signature(function).parameters) - {"class_counts"}
+    chosen = {name: value for name, value in (hyperparameters or {}).items() if name in known}
+    return function(as_class_counts(class_counts), **chosen)
