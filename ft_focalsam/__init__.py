@@ -1,0 +1,22 @@
+"""Fine-tune vision foundation models on long-tailed images with Focal-SAM."""
+
+from .losses import make_loss
+from .models import LongTailClassifier, LongTailClassifierConfig
+from .sharpness import FocalSAM, class_weights
+from .trainer import FocalSAMTrainer
+from .training_args import FocalSAMTrainingArguments
+from .tuning import TuningOptions, apply_tuning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FocalSAM",
+    "FocalSAMTrainer",
+    "FocalSAMTrainingArguments",
+    "LongTailClassifier",
+    "LongTailClassifierConfig",
+    "TuningOptions",
+    "apply_tuning",
+    "class_weights",
+    "make_loss",
+]

@@ -81,6 +81,7 @@ class SharpnessStep:
             )
         self.model = model
         self.class_weights = class_weights
+        self._has_weights = bool(class_weights.any())
         self.rho = rho
         self.adaptive = adaptive
         self.scope = scope
@@ -98,7 +99,7 @@ class SharpnessStep:
     @property
     def is_plain(self) -> bool:
         """Whether the update is that of plain training (c = 0 or rho = 0), for which one pass does."""
-        return self.rho == 0 or not bool(self.class_weights.any())
+        return self.rho == 0 or not self._has_weights
 
     def start(self) -> None:
         """Begin an optimizer step."""

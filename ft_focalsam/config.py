@@ -1,0 +1,148 @@
+"""What a run is described by: a YAML file of defaults, overridden on the command line."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class DataArguments:
+    """Which images, how unbalanced, and how they are augmented.
+
+    Args:
+        dataset (`str`): "digits", a Hub name, or a path that `datasets.load_dataset` reads (parquet, image folder).
+        dataset_config (`str`, *optional*): Configuration of a Hub data set that has several.
+        image_column, label_column (`str`, *optional*): By default found by their types and usual names.
+        train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
+        test_fraction (`float`, *optional*): Cut the test set from the training split instead.
+        imbalance_factor (`float`, >= 1, *optional*): Cut the training set to the exponential long-tail profile with
+            this ratio of the most frequent to the rarest class; by default it is used as it is.
+        max_train_per_class (`int`, *optional*): Images of the most frequent class.
+        max_test_per_class (`int`, *optional*): Test images a class.
+        long_tail_seed (`int`): Which images the cut takes.
+        augmentation (`str`): none, crop, crop_flip or randaugment.
+        image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
+    """
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "digits, a Hub name, or a path that load_dataset reads (parquet, image folder)."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set that has several."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by default."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str | None = field(default=None, metadata={"help": "Split to test on; found by default."})
+    test_fraction: float | None = field(
+        default=None, metadata={"help": "Cut this share of each class from the training split to test on."}
+    )
+    imbalance_factor: float | None = field(
+        default=None,
+        metadata={
+            "help": "Cut the training set to the exponential profile with this ratio of the most frequent to the "
+            "rarest class; by default it is used as it is."
+        },
+    )
+    max_train_per_class: int | None = field(default=None, metadata={"help": "Images of the most frequent class."})
+    max_test_per_class: int | None = field(default=None, metadata={"help": "Test images a class."})
+    long_tail_seed: int = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    augmentation: str = field(
+        default="crop_flip", metadata={"help": "Training augmentation: none, crop, crop_flip or randaugment."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Backbone, head, and what of the backbone is tuned.
+
+    Args:
+        backbone (`str`): "tiny_clip" (ships with the package), a Hub name, or a path.
+        backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
+        tuning (`str`): lora, linear_probe or full.
+        head (`str`): cosine or linear.
+        head_scale (`float`, > 0): Scale of the cosine head.
+        head_start (`str`): text, class_means or random; by default text where the backbone has a text tower, else
+            class_means.
+        prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes.
+    """
+
+    backbone: str = field(
+        default="tiny_clip", metadata={"help": "tiny_clip (ships with the package), a Hub name, or a path."}
+    )
+    backbone_dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the frozen weights; what trains is float32.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    tuning: str = field(default="lora", metadata={"help": "What trains beside the head: lora, linear_probe or full."})
+    head: str = field(default="cosine", metadata={"help": "Classification head: cosine or linear."})
+    head_scale: float = field(default=25.0, metadata={"help": "Scale of the cosine head."})
+    head_start: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start of the head: text, class_means or random; by default text where the backbone has a text "
+            "tower, else class_means."
+        },
+    )
+    prompt_templates: list[str] = field(
+        default_factory=lambda: ["a photo of a {}."],
+        metadata={"help": "Prompts for text starts, with {} where the class name goes."},
+    )
+
+
+class ConfigError(ValueError):
+    """A run description that cannot be used; the message says what to change."""
+
+
+def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple:
+    """Read `[config.yaml] [--key value ...]` into dataclasses: YAML sets the defaults, the command line wins.
+
+    Args:
+        argument_types (sequence of dataclass types): Their fields are the keys.
+        argv (sequence of `str`, *optional*): Defaults to the arguments of the running script.
+
+    Returns:
+        One instance of each type.
+
+    Raises:
+        ConfigError: If the file is missing or no mapping, or a key is unknown (with the nearest known one).
+        ValueError: What the dataclasses themselves raise.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(argument_types, allow_abbrev=False, usage="%(prog)s [config.yaml] [--key value ...]")
+    keys = {action.dest for action in parser._actions} - {"help"}
+    if argv and not argv[0].startswith("-"):
+        parser.set_defaults(**_read_yaml(argv.pop(0), keys))
+    *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if remaining:
+        raise ConfigError(_unknown(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
+    return tuple(parsed)
+
+
+def _read_yaml(path: str, keys: set[str]) -> dict:
+    if not Path(path).is_file():
+        raise ConfigError(f"The configuration file '{path}' does not exist; check the path.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file '{path}' is not valid YAML: {error}".replace("\n", " ")) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines.")
+    for key in content:
+        if key not in keys:
+            raise ConfigError(_unknown(str(key), keys, where=f"in '{path}'"))
+    return content
+
+
+def _unknown(key: str, keys: set[str], *, where: str) -> str:
+    nearest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1, cutoff=0.0)[0]
+    return f"Unknown key '{key}' {where}; did you mean '{nearest}'? --help lists all keys."

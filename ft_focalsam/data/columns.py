@@ -1,0 +1,190 @@
+"""Find, check and normalise the image and the label column of any image-classification data set."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LABEL_NAMES = ("labels", "label", "fine_label", "class", "target")
+
+
+def find_image_column(features: datasets.Features, image_column: str | None = None) -> str:
+    """Name of the column that holds the images.
+
+    Args:
+        features (`datasets.Features`): Features of the training split.
+        image_column (`str`, *optional*): The user's choice; by default the one column with an `Image` feature.
+
+    Raises:
+        ValueError: If the chosen column does not exist, or if there is not exactly one column to choose.
+    """
+    if image_column is not None:
+        return _check_exists(features, image_column, option="--image_column")
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    return _the_only(found, features, kind="image", option="--image_column")
+
+
+def find_label_column(features: datasets.Features, label_column: str | None = None) -> str:
+    """Name of the column that holds the class of each image.
+
+    By default the one `ClassLabel` column (`fine_label` before `coarse_label`), else the one column with a usual name:
+    labels, label, fine_label, class or target.
+
+    Args:
+        features (`datasets.Features`): Features of the training split.
+        label_column (`str`, *optional*): The user's choice.
+
+    Raises:
+        ValueError: If the chosen column does not exist, or if there is not exactly one column to choose.
+    """
+    if label_column is not None:
+        return _check_exists(features, label_column, option="--label_column")
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if "fine_label" in found and "coarse_label" in found:
+        found.remove("coarse_label")
+    if not found:
+        found = [name for name in LABEL_NAMES if name in features]
+    return _the_only(found, features, kind="label", option="--label_column")
+
+
+def normalise(splits: datasets.DatasetDict, *, image_column: str, label_column: str) -> datasets.DatasetDict:
+    """Reduce every split to the columns `"image"` (decoded on access) and `"labels"` (`ClassLabel`).
+
+    Strings become classes in the order of their sorted names; integers without names are named by their number. The
+    classes are those of the first split, and no image is decoded or copied.
+
+    Args:
+        splits (`datasets.DatasetDict`): The training split first, then the test split where there is one.
+        image_column (`str`): Column of the images.
+        label_column (`str`): Column of the classes.
+
+    Raises:
+        ValueError: If a split lacks a column, or its labels cannot be classes of the first split.
+    """
+    for split, dataset in splits.items():
+        for column, option in ((image_column, "--image_column"), (label_column, "--label_column")):
+            _check_exists(dataset.features, column, option=option, where=f" of split '{split}'")
+    first_split, first = next(iter(splits.items()))
+    names = _class_names(first, label_column, split=first_split)
+    result = datasets.DatasetDict()
+    for split, dataset in splits.items():
+        dataset = _with_class_label(dataset, label_column, names=names, split=split)
+        dataset = dataset.select_columns([image_column, label_column])
+        if not (isinstance(dataset.features[image_column], datasets.Image) and dataset.features[image_column].decode):
+            dataset = dataset.cast_column(image_column, datasets.Image())
+        mapping = {old: new for old, new in ((image_column, "image"), (label_column, "labels")) if old != new}
+        result[split] = dataset.rename_columns(mapping) if mapping else dataset
+    return result
+
+
+def label_array(dataset: datasets.Dataset, column: str = "labels") -> np.ndarray:
+    """One column of class labels, read through Arrow without touching the images.
+
+    Args:
+        dataset (`datasets.Dataset`): Any data set with that column, whatever its format or transform.
+        column (`str`, defaults to `"labels"`): Name of the column.
+
+    Returns:
+        `np.ndarray`: int64 of shape (N,).
+    """
+    return _arrow_column(dataset, column).to_numpy().astype(np.int64)
+
+
+def check_labels(dataset: datasets.Dataset, num_classes: int, *, split: str) -> None:
+    """Check that the column `"labels"` holds nothing but the integers 0..C-1.
+
+    Raises:
+        ValueError: With the split, the row (counted from 0), the value and the range.
+    """
+    column = _arrow_column(dataset, "labels")
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"Row {row} of split '{split}' has no label; remove the images without a class.")
+    if not pa.types.is_integer(column.type):
+        raise ValueError(
+            f"The column 'labels' of split '{split}' holds {column.type}, not integers 0..{num_classes - 1}."
+        )
+    labels = column.to_numpy()
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        row = int(outside[0])
+        raise ValueError(
+            f"Row {row} of split '{split}' has the label {labels[row]}, outside 0..{num_classes - 1} for the "
+            f"{num_classes} classes; correct or remove the {outside.size} rows of this kind."
+        )
+
+
+def _arrow_column(dataset: datasets.Dataset, column: str) -> pa.Array:
+    table = dataset.select_columns([column]).with_format("arrow")[:]
+    combined = table[column].combine_chunks()
+    return combined if isinstance(combined, pa.Array) else combined.chunk(0)
+
+
+def _check_exists(features: datasets.Features, column: str, *, option: str, where: str = "") -> str:
+    if column not in features:
+        raise ValueError(
+            f"There is no column '{column}'{where}; it has {_listed(features)}: set {option} to one of them."
+        )
+    return column
+
+
+def _the_only(found: list[str], features: datasets.Features, *, kind: str, option: str) -> str:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"The {kind} column is ambiguous: {_listed(found)} could be it; name one with {option}.")
+    raise ValueError(f"No {kind} column was found among {_listed(features)}; name it with {option}.")
+
+
+def _listed(names) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _class_names(dataset: datasets.Dataset, column: str, *, split: str) -> list[str]:
+    """Class names in index order, from the feature where it has them, else from the values."""
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    values = _arrow_column(dataset, column).unique().drop_null()
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return sorted(values.to_pylist())
+    if not pa.types.is_integer(values.type):
+        raise ValueError(
+            f"The label column '{column}' of split '{split}' holds {values.type}, neither integers nor strings; name "
+            f"the column of classes with --label_column."
+        )
+    present = sorted(values.to_pylist())
+    if present != list(range(len(present))):
+        missing = next(i for i, value in enumerate([*present, None]) if value != i)
+        raise ValueError(
+            f"The label column '{column}' of split '{split}' holds integers without class names from {present[0]} to "
+            f"{present[-1]}, and no {missing}; number the classes from 0 without a gap, or give the column a "
+            f"ClassLabel feature."
+        )
+    return [str(value) for value in present]
+
+
+def _with_class_label(dataset: datasets.Dataset, column: str, *, names: list[str], split: str) -> datasets.Dataset:
+    """The same data set with `column` as a `ClassLabel` of `names`."""
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        if feature.names != names:
+            raise ValueError(
+                f"Split '{split}' names other classes in column '{column}' than the training split "
+                f"({len(feature.names)} against {len(names)}, or in another order); give both the same names."
+            )
+        return dataset
+    values = _arrow_column(dataset, column)
+    if pa.types.is_integer(values.type):
+        labels = values
+    else:
+        labels = pc.index_in(values, pa.array(names, values.type))
+        unknown = np.flatnonzero(pc.and_(labels.is_null(), values.is_valid()).to_numpy(zero_copy_only=False))
+        if unknown.size:
+            row = int(unknown[0])
+            raise ValueError(
+                f"Row {row} of split '{split}' has the label '{values[row]}', which no training image has; correct it "
+                f"or remove the row."
+            )
+    labels = labels.cast(pa.int64())
+    return dataset.remove_columns(column).add_column(column, labels, feature=datasets.ClassLabel(names=names))

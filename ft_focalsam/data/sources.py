@@ -1,0 +1,215 @@
+"""Sources of labelled images: registered ones by name, anything else from the Hub or from a folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
+from .long_tail import stratified_split
+
+SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
+TEST_SPLITS = ("test", "validation", "val")
+SOURCES: dict[str, Callable[[], "ImageData"]] = {}
+
+
+@dataclass
+class ImageData:
+    """Labelled images, ready for a transform and a Trainer.
+
+    Args:
+        train (`datasets.Dataset`): Columns `"image"` (an `Image` feature, decoded on access) and `"labels"` (int64,
+            0..C-1), and no other.
+        test (`datasets.Dataset`): The same columns.
+        class_names (`list[str]`): The C class names in index order, as the data set spells them.
+        name (`str`): What the user called the data set.
+
+    Raises:
+        ValueError: If the columns differ from these two, or a label is outside 0..C-1.
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    class_names: list[str]
+    name: str
+
+    def __post_init__(self):
+        for split, dataset in (("train", self.train), ("test", self.test)):
+            if sorted(dataset.column_names) != ["image", "labels"]:
+                raise ValueError(f"Split '{split}' has the columns {dataset.column_names}, not 'image' and 'labels'.")
+            check_labels(dataset, self.num_classes, split=split)
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return len(self.class_names)
+
+
+def register_source(name: str) -> Callable[[Callable[[], ImageData]], Callable[[], ImageData]]:
+    """Make a function without arguments that returns an [`ImageData`] known to [`load_image_data`] by a name."""
+
+    def register(source: Callable[[], ImageData]) -> Callable[[], ImageData]:
+        if name in SOURCES:
+            raise ValueError(f"The source '{name}' is already registered by {SOURCES[name].__qualname__}.")
+        SOURCES[name] = source
+        return source
+
+    return register
+
+
+@register_source("digits")
+def digits() -> ImageData:
+    """1,797 handwritten digits of 8 x 8 grey pixels that scikit-learn ships, split 70/30 class by class.
+
+    They need no download, and they are small enough to train on without an accelerator.
+    """
+    bunch = load_digits()
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
+    columns = {"image": [Image.fromarray(image) for image in pixels], "labels": bunch.target}
+    train, test = _cut_test_split(datasets.Dataset.from_dict(columns, features=features), 0.3)
+    return ImageData(train=train, test=test, class_names=names, name="digits")
+
+
+def load_image_data(
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    test_fraction: float | None = None,
+    config_name: str | None = None,
+) -> ImageData:
+    """Load labelled images by the name of a registered source, from the Hugging Face Hub, or from a local folder.
+
+    A folder may hold what `datasets.load_dataset` reads (parquet, Arrow, ...), what `Dataset.save_to_disk` wrote, or
+    images in one sub-folder per class, with or without `train/` and `test/` folders around them.
+
+    Args:
+        name (`str`): A registered source (`"digits"`), a Hub name (`"uoft-cs/cifar100"`) or a path.
+        image_column (`str`, *optional*): By default the one column with an `Image` feature.
+        label_column (`str`, *optional*): By default the one `ClassLabel` column, else the one with a usual name.
+        train_split (`str`, defaults to `"train"`): Split to train on.
+        test_split (`str`, *optional*): Split to test on, by default `test`, else `validation` or `val`.
+        test_fraction (`float`, *optional*): Cut this share of each class from the training split, always the same
+            images, and test on it instead of on another split.
+        config_name (`str`, *optional*): Configuration of a Hub data set that has several.
+
+    Returns:
+        [`ImageData`]: With checked labels; no image has been decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such source, folder or Hub data set, or the Hub cannot be reached.
+        ValueError: If a split or a column is missing or ambiguous, a label is out of range, or options contradict.
+    """
+    if name in SOURCES:
+        options = {"image_column": image_column, "label_column": label_column, "test_split": test_split}
+        options |= {"test_fraction": test_fraction, "config_name": config_name}
+        options |= {"train_split": None if train_split == "train" else train_split}
+        given = [f"--{option}" for option, value in options.items() if value is not None]
+        if given:
+            raise ValueError(f"The registered source '{name}' has fixed columns and splits; drop {', '.join(given)}.")
+        return SOURCES[name]()
+
+    splits = _select_splits(_read_splits(name, config_name), train_split, test_split, test_fraction)
+    features = splits["train"].features
+    image_column = find_image_column(features, image_column)
+    label_column = find_label_column(features, label_column)
+    splits = normalise(splits, image_column=image_column, label_column=label_column)
+    train = splits["train"]
+    names = train.features["labels"].names
+    check_labels(train, len(names), split=train_split)
+    if test_fraction is not None:
+        train, test = _cut_test_split(train, test_fraction)
+    else:
+        test = splits["test"]
+    return ImageData(train=train, test=test, class_names=names, name=name)
+
+
+def _read_splits(name: str, config_name: str | None) -> datasets.DatasetDict:
+    """All splits of a folder or Hub data set, whatever its layout."""
+    path = Path(name).expanduser()
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"The data set folder '{name}' does not exist; check the path.")
+    if path.is_file():
+        raise ValueError(f"The data set '{name}' is a file; give the folder that holds it.")
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if (path / "state.json").is_file():
+        return datasets.DatasetDict({"train": datasets.load_from_disk(str(path))})
+    patterns = _image_folder_patterns(path) if path.is_dir() else None
+    if patterns is not None:
+        return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns)
+    try:
+        return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
+    except (FileNotFoundError, ConnectionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"The data set '{name}' is no registered source ({', '.join(sorted(SOURCES))}) and could not be read from "
+            f"a folder or from the Hub ({reason}); check its name, or the connection."
+        ) from error
+
+
+def _image_folder_patterns(path: Path) -> dict[str, str] | None:
+    """Split name -> glob pattern for a folder of images by class; None where the layout is another.
+
+    The layout is told from the depth of the images alone: `datasets` goes by words in folder and file names, and would
+    take a class called `train` (there is one in CIFAR-100) for a split.
+    """
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir()]
+    if any(_holds_metadata(folder) for folder in (path, *folders)):
+        return None
+    if any(_holds_images(folder) for folder in folders):
+        return {"train": "*/*"}
+    splits = [folder.name for folder in folders if any(_holds_images(c) for c in folder.iterdir() if c.is_dir())]
+    return {split: f"{split}/*/*" for split in splits} or None
+
+
+def _holds_images(folder: Path) -> bool:
+    extensions = Image.registered_extensions()
+    return any(child.suffix.lower() in extensions for child in folder.iterdir())
+
+
+def _holds_metadata(folder: Path) -> bool:
+    return any(child.stem == "metadata" for child in folder.iterdir())
+
+
+def _select_splits(
+    splits: datasets.DatasetDict, train_split: str, test_split: str | None, test_fraction: float | None
+) -> datasets.DatasetDict:
+    """The training split and, unless a fraction of it is the test set, the test split, as `"train"` and `"test"`."""
+    available = ", ".join(f"'{split}'" for split in splits)
+    if train_split not in splits:
+        raise ValueError(f"There is no split '{train_split}' to train on; set --train_split to one of {available}.")
+    if test_fraction is not None:
+        if test_split is not None:
+            raise ValueError(f"--test_split {test_split} and --test_fraction {test_fraction} exclude each other.")
+        return datasets.DatasetDict({"train": splits[train_split]})
+    if test_split is None:
+        test_split = next((split for split in TEST_SPLITS if split in splits and split != train_split), None)
+    if len(splits) == 1 and test_split is None:
+        raise ValueError(
+            f"The data set has the split {available} and no other; set --test_fraction (e.g. 0.2) to cut a test set "
+            f"from it."
+        )
+    if test_split is None:
+        raise ValueError(
+            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split."
+        )
+    if test_split not in splits:
+        raise ValueError(f"There is no split '{test_split}' to test on; set --test_split to one of {available}.")
+    if test_split == train_split:
+        raise ValueError(f"--test_split {test_split} is the training split; name another one of {available}.")
+    return datasets.DatasetDict({"train": splits[train_split], "test": splits[test_split]})
+
+
+def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+    num_classes = dataset.features["labels"].num_classes
+    train, test = stratified_split(label_array(dataset), num_classes, test_fraction=fraction, seed=SPLIT_SEED)
+    return dataset.select(train), dataset.select(test)

@@ -1,0 +1,298 @@
+"""Image transforms built from the settings of a backbone's own `transformers` image processor.
+
+Evaluation reproduces the processor's `pixel_values`; training changes the crop and adds random transforms, with the
+same final normalisation. Every random transform draws from torch's global generator, so a seed fixes the run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tvf
+from transformers import BaseImageProcessor
+
+Augmentation = Callable[["Preprocessing"], list[v2.Transform]]
+AUGMENTATIONS: dict[str, Augmentation] = {}
+
+_PROCESSOR_TOLERANCE = 2.5  # grey levels of 255; two roundings of a resize may differ by this, a missed step does not
+
+_INTERPOLATION = {
+    Image.Resampling.NEAREST: InterpolationMode.NEAREST,
+    Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
+    Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
+    Image.Resampling.LANCZOS: InterpolationMode.LANCZOS,
+    Image.Resampling.BOX: InterpolationMode.BOX,
+    Image.Resampling.HAMMING: InterpolationMode.HAMMING,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image processor does to an RGB image of 0..255: resize, central crop, normalise.
+
+    Args:
+        resize (`int` or `tuple[int, int]`, *optional*): Shortest edge, or (height, width), in pixels.
+        crop (`tuple[int, int]`, *optional*): (height, width) of the central crop.
+        interpolation (`InterpolationMode`): Of the resize, with antialiasing.
+        mean (`tuple[float, ...]`): Subtracted, one a channel, in grey levels (0..255).
+        std (`tuple[float, ...]`): Divided by, one a channel, in grey levels.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    interpolation: InterpolationMode
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of what the model sees."""
+        return self.crop or self.resize
+
+    def resize_and_crop(self) -> list[v2.Transform]:
+        """The geometry of evaluation."""
+        transforms = []
+        if self.resize is not None:
+            transforms.append(v2.Resize(self.resize, interpolation=self.interpolation, antialias=True))
+        if self.crop is not None:
+            transforms.append(CenterCrop(self.crop))
+        return transforms
+
+    def random_resized_crop(self, *, scale: tuple[float, float], ratio: tuple[float, float]) -> v2.Transform:
+        """A random part of the image, resized to the size that the model sees.
+
+        Args:
+            scale (`tuple[float, float]`): Range of the part's area, as a fraction of the image's area.
+            ratio (`tuple[float, float]`): Range of the part's width / height.
+        """
+        return v2.RandomResizedCrop(
+            self.output_size, scale=scale, ratio=ratio, interpolation=self.interpolation, antialias=True
+        )
+
+    def compose(self, geometry: list[v2.Transform]) -> v2.Compose:
+        """PIL image -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W)."""
+        to_bytes = [v2.Lambda(to_rgb, Image.Image), v2.PILToTensor()]
+        to_float = [v2.ToDtype(torch.float32, scale=False), v2.Normalize(mean=list(self.mean), std=list(self.std))]
+        return v2.Compose([*to_bytes, *geometry, *to_float])
+
+
+def register_augmentation(name: str) -> Callable[[Augmentation], Augmentation]:
+    """Make a function from [`Preprocessing`] to transforms on uint8 tensors known to [`train_transform`] by a name."""
+
+    def register(augmentation: Augmentation) -> Augmentation:
+        if name in AUGMENTATIONS:
+            raise ValueError(f"The augmentation '{name}' is already registered by {AUGMENTATIONS[name].__qualname__}.")
+        AUGMENTATIONS[name] = augmentation
+        return augmentation
+
+    return register
+
+
+@register_augmentation("none")
+def none(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """The evaluation transform: the same image in every epoch."""
+    return preprocessing.resize_and_crop()
+
+
+@register_augmentation("crop_flip")
+def crop_flip(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """Random crop of 8 to 100 % of the area and horizontal flip: what LIFT fine-tunes CLIP with.
+
+    Shi et al., Long-Tail Learning with Foundation Model, 2024 (https://arxiv.org/abs/2309.10019).
+    """
+    return [preprocessing.random_resized_crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)), v2.RandomHorizontalFlip()]
+
+
+@register_augmentation("crop")
+def crop(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """Random crop of 70 to 100 % of the area and no flip, for characters and digits: a flip would change the class."""
+    return [preprocessing.random_resized_crop(scale=(0.7, 1.0), ratio=(0.9, 1 / 0.9))]
+
+
+@register_augmentation("randaugment")
+def randaugment(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """`crop_flip`, then two random operations of magnitude 9 (Cubuk et al., 2020, https://arxiv.org/abs/1909.13719)."""
+    return [*crop_flip(preprocessing), v2.RandAugment(num_ops=2, magnitude=9)]
+
+
+def eval_transform(image_processor: BaseImageProcessor, *, image_size: int | None = None) -> v2.Compose:
+    """The processor's own preprocessing as a transform of one PIL image.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Of the backbone, e.g. `AutoImageProcessor.from_pretrained(...)`.
+        image_size (`int`, *optional*): Side of the square that the model sees, in pixels, instead of the processor's
+            own; a resize before a crop keeps its ratio (256 before 224 becomes 512 before 448).
+
+    Returns:
+        `v2.Compose`: PIL image of any mode -> float32 tensor (3, H, W), equal to the processor's `pixel_values`.
+
+    Raises:
+        ValueError: If the processor does something else than resize, crop, rescale and normalise to one fixed size.
+    """
+    preprocessing = read_preprocessing(image_processor, image_size=image_size)
+    return preprocessing.compose(preprocessing.resize_and_crop())
+
+
+def train_transform(
+    image_processor: BaseImageProcessor, *, image_size: int | None = None, augmentation: str = "crop_flip"
+) -> v2.Compose:
+    """Random augmentation, then the processor's own normalisation.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Of the backbone.
+        image_size (`int`, *optional*): Side of the square that the model sees, in pixels.
+        augmentation (`str`, defaults to `"crop_flip"`): `"none"`, `"crop_flip"`, `"crop"` or `"randaugment"`, or the
+            name of one added with [`register_augmentation`].
+
+    Returns:
+        `v2.Compose`: PIL image of any mode -> float32 tensor (3, H, W).
+
+    Raises:
+        ValueError: If the augmentation is unknown, or as in [`eval_transform`].
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation={augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}.")
+    preprocessing = read_preprocessing(image_processor, image_size=image_size)
+    return preprocessing.compose(AUGMENTATIONS[augmentation](preprocessing))
+
+
+class ImageTransform:
+    """Apply a transform to the images of a batch; for `Dataset.with_transform` and `Dataset.set_transform`.
+
+    The Trainer drops columns that the model's `forward` does not name, here `"image"`, before the transform can read
+    them: train with `remove_unused_columns=False`.
+
+    Args:
+        transform (`Callable`): PIL image -> tensor, e.g. of [`train_transform`].
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], torch.Tensor]):
+        self.transform = transform
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Replace `"image"` by `"pixel_values"` (float32 tensors (3, H, W)); leave the other columns as they are."""
+        others = {name: values for name, values in batch.items() if name != "image"}
+        return {"pixel_values": [self.transform(image) for image in batch["image"]], **others}
+
+    def __repr__(self) -> str:
+        return f"ImageTransform({self.transform})"
+
+
+class CenterCrop(v2.Transform):
+    """Central crop that rounds an odd border as `transformers` does: down (torchvision rounds to the even number).
+
+    Args:
+        size (`tuple[int, int]`): (height, width) in pixels; a smaller image is padded with zeros first.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        """Crop one tensor of shape (..., H, W)."""
+        missing = [max(wanted - got, 0) for wanted, got in zip(self.size, inpt.shape[-2:], strict=True)]
+        if any(missing):
+            (high, wide) = missing
+            inpt = tvf.pad(inpt, [wide // 2, high // 2, (wide + 1) // 2, (high + 1) // 2])
+        top, left = ((got - wanted) // 2 for wanted, got in zip(self.size, inpt.shape[-2:], strict=True))
+        return tvf.crop(inpt, top, left, *self.size)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image upright by its EXIF orientation and make it RGB, transparency on a white ground."""
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def read_preprocessing(image_processor: BaseImageProcessor, *, image_size: int | None = None) -> Preprocessing:
+    """Read the settings of an image processor, and make sure that they are all it does.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Of the backbone.
+        image_size (`int`, *optional*): As in [`eval_transform`].
+
+    Raises:
+        ValueError: As in [`eval_transform`].
+    """
+    if not hasattr(image_processor, "do_resize"):
+        raise ValueError(
+            f"{type(image_processor).__name__} keeps its settings out of sight (no do_resize, size, image_mean); use "
+            f"an image processor of transformers that has them."
+        )
+    resize, crop = _read_sizes(image_processor)
+    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (0.0, 1.0)
+    mean, std = (torch.as_tensor(value).expand(3) * (1.0 / scale) for value in (mean, std))
+    preprocessing = Preprocessing(
+        resize=resize,
+        crop=crop,
+        interpolation=_INTERPOLATION[Image.Resampling(image_processor.resample)],
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+    )
+    _check_reproduces(preprocessing, image_processor)
+    return preprocessing if image_size is None else _with_image_size(preprocessing, image_size)
+
+
+def _read_sizes(image_processor: BaseImageProcessor) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    """(resize, crop) in the terms of [`Preprocessing`]."""
+    size = dict(image_processor.size or {}) if image_processor.do_resize else {}
+    crop_size = dict(image_processor.crop_size or {}) if getattr(image_processor, "do_center_crop", False) else {}
+    crop = (crop_size["height"], crop_size["width"]) if crop_size else None
+    if set(size) == {"height", "width"}:
+        return (size["height"], size["width"]), crop
+    if set(size) == {"shortest_edge"} and crop is None and getattr(image_processor, "crop_pct", None):
+        edge = size["shortest_edge"]  # ConvNeXT and ResNet: a crop of this size after a resize to edge / crop_pct
+        return (edge, edge) if edge >= 384 else int(edge / image_processor.crop_pct), (edge, edge)
+    if set(size) == {"shortest_edge"} and crop is not None:
+        return size["shortest_edge"], crop
+    if not size and crop is not None:
+        return None, crop
+    raise ValueError(
+        f"{type(image_processor).__name__} with size={size or None} and crop_size={crop_size or None} does not give "
+        f"images of one fixed size, which a batch needs; set its size to a height and a width, or turn on its "
+        f"do_center_crop."
+    )
+
+
+def _with_image_size(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
+    """The same preprocessing for a square of another size; a resize keeps its ratio to the crop."""
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
+    square = (image_size, image_size)
+    if preprocessing.crop is None:
+        return replace(preprocessing, resize=square)
+    crop_height, crop_width = preprocessing.crop
+    if isinstance(preprocessing.resize, int):
+        resize = round(preprocessing.resize * image_size / min(crop_height, crop_width))
+    elif preprocessing.resize is not None:
+        height, width = preprocessing.resize
+        resize = (round(height * image_size / crop_height), round(width * image_size / crop_width))
+    else:
+        resize = image_size
+    return replace(preprocessing, resize=resize, crop=square)
+
+
+def _check_reproduces(preprocessing: Preprocessing, image_processor: BaseImageProcessor) -> None:
+    """Compare with the processor on a smooth picture, so that a step that its settings do not show is not lost."""
+    x, y = np.meshgrid(np.linspace(0, 1, 333), np.linspace(0, 1, 300))
+    picture = Image.fromarray(np.rint(255 * np.stack([x, y, (x + y) / 2], axis=-1)).astype(np.uint8))
+    expected = image_processor(picture, return_tensors="pt")["pixel_values"][0]
+    got = preprocessing.compose(preprocessing.resize_and_crop())(picture)
+    difference = float("inf")
+    if got.shape == expected.shape:
+        difference = float(((got - expected).abs() * torch.tensor(preprocessing.std)[:, None, None]).max())
+    if difference > _PROCESSOR_TOLERANCE:
+        raise ValueError(
+            f"{type(image_processor).__name__} does more to an image than resize, crop, rescale and normalise (shape "
+            f"{tuple(expected.shape)} against {tuple(got.shape)}, difference {difference:.3g} of 255 grey levels), so "
+            f"its settings cannot be turned into a transform; use an image processor that does only these."
+        )

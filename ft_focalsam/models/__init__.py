@@ -1,0 +1,23 @@
+"""Backbones, heads, text features, and the classifier made of them."""
+
+from .backbones import BACKBONE_FAMILIES, BackboneFamily, load_backbone, load_image_processor
+from .classifier import LongTailClassifier, LongTailClassifierConfig
+from .head_start import HEAD_STARTS, choose_head_start, class_means, start_head
+from .heads import HEADS, register_head
+from .text import text_features
+
+__all__ = [
+    "BACKBONE_FAMILIES",
+    "HEADS",
+    "HEAD_STARTS",
+    "BackboneFamily",
+    "LongTailClassifier",
+    "LongTailClassifierConfig",
+    "choose_head_start",
+    "class_means",
+    "load_backbone",
+    "load_image_processor",
+    "register_head",
+    "start_head",
+    "text_features",
+]

@@ -1,0 +1,220 @@
+"""`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .backbones import BACKBONE_FAMILIES, find_family, load_backbone, load_config
+from .heads import HEADS
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+
+class LongTailClassifierConfig(PreTrainedConfig):
+    """What is needed to build a `LongTailClassifier` again, around its backbone.
+
+    Args:
+        backbone (`str`): Hub name or path of the backbone, or "tiny_clip".
+        backbone_family (`str`): A name in `BACKBONE_FAMILIES`.
+        feature_size (`int`): D, length of a feature vector.
+        head (`str`): A name in `HEADS`: "linear" or "cosine".
+        head_scale (`float`, > 0): Scale of a cosine head.
+        image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
+        backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
+    """
+
+    model_type = "long_tail_classifier"
+
+    def __init__(
+        self,
+        backbone: str = "tiny_clip",
+        backbone_family: str = "clip",
+        feature_size: int = 64,
+        head: str = "cosine",
+        head_scale: float = 25.0,
+        image_size: int | None = None,
+        backbone_dtype: str = "float32",
+        **kwargs,
+    ):
+        self.backbone = backbone
+        self.backbone_family = backbone_family
+        self.feature_size = feature_size
+        self.head = head
+        self.head_scale = head_scale
+        self.image_size = image_size
+        self.backbone_dtype = backbone_dtype
+        super().__init__(**kwargs)
+
+
+class LongTailClassifier(PreTrainedModel):
+    """Backbone features and a classification head.
+
+    Build one with `from_backbone`, choose what of it trains with `ft_focalsam.tuning.apply_tuning`, load a saved one
+    with `from_pretrained`. The head is float32 whatever the dtype of the backbone.
+
+    Args:
+        config (`LongTailClassifierConfig`): See there.
+        backbone (`nn.Module`): The vision model, or a `PeftModel` around it.
+    """
+
+    config_class = LongTailClassifierConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
+        super().__init__(config)
+        self.backbone = backbone
+        self.head = HEADS[config.head](config.feature_size, config.num_labels, config.head_scale)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str,
+        class_names: Sequence[str],
+        *,
+        head: str = "cosine",
+        head_scale: float = 25.0,
+        image_size: int | None = None,
+        dtype: str = "float32",
+    ) -> "LongTailClassifier":
+        """A new classifier: the pretrained backbone, frozen, with a random head to train.
+
+        Args:
+            backbone (`str`): Hub name or path, or "tiny_clip".
+            class_names (sequence of `str`): One name a class, in the order of the labels.
+            head (`str`): "linear" or "cosine".
+            head_scale (`float`, > 0): Scale of a cosine head.
+            image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
+            dtype (`str`): Of the backbone's weights: "float32", "bfloat16" or "float16".
+
+        Raises:
+            ValueError: If a choice is unknown or out of range, or the architecture is not supported.
+        """
+        if head not in HEADS:
+            raise ValueError(f"Unknown head {head!r}; choose one of {', '.join(HEADS)}.")
+        if not head_scale > 0:
+            raise ValueError(f"head_scale is {head_scale}; set it above 0.")
+        family, description = find_family(backbone)
+        config = LongTailClassifierConfig(
+            backbone=backbone,
+            backbone_family=family,
+            feature_size=description.feature_size(load_config(backbone)),
+            head=head,
+            head_scale=head_scale,
+            image_size=image_size,
+            backbone_dtype=dtype,
+            id2label=dict(enumerate(class_names)),
+            label2id={name: index for index, name in enumerate(class_names)},
+        )
+        return cls(config, load_backbone(backbone, dtype=dtype))
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Feature vectors of pictures: (B, 3, H, W) to (B, D)."""
+        family = BACKBONE_FAMILIES[self.config.backbone_family]
+        options = {}
+        if family.interpolates and self.config.image_size is not None:
+            options["interpolate_pos_encoding"] = True
+        dtype = getattr(torch, self.config.backbone_dtype)
+        return family.features(self.backbone(pixel_values=pixel_values.to(dtype), **options))
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
+        logits = self.head(self.features(pixel_values).to(torch.float32))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    # ---- saving and loading: what was trained, and the head, without the backbone ----
+
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """The head and every parameter that was trained, by its name."""
+        names = {name for name, p in self.named_parameters() if p.requires_grad or name.startswith("head.")}
+        return {name: value for name, value in self.state_dict().items() if name in names}
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """The frozen weights: what the Trainer need not miss in a checkpoint of this model."""
+        return set(self.state_dict()) - set(self.trained_state_dict())
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value) -> None:
+        """Follows from what is trained; PreTrainedModel's own assignment changes nothing."""
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict=None, **kwargs) -> None:
+        """Save what `from_pretrained` needs to give the same logits again.
+
+        `config.json` and `model.safetensors` hold the head and everything that was trained; where PEFT tuned the
+        backbone, its adapter is also written in PEFT's own format, for `PeftModel.from_pretrained` on the backbone.
+
+        Args:
+            save_directory (`str` or path): The folder; it is made where it does not exist.
+            is_main_process (`bool`): Only the main process writes.
+            state_dict (mapping, *optional*): Weights by name, if not the model's own.
+        """
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = self.trained_state_dict()
+        if state_dict is not None:
+            trained = {name: state_dict[name] for name in trained}
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
+        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        if isinstance(self.backbone, PeftModel):
+            self.backbone.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, backbone: str | None = None, revision: str | None = None
+    ) -> "LongTailClassifier":
+        """Load a saved classifier, in evaluation mode.
+
+        Args:
+            folder (`str` or path): What `save_pretrained` wrote, or the name of a Hub repository that holds it.
+            backbone (`str`, *optional*): Where the backbone is now, if not under the name it had when saved.
+            revision (`str`, *optional*): Branch, tag or commit of the Hub repository.
+
+        Raises:
+            FileNotFoundError: If the folder has no such checkpoint, or the backbone is gone.
+            ValueError: If the tensors are not those of this model.
+        """
+        path = Path(folder)
+        if not path.exists():
+            path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        for name in ("config.json", SAFE_WEIGHTS_NAME):
+            if not (path / name).is_file():
+                raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
+        config = LongTailClassifierConfig.from_pretrained(path)
+        config.backbone = backbone or config.backbone
+        model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
+        if (path / ADAPTER_CONFIG_NAME).is_file():
+            model.backbone = get_peft_model(model.backbone, PeftConfig.from_pretrained(str(path)))
+        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
+        return model.eval()
+
+    def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:
+        """Take over saved weights; those of the backbone that are not among them stay as they are.
+
+        Raises:
+            ValueError: If the head is missing or a name or a shape is not this model's.
+        """
+        own = self.state_dict()
+        wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+        wrong += [name for name in own if name.startswith("head.") and name not in tensors]
+        if wrong:
+            raise ValueError(
+                f"The weights in '{source}' do not fit the model at {wrong[0]!r} (and {len(wrong) - 1} others); was "
+                "another backbone or another head saved there?"
+            )
+        self.load_state_dict(tensors, strict=False)

@@ -1,0 +1,63 @@
+"""Class names to text features: zero-shot classification and semantic-aware starts of a head."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from .backbones import find_family, resolve_name
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+@torch.no_grad()
+def text_features(
+    backbone: str, class_names: Sequence[str], *, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
+) -> Tensor:
+    """Text features of class names, averaged over templates.
+
+    Args:
+        backbone (`str`): A backbone with a text tower, by Hub name, path, or "tiny_clip".
+        class_names (sequence of `str`): One name a class; underscores are read as spaces.
+        templates (sequence of `str`): Prompts with `{}` where the name goes.
+
+    Returns:
+        `Tensor` of shape (C, D), float32: unit vectors in the space of the image features.
+
+    Raises:
+        ValueError: If the backbone has no text tower, or a template has no `{}`.
+    """
+    require_text_tower(backbone)
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
+    path = resolve_name(backbone)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32).eval()
+    names = [name.replace("_", " ") for name in class_names]
+    total = torch.zeros(len(names), model.config.projection_dim)
+    for template in templates:
+        prompts = [template.format(name) for name in names]
+        tokens = tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=model.config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        for rows in torch.arange(len(names)).split(256):
+            batch = {key: tokens[key][rows] for key in ("input_ids", "attention_mask")}
+            total[rows] += F.normalize(model(**batch).text_embeds, dim=-1)
+    return F.normalize(total, dim=-1)
+
+
+def require_text_tower(backbone: str) -> None:
+    """Raise a `ValueError` unless the backbone can encode class names."""
+    family, description = find_family(backbone)
+    if not description.has_text_tower:
+        raise ValueError(
+            f"The backbone '{backbone}' ({family}) has no text tower to start a head from class names; set "
+            "head_start to class_means or random."
+        )

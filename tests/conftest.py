@@ -1,0 +1,16 @@
+"""Fixtures that several test folders share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data and models, from FT_FOCALSAM_SHARED or beside the repository; skips where there is none."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    path = Path(os.environ.get("FT_FOCALSAM_SHARED", default))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set FT_FOCALSAM_SHARED to the folder that holds it")
+    return path

@@ -1,0 +1,90 @@
+"""The table, the CSV and the drawing hold the numbers they were given."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ft_focalsam.data import exponential_counts
+from ft_focalsam.evaluation import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv
+
+NAMES = ["Größe, „eins“", "cat", "dog"]
+COUNTS = np.array([200, 50, 5])
+
+
+def test_table_has_percent_with_one_decimal():
+    text = format_table(
+        {
+            "zero-shot": {"accuracy": 0.8125, "mean_class_accuracy": 0.7, "many": 0.5, "medium": 0.25, "few": 0.0},
+            "fine-tuned": {
+                "eval_accuracy": 1.0,
+                "eval_mean_class_accuracy": 0.9996,
+                "eval_few": 0.1,
+                "eval_loss": 3.0,
+            },
+        }
+    )
+    lines = text.splitlines()
+    assert lines[0].split() == ["run", "top-1", "mean", "class", "many", "medium", "few"]
+    assert lines[2].split() == ["zero-shot", "81.2", "70.0", "50.0", "25.0", "0.0"]
+    assert lines[3].split() == ["fine-tuned", "100.0", "100.0", "-", "-", "10.0"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_csv_reads_back(tmp_path):
+    accuracy = np.array([0.5, np.nan, 1 / 3])
+    rows = per_class_rows(NAMES, COUNTS, per_class_accuracy=accuracy, test_counts=np.array([10, 0, 3]))
+    path = tmp_path / "new folder" / "per_class.csv"
+    write_per_class_csv(path, rows)
+    with path.open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == ["class", "name", "group", "train_images", "test_images", "accuracy"]
+    assert list(read[0].values())[:5] == ["0", NAMES[0], "many", "200", "10"]
+    assert [row["group"] for row in read] == ["many", "medium", "few"]
+    assert read[1]["accuracy"] == ""
+    assert float(read[2]["accuracy"]) == 1 / 3
+
+
+def test_rows_follow_the_thresholds():
+    rows = per_class_rows(NAMES, COUNTS, per_class_accuracy=np.ones(3), test_counts=COUNTS, many=300, few=10)
+    assert [row["group"] for row in rows] == ["medium", "medium", "few"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "runs"),
+    [
+        (exponential_counts(10, 5000, imbalance_factor=100), 2),
+        (exponential_counts(100, 500, imbalance_factor=100), 3),
+        (np.full(10, 300), 1),
+        (np.array([7]), 6),
+    ],
+    ids=["ten_classes", "hundred_classes", "balanced", "one_class"],
+)
+def test_drawing_is_a_png(tmp_path, recwarn, counts, runs):
+    rng = np.random.default_rng(0)
+    accuracies = {f"run {index}": rng.uniform(size=len(counts)) for index in range(runs)}
+    if len(counts) > 1:
+        accuracies["run 0"][1] = np.nan
+    path = tmp_path / "figures" / "accuracy.png"
+    names = [f"class {index}" for index in range(len(counts))]
+    plot_accuracy_by_frequency(path, counts, accuracies=accuracies, class_names=names)
+    with Image.open(path) as image:
+        image.verify()
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width >= 1200
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
+    assert not [str(warning.message) for warning in recwarn.list if "matplotlib" in str(warning.filename)]
+
+
+def test_errors_name_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="There are 2 accuracies of ours for 3 classes"):
+        plot_accuracy_by_frequency(tmp_path / "a.png", COUNTS, accuracies={"ours": np.ones(2)}, class_names=NAMES)
+    with pytest.raises(ValueError, match="Class 1 has no training image"):
+        plot_accuracy_by_frequency(
+            tmp_path / "a.png", np.array([3, 0]), accuracies={"ours": np.ones(2)}, class_names=["a", "b"]
+        )
+    with pytest.raises(ValueError, match="0 runs are given"):
+        plot_accuracy_by_frequency(tmp_path / "a.png", COUNTS, accuracies={}, class_names=NAMES)
+    with pytest.raises(ValueError, match="There are 2 test counts for 3 classes"):
+        per_class_rows(NAMES, COUNTS, per_class_accuracy=np.ones(3), test_counts=np.ones(2))
