@@ -81,7 +81,10 @@ class ModelArguments:
     )
     backbone_dtype: str = field(
         default="float32",
-        metadata={"help": "Of the frozen weights; what trains is float32.", "choices": ["float32", "bfloat16", "float16"]},
+        metadata={
+            "help": "Of the frozen weights; what trains is float32.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
     )
     tuning: str = field(default="lora", metadata={"help": "What trains beside the head: lora, linear_probe or full."})
     head: str = field(default="cosine", metadata={"help": "Classification head: cosine or linear."})
@@ -136,7 +139,9 @@ def _read_yaml(path: str, keys: set[str]) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file '{path}' is not valid YAML: {error}".replace("\n", " ")) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines.")
+        raise ConfigError(
+            f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines."
+        )
     for key in content:
         if key not in keys:
             raise ConfigError(_unknown(str(key), keys, where=f"in '{path}'"))

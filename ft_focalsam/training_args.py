@@ -15,7 +15,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
     """Arguments of `FocalSAMTrainer`: those of `transformers.TrainingArguments` and the following.
 
     Defaults that differ from the Trainer's: `remove_unused_columns` is False, because images are decoded by transforms
-    that need their column, and `label_names` is ["labels"].
+    that need their column, `label_names` is ["labels"], and `dataloader_pin_memory` is False on the CPU.
 
     > Parameters that control the sharpness step
 
@@ -70,9 +70,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
     rho: float = field(default=0.05, metadata={"help": "Radius of the perturbation."})
     focal_gamma: float = field(
         default=1.0,
-        metadata={
-            "help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."
-        },
+        metadata={"help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."},
     )
     focal_lambda: float = field(
         default=0.8, metadata={"help": "Weight lambda of the sharpness term in Focal-SAM and weighted SAM."}
@@ -90,18 +88,14 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "its own (local, less communication)."
         },
     )
-    loss: str = field(
-        default="cross_entropy", metadata={"help": "Training loss: cross_entropy or logit_adjusted."}
-    )
+    loss: str = field(default="cross_entropy", metadata={"help": "Training loss: cross_entropy or logit_adjusted."})
     logit_adjustment_tau: float = field(default=1.0, metadata={"help": "Strength tau of logit adjustment."})
     many_shot_threshold: int = field(
         default=100, metadata={"help": "Classes with more training samples are many-shot."}
     )
     few_shot_threshold: int = field(
         default=20,
-        metadata={
-            "help": "Classes with fewer training samples are few-shot; the ones between are medium-shot."
-        },
+        metadata={"help": "Classes with fewer training samples are few-shot; the ones between are medium-shot."},
     )
 
     def __post_init__(self):
@@ -125,3 +119,5 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 "set 0 <= few <= many."
             )
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False

@@ -150,7 +150,7 @@ class Renderer:
         linear = torch.stack(rows, dim=1).view(n, 2, 2)
         theta = torch.cat([linear, self.uniform(-0.12, 0.12, n, 2, 1)], dim=2)
         grid = F.affine_grid(theta, [n, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
-        for nodes, strength in ((3, 0.15), (5, 0.1)):
+        for nodes, strength in ((3, 0.14), (5, 0.08)):
             wobble = torch.randn(n, 2, nodes, nodes, generator=self.generator) * self.uniform(0, strength, n, 1, 1, 1)
             grid = grid + F.interpolate(wobble, IMAGE_SIZE, mode="bicubic").permute(0, 2, 3, 1)
         return F.grid_sample(fields[:, None], grid, padding_mode="border", align_corners=False)
@@ -158,7 +158,7 @@ class Renderer:
     def ink(self, fields, warped):
         """Turns distance fields into strokes of random width. Returns [N, 1, SIZE, SIZE] in [0, 1]."""
         half_width = fields.amax(dim=(1, 2))
-        change = torch.maximum(self.uniform(2.5, 6.5, len(fields)) - half_width, -0.3 * half_width)
+        change = torch.maximum(self.uniform(3.0, 7.0, len(fields)) - half_width, -0.3 * half_width)
         return torch.sigmoid((warped + change[:, None, None, None]) * 2)
 
     def degrade(self, images, size):
@@ -166,11 +166,11 @@ class Renderer:
         n = len(images)
         images = F.interpolate(images, size, mode="area")
         images = torch.lerp(images, F.avg_pool2d(images, 3, 1, 1), self.uniform(-0.3, 0.6, n, 1, 1, 1)).clamp(0, 1)
-        images = images ** self.uniform(0.6, 1.4, n, 1, 1, 1)
-        light, dark = self.uniform(0.75, 1.1, n, 1, 1, 1), self.uniform(-0.4, 0.3, n, 1, 1, 1).clamp(min=0)
+        images = (images * self.uniform(1.0, 1.6, n, 1, 1, 1)).clamp(max=1) ** self.uniform(0.6, 1.2, n, 1, 1, 1)
+        light, dark = self.uniform(0.75, 1.1, n, 1, 1, 1), self.uniform(-0.5, 0.3, n, 1, 1, 1).clamp(min=0)
         images = dark + (light - dark) * images
         images = torch.where(self.uniform(0, 1, n, 1, 1, 1) < 0.25, 1 - images, images)
-        noise = torch.randn(images.shape, generator=self.generator) * self.uniform(0, 0.08, n, 1, 1, 1)
+        noise = torch.randn(images.shape, generator=self.generator) * self.uniform(0, 0.06, n, 1, 1, 1)
         images = (images + noise).clamp(0, 1)
         return F.interpolate(images, IMAGE_SIZE, mode="bicubic", antialias=True).clamp(0, 1)
 
@@ -246,7 +246,7 @@ def train(model, tokenizer, classes, args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
     schedule = cosine_schedule(optimizer, args.steps // 20, args.steps)
     model.train()
-    for step in (progress := trange(args.steps, desc="training")):
+    for step in (progress := trange(args.steps, desc="training", mininterval=2)):
         images, labels = renderer.sample(args.batch_size)
         captions = [choose(TEMPLATES).format(choose(names)) for _, names in classes]
         pixel_values = ((images - MEAN) / STD).expand(-1, 3, -1, -1)

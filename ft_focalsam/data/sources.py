@@ -110,7 +110,7 @@ def load_image_data(
     """
     if name in SOURCES:
         options = {"image_column": image_column, "label_column": label_column, "test_split": test_split}
-        options |= {"test_fraction": test_fraction, "config_name": config_name}
+        options |= {"test_fraction": test_fraction, "dataset_config": config_name}
         options |= {"train_split": None if train_split == "train" else train_split}
         given = [f"--{option}" for option, value in options.items() if value is not None]
         if given:

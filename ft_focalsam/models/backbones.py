@@ -3,12 +3,14 @@
 A backbone is described by one `BackboneFamily`; a new architecture of transformers is one entry in this file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -130,7 +132,23 @@ def load_backbone(name: str, *, dtype: str | torch.dtype = torch.float32) -> nn.
     _, family = find_family(name)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
-    return family.load(resolve_name(name), dtype=dtype).requires_grad_(False)
+    with quiet_loading():
+        return family.load(resolve_name(name), dtype=dtype).requires_grad_(False)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No report on the weights of the other tower, which a checkpoint holds and one tower leaves."""
+    verbosity = transformers.logging.get_verbosity()
+    shows_bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if shows_bars:
+            transformers.logging.enable_progress_bar()
 
 
 def load_image_processor(name: str):

@@ -1,12 +1,15 @@
 """`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -15,8 +18,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .backbones import BACKBONE_FAMILIES, find_family, load_backbone, load_config
 from .heads import HEADS
-
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 
 class LongTailClassifierConfig(PreTrainedConfig):
@@ -133,6 +134,12 @@ class LongTailClassifier(PreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
+    def wrap_backbone(self, config: PeftConfig) -> None:
+        """Put a PEFT adapter, in float32, around the backbone."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use
+            self.backbone = get_peft_model(self.backbone, config)
+
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
     def trained_state_dict(self) -> dict[str, Tensor]:
@@ -169,10 +176,13 @@ class LongTailClassifier(PreTrainedModel):
             trained = {name: state_dict[name] for name in trained}
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
-        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        _save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
         if isinstance(self.backbone, PeftModel):
-            self.backbone.save_pretrained(folder)
+            prefix = "backbone."
+            adapter = {name.removeprefix(prefix): v for name, v in trained.items() if name.startswith(prefix)}
+            adapter = get_peft_model_state_dict(self.backbone, state_dict=adapter)
+            _save_tensors(adapter, folder / ADAPTER_WEIGHTS_NAME)
+            self.backbone.active_peft_config.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(
@@ -199,7 +209,7 @@ class LongTailClassifier(PreTrainedModel):
         config.backbone = backbone or config.backbone
         model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
         if (path / ADAPTER_CONFIG_NAME).is_file():
-            model.backbone = get_peft_model(model.backbone, PeftConfig.from_pretrained(str(path)))
+            model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
         model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
         return model.eval()
 
@@ -218,3 +228,8 @@ class LongTailClassifier(PreTrainedModel):
                 "another backbone or another head saved there?"
             )
         self.load_state_dict(tensors, strict=False)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})

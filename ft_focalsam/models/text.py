@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from .backbones import find_family, resolve_name
+from .backbones import find_family, quiet_loading, resolve_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -35,7 +35,8 @@ def text_features(
             raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
     path = resolve_name(backbone)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32).eval()
+    with quiet_loading():
+        model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32).eval()
     names = [name.replace("_", " ") for name in class_names]
     total = torch.zeros(len(names), model.config.projection_dim)
     for template in templates:

@@ -55,9 +55,7 @@ class FocalSAM(torch.optim.Optimizer):
             raise ValueError("Give FocalSAM either class_counts or class_weights.")
         if class_weights is None:
             class_weights = weights_of("focal_sam", class_counts, {"gamma": gamma, "lam": lam})
-        self.sharpness_step = SharpnessStep(
-            model, class_weights, rho=rho, adaptive=adaptive, scope=perturbation_scope
-        )
+        self.sharpness_step = SharpnessStep(model, class_weights, rho=rho, adaptive=adaptive, scope=perturbation_scope)
         self.base_optimizer = base_optimizer
         super().__init__(base_optimizer.param_groups, {"rho": rho, "gamma": gamma, "lam": lam})
         self._share_base()

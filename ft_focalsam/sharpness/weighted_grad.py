@@ -101,8 +101,7 @@ class WeightedGradient:
         if any(parameter.grad is not None and parameter.grad.any() for parameter in self._unchecked):
             self._patience = PATIENCE
         return [
-            _sum(self._sums.get(parameter), shadow.grad, like=parameter)
-            for parameter, shadow in self._shadows.items()
+            _sum(self._sums.get(parameter), shadow.grad, like=parameter) for parameter, shadow in self._shadows.items()
         ]
 
     @contextmanager

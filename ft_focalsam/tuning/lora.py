@@ -1,6 +1,6 @@
 """LoRA (Hu et al., arXiv 2106.09685), through peft."""
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
 
 from ..models import LongTailClassifier
@@ -28,4 +28,4 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
         target_modules=targets,
         base_model_name_or_path=model.config.backbone,
     )
-    model.backbone = get_peft_model(model.backbone, config, autocast_adapter_dtype=True)
+    model.wrap_backbone(config)
