@@ -2,7 +2,7 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune.py recipes/configs/quickstart.yaml
 
-The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`), and `--help`
+The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accuracy_by_frequency.png and checkpoints.
 """
 

@@ -59,7 +59,7 @@ def ascent_direction(
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[None]:
-    """Move the weights to w + epsilon for the length of the block, then restore them bit for bit, also on an exception.
+    """Move the weights to w + epsilon inside the block, then restore them bit for bit, also on an exception.
 
     Args:
         parameters (sequence of `Tensor`): The trained weights.

@@ -42,7 +42,7 @@ def weighted_grad_rule(module_type: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def find_rule(module: nn.Module) -> Rule | None:
-    """The rule for a module, or None where its type has none, or overrides or patches the forward a rule stands for."""
+    """The rule for a module; None where its type has none, or overrides or patches the forward a rule stands for."""
     if "forward" in vars(module):
         return None
     for parent in type(module).__mro__:

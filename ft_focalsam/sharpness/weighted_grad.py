@@ -1,8 +1,8 @@
 """The gradients of L and of the class-weighted loss L_c, from one backward pass.
 
-Samples of a batch do not interact, so the signal delta_n that reaches a module for sample n is the same in the gradient
-of L = 1/B sum_n l_n and in that of L_c = 1/B sum_n c(n) l_n, up to the factor c(n). While autograd accumulates the
-gradient of L into `p.grad`, every module that owns trained parameters therefore also forms
+Samples of a batch do not interact, so the signal delta_n that reaches a module for sample n is the same in the
+gradient of L = 1/B sum_n l_n and in that of L_c = 1/B sum_n c(n) l_n, up to the factor c(n). While autograd
+accumulates the gradient of L into `p.grad`, every module that owns trained parameters therefore also forms
 
     sum_n c(n) (d module / d p)^T delta_n
 
@@ -13,10 +13,10 @@ which arrives in the gradient of a *shadow* of p: a tensor of its shape that hol
   c(n) delta_n from that output to the module's own parameters.
 
 Nothing here is trusted unseen. On its first steps the collector compares what it collected, for random weights in the
-place of c(n), with autograd's own gradient. A parameter that disagrees is handed to the enclosing module, whose general
-rule sees more (a position table without batch dimension, a projection that its parent uses functionally). Where no
-enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for L_c:
-exact too, slower, and announced once with the name of the cause.
+place of c(n), with autograd's own gradient. A parameter that disagrees is handed to the enclosing module, whose
+general rule sees more (a position table without batch dimension, a projection that its parent uses functionally).
+Where no enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for
+L_c: exact too, slower, and announced once with the name of the cause.
 """
 
 import logging
