@@ -5,7 +5,7 @@ A backbone is described by one `BackboneFamily`; a new architecture of transform
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from transformers import (
 
 # Names under which a backbone that ships with the package is asked for.
 EMBEDDED = {"tiny_clip": "assets/tiny_clip"}
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ BACKBONE_FAMILIES: dict[str, BackboneFamily] = {
         has_text_tower=True,
     ),
 }
+BACKBONE_FAMILIES["clip_vision_model"] = replace(BACKBONE_FAMILIES["clip"], has_text_tower=False)
 
 
 def resolve_name(name: str) -> str:
@@ -113,12 +116,9 @@ def find_family(name: str) -> tuple[str, BackboneFamily]:
     Raises:
         ValueError: If the architecture is not supported.
     """
-    model_type = load_config(name).model_type
-    family = {"clip_vision_model": "clip"}.get(model_type, model_type)
+    family = load_config(name).model_type
     if family not in BACKBONE_FAMILIES:
-        raise ValueError(
-            f"The backbone '{name}' is a {model_type!r} model; supported are {', '.join(BACKBONE_FAMILIES)}."
-        )
+        raise ValueError(f"The backbone '{name}' is a {family!r} model; supported are {', '.join(BACKBONE_FAMILIES)}.")
     return family, BACKBONE_FAMILIES[family]
 
 
@@ -128,9 +128,15 @@ def load_backbone(name: str, *, dtype: str | torch.dtype = torch.float32) -> nn.
     Args:
         name (`str`): A Hub name, a path, or "tiny_clip".
         dtype (`torch.dtype` or `str`): Of the weights: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: If the dtype is unknown or the architecture is not supported.
+        OSError: If the backbone can neither be found locally nor fetched.
     """
     _, family = find_family(name)
     if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"The dtype of the backbone is {dtype!r}; choose one of {', '.join(DTYPES)}.")
         dtype = getattr(torch, dtype)
     with quiet_loading():
         return family.load(resolve_name(name), dtype=dtype).requires_grad_(False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
@@ -199,35 +200,56 @@ class LongTailClassifier(PreTrainedModel):
             FileNotFoundError: If the folder has no such checkpoint, or the backbone is gone.
             ValueError: If the tensors are not those of this model.
         """
-        path = Path(folder)
-        if not path.exists():
-            path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        path = _find_folder(folder, revision=revision)
         for name in ("config.json", SAFE_WEIGHTS_NAME):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
-        model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
+        try:
+            model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
+        except OSError as error:
+            raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error
         if (path / ADAPTER_CONFIG_NAME).is_file():
             model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
         model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
         return model.eval()
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:
-        """Take over saved weights; those of the backbone that are not among them stay as they are.
+        """Take over saved weights and tune them from here on; the others stay as they are, frozen.
 
         Raises:
-            ValueError: If the head is missing or a name or a shape is not this model's.
+            ValueError: If the head or the adapter is missing or a name or a shape is not this model's.
         """
         own = self.state_dict()
         wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
-        wrong += [name for name in own if name.startswith("head.") and name not in tensors]
+        wrong += [name for name in self.trained_state_dict() if name not in tensors]
         if wrong:
             raise ValueError(
                 f"The weights in '{source}' do not fit the model at {wrong[0]!r} (and {len(wrong) - 1} others); was "
                 "another backbone or another head saved there?"
             )
         self.load_state_dict(tensors, strict=False)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in tensors)
+
+
+def _find_folder(folder: str | os.PathLike, *, revision: str | None) -> Path:
+    """A local folder, or the download of a Hub repository.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    path = Path(folder).expanduser()
+    if path.exists():
+        return path
+    try:
+        return Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"The classifier '{folder}' is neither a local folder nor to be had from the Hub; check the path, or the "
+            "name and the network."
+        ) from error
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

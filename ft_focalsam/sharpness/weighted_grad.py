@@ -98,7 +98,7 @@ class WeightedGradient:
 
     def gradients(self) -> list[Tensor]:
         """Gradient of L_c for each of `parameters`, summed over the passes since `clear()`; 0 where none arrived."""
-        if any(parameter.grad is not None and parameter.grad.any() for parameter in self._unchecked):
+        if self._unchecked and self._patience == 0 and self._gradients_woke():
             self._patience = PATIENCE
         return [
             _sum(self._sums.get(parameter), shadow.grad, like=parameter) for parameter, shadow in self._shadows.items()
@@ -303,12 +303,18 @@ class WeightedGradient:
             collected = self._shadows[parameter].grad
             expected = 0.0 if reference is None else _norm([reference])
             error = _norm([_sum(collected, None if reference is None else -reference, like=parameter)])
-            if not error <= tolerance * max(expected, floor * scale):
-                wrong.append(parameter)
-            elif expected > floor * scale:
+            if 0 < expected and error <= tolerance * expected:
                 self._unchecked.discard(parameter)
+            elif not error <= floor * scale:
+                wrong.append(parameter)
         if wrong and scale < float("inf"):
             self._hand_over(wrong)
+
+    def _gradients_woke(self) -> bool:
+        """Whether a parameter that could not be compared has a gradient of L by now that is more than noise."""
+        norms = {p: _norm([p.grad]) for p in self._unchecked if p.grad is not None}
+        whole = _norm([p.grad for p in self._names if p.grad is not None])
+        return max(norms.values(), default=0.0) > self._tolerances()[1] * whole
 
     def _tolerances(self) -> tuple[float, float]:
         """Relative error allowed for a parameter, and the share of the whole gradient's norm below which it is noise.
