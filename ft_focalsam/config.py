@@ -1,5 +1,6 @@
 """What a run is described by: a YAML file of defaults, overridden on the command line."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Sequence
@@ -117,15 +118,21 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
         One instance of each type.
 
     Raises:
-        ConfigError: If the file is missing or no mapping, or a key is unknown (with the nearest known one).
+        ConfigError: If the file is missing or no mapping, a key is unknown (with the nearest known one), or a value in
+            the file is not of the kind its key takes.
         ValueError: What the dataclasses themselves raise.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(argument_types, allow_abbrev=False, usage="%(prog)s [config.yaml] [--key value ...]")
-    keys = {action.dest for action in parser._actions} - {"help"}
+    actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    keys = set(actions)
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**_read_yaml(argv.pop(0), keys))
+        path = argv.pop(0)
+        content = _read_yaml(path, keys)
+        parser.set_defaults(**{k: _convert(parser, actions[k], v, where=path) for k, v in content.items()})
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if remaining and not remaining[0].startswith("-"):
+        raise ConfigError(f"Stray '{remaining[0]}' on the command line; write [config.yaml] [--key value ...].")
     if remaining:
         raise ConfigError(_unknown(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
     return tuple(parsed)
@@ -146,6 +153,25 @@ def _read_yaml(path: str, keys: set[str]) -> dict:
         if key not in keys:
             raise ConfigError(_unknown(str(key), keys, where=f"in '{path}'"))
     return content
+
+
+def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *, where: str):
+    """A value from YAML, checked and converted as the same one on the command line would be."""
+    is_list = action.nargs == "+"
+    if isinstance(value, dict) or (isinstance(value, list) and action.type is str and not is_list):
+        return value  # of the Trainer's own arguments that take more than the command line can say
+    if value is None and action.default is None:
+        return None
+    values = value if isinstance(value, list) else [value]
+    try:
+        if value is None or (isinstance(value, list) and not is_list):
+            raise argparse.ArgumentError(action, "it takes one value" if value else "it has no value")
+        return parser._get_values(action, [str(v) for v in values]) if values else []
+    except argparse.ArgumentError as error:
+        raise ConfigError(
+            f"The key '{action.dest}' in '{where}' cannot be {value!r}: {error.message}; correct it, or leave the key "
+            "out for its default."
+        ) from error
 
 
 def _unknown(key: str, keys: set[str], *, where: str) -> str:

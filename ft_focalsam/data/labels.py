@@ -1,5 +1,7 @@
 """The labels of any training set a Trainer takes, read without decoding images where that is possible."""
 
+from collections.abc import Mapping
+
 import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
@@ -44,6 +46,8 @@ def dataset_labels(dataset: Dataset) -> np.ndarray:
 
 
 def _label_of(item) -> int:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"An item of the training set is a {type(item).__name__}; make it a mapping with 'labels'.")
     for key in LABEL_KEYS:
         if key in item:
             return int(item[key])

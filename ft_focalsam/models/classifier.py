@@ -137,9 +137,11 @@ class LongTailClassifier(PreTrainedModel):
 
     def wrap_backbone(self, config: PeftConfig) -> None:
         """Put a PEFT adapter, in float32, around the backbone."""
+        config.base_model_name_or_path = None  # peft would warn of a name that is not the path it was loaded from
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use
             self.backbone = get_peft_model(self.backbone, config)
+        config.base_model_name_or_path = self.config.backbone
 
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
@@ -181,7 +183,8 @@ class LongTailClassifier(PreTrainedModel):
         if isinstance(self.backbone, PeftModel):
             prefix = "backbone."
             adapter = {name.removeprefix(prefix): v for name, v in trained.items() if name.startswith(prefix)}
-            adapter = get_peft_model_state_dict(self.backbone, state_dict=adapter)
+            # Without False, peft asks the Hub whether a vocabulary was resized.
+            adapter = get_peft_model_state_dict(self.backbone, state_dict=adapter, save_embedding_layers=False)
             _save_tensors(adapter, folder / ADAPTER_WEIGHTS_NAME)
             self.backbone.active_peft_config.save_pretrained(folder)
 

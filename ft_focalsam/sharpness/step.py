@@ -97,6 +97,11 @@ class SharpnessStep:
         return self._collector.separate_reason
 
     @property
+    def backward_passes(self) -> int:
+        """Backward passes the latest first pass took: 1, or 2 where L_c had one of its own."""
+        return self._collector.backward_passes
+
+    @property
     def is_plain(self) -> bool:
         """Whether the update is that of plain training (c = 0 or rho = 0), for which one pass does."""
         return self.rho == 0 or not self._has_weights

@@ -89,6 +89,11 @@ class WeightedGradient:
         """The trained parameters, in the order of `gradients()`."""
         return list(self._names)
 
+    @property
+    def backward_passes(self) -> int:
+        """Backward passes the latest `collect` took, those for the comparison not counted."""
+        return 1 if self._mode == "single" else 2
+
     def clear(self) -> None:
         """Forget what was collected; call it once before each optimizer step."""
         self._patience = max(self._patience - 1, 0)
@@ -303,7 +308,7 @@ class WeightedGradient:
             collected = self._shadows[parameter].grad
             expected = 0.0 if reference is None else _norm([reference])
             error = _norm([_sum(collected, None if reference is None else -reference, like=parameter)])
-            if 0 < expected and error <= tolerance * expected:
+            if expected > 0 and error <= tolerance * expected:
                 self._unchecked.discard(parameter)
             elif not error <= floor * scale:
                 wrong.append(parameter)

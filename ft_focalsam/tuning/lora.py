@@ -26,6 +26,5 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=targets,
-        base_model_name_or_path=model.config.backbone,
     )
     model.wrap_backbone(config)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from peft import PeftModel
 from torch import nn
 
 from ..models import LongTailClassifier
@@ -57,10 +58,13 @@ def apply_tuning(model: LongTailClassifier, name: str, options: TuningOptions | 
         options (`TuningOptions`, *optional*): Sizes and places.
 
     Raises:
-        ValueError: If the method is unknown or an option does not fit the model.
+        ValueError: If the method is unknown, an option does not fit the model, or it has an adapter already.
     """
     if name not in TUNING_METHODS:
         raise ValueError(f"Unknown tuning method {name!r}; choose one of {', '.join(TUNING_METHODS)}.")
+    if isinstance(model.backbone, PeftModel):
+        adapter = model.backbone.active_peft_config.peft_type.value.lower()
+        raise ValueError(f"The classifier has an adapter ({adapter}) already; start from a new one: from_backbone.")
     model.backbone.requires_grad_(False)
     TUNING_METHODS[name](model, options or TuningOptions())
 

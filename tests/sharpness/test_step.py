@@ -1,0 +1,326 @@
+"""The update of one step against the paper's three-backward algorithm, written sample by sample."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import BACKBONES, COUNTS, losses_of, make_batch, make_model, naive_gradient, relative_error
+from torch import nn
+
+from ft_focalsam.sharpness import SharpnessStep, class_weights
+
+RHO = 0.1
+METHODS = {
+    "sam": class_weights("sam", COUNTS),
+    "weighted_sam": class_weights("weighted_sam", COUNTS, {"lam": 0.6}),
+    "imbsam": class_weights("imbsam", COUNTS, {"eta": 30}),
+    "focal_sam": class_weights("focal_sam", COUNTS, {"gamma": 2.0, "lam": 1.1}),
+}
+
+
+def run_step(step, model, images, labels, micro_batches=1):
+    """Both passes of one update; returns the gradient left for the base optimizer, by name."""
+    model.zero_grad()
+    parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
+    step.start()
+    for x, y in parts:
+        with step.first_pass(y):
+            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
+    step.ascend()
+    for index, (x, y) in enumerate(parts):
+        with step.second_pass(index):
+            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
+    return gradients_of(model)
+
+
+def gradients_of(model):
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradient_equals_the_three_backward_algorithm(backbone, tuning, method):
+    model = make_model(backbone, tuning)
+    step = SharpnessStep(model, METHODS[method], rho=RHO)
+    for seed in range(4):
+        images, labels = make_batch(seed=seed)
+        expected = naive_gradient(model, images, labels, METHODS[method], RHO)
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
+    assert step.separate_reason is None
+    assert step.backward_passes == 1
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_gradient_in_float32(backbone, tuning):
+    model = make_model(backbone, tuning, dtype=torch.float32)
+    reference = copy.deepcopy(model).double()
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    for seed in range(4):
+        images, labels = make_batch(seed=seed, dtype=torch.float32)
+        expected = naive_gradient(reference, images.double(), labels, METHODS["focal_sam"], RHO)
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-5
+    assert step.backward_passes == 1
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3])
+def test_accumulated_batches_perturb_by_their_joint_gradient(micro_batches):
+    model = make_model("vit", "lora")
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    for seed in range(4):
+        images, labels = make_batch(6, seed=seed)
+        expected = naive_gradient(model, images, labels, METHODS["focal_sam"], RHO)
+        assert relative_error(run_step(step, model, images, labels, micro_batches), expected) <= 1e-10
+    assert step.backward_passes == 1
+
+
+def test_soft_labels_weigh_by_their_expected_class_weight():
+    model = make_model("vit", "lora")
+    c = METHODS["focal_sam"]
+    images, _ = make_batch(4)
+    soft = torch.rand(4, len(COUNTS), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    soft /= soft.sum(dim=1, keepdim=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def gradient(weights):
+        losses = F.cross_entropy(model(pixel_values=images).logits, soft, reduction="none")
+        return torch.autograd.grad((losses * weights).mean(), list(trained.values()))
+
+    weights = soft @ c
+    plain, ascent = gradient(torch.ones(4, dtype=torch.float64)), gradient(weights)
+    norm = torch.cat([g.flatten() for g in ascent]).norm()
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    with torch.no_grad():
+        for p, g in zip(trained.values(), ascent, strict=True):
+            p += RHO * g / norm
+    moved = gradient(weights)
+    with torch.no_grad():
+        for name, p in trained.items():
+            p.copy_(before[name])
+    expected = {name: a - b + d for name, a, b, d in zip(trained, plain, ascent, moved, strict=True)}
+
+    step = SharpnessStep(model, c, rho=RHO)
+    for _ in range(3):
+        model.zero_grad()
+        step.start()
+        with step.first_pass(soft):
+            step.reduce(F.cross_entropy(model(pixel_values=images).logits, soft, reduction="none")).backward()
+        step.ascend()
+        with step.second_pass(0):
+            step.reduce(F.cross_entropy(model(pixel_values=images).logits, soft, reduction="none")).backward()
+        assert relative_error(gradients_of(model), expected) <= 1e-10
+
+
+def test_sam_is_textbook_sam():
+    """With c = 1 the update is grad L(w + rho g / ||g||) and nothing else."""
+    model = make_model("clip", "lora")
+    images, labels = make_batch()
+    twin = copy.deepcopy(model)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    losses_of(twin, images, labels).mean().backward()
+    norm = torch.cat([p.grad.flatten() for p in trained]).norm()
+    with torch.no_grad():
+        for p in trained:
+            p += RHO * p.grad / norm
+    twin.zero_grad()
+    losses_of(twin, images, labels).mean().backward()
+    step = SharpnessStep(model, METHODS["sam"], rho=RHO)
+    assert relative_error(run_step(step, model, images, labels), gradients_of(twin)) <= 1e-10
+
+
+def test_adaptive_radius_is_asam():
+    model = make_model("vit", "lora")
+    images, labels = make_batch()
+    twin = copy.deepcopy(model)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    losses_of(twin, images, labels).mean().backward()
+    norm = torch.cat([(p.detach().abs() * p.grad).flatten() for p in trained]).norm()
+    with torch.no_grad():
+        for p in trained:
+            p += RHO * p.abs() ** 2 * p.grad / norm
+    twin.zero_grad()
+    losses_of(twin, images, labels).mean().backward()
+    step = SharpnessStep(model, METHODS["sam"], rho=RHO, adaptive=True)
+    assert relative_error(run_step(step, model, images, labels), gradients_of(twin)) <= 1e-10
+
+
+@pytest.mark.parametrize("where", ["first", "second"])
+def test_weights_are_restored_bit_for_bit_also_when_a_pass_raises(where):
+    model = make_model("vit", "lora", dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    images, labels = make_batch(dtype=torch.float32)
+    step.start()
+    with pytest.raises(KeyboardInterrupt):
+        with step.first_pass(labels):
+            step.reduce(losses_of(model, images, labels)).backward()
+            if where == "first":
+                raise KeyboardInterrupt
+        step.ascend()
+        with step.second_pass(0):
+            perturbed = any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+            assert perturbed
+            raise KeyboardInterrupt
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert_no_trace(model)
+    expected = naive_gradient(model.double(), images.double(), labels, METHODS["focal_sam"], RHO)
+    model.float()
+    assert relative_error(run_step(step, model, images, labels), expected) <= 1e-5  # and the next step is right
+
+
+def assert_no_trace(model):
+    for module in model.modules():
+        assert "forward" not in vars(module)
+        assert not module._forward_hooks
+    assert all(p._backward_hooks is None or not p._backward_hooks for p in model.parameters())
+
+
+def test_no_hook_or_attribute_remains_after_a_step():
+    model = make_model("clip", "full")
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    for seed in range(3):
+        run_step(step, model, *make_batch(seed=seed))
+        assert_no_trace(model)
+
+
+def test_dropout_draws_the_same_masks_in_both_passes_and_consumes_one_passs_random_numbers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, len(COUNTS))).double()
+    x, y = torch.randn(16, 6, dtype=torch.float64), torch.randint(len(COUNTS), (16,))
+    c = METHODS["focal_sam"]
+
+    def gradient(weights):
+        torch.manual_seed(7)
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        return torch.autograd.grad((losses * weights).mean(), list(model.parameters()))
+
+    plain, ascent = gradient(torch.ones(16, dtype=torch.float64)), gradient(c[y])
+    after_one_pass = torch.get_rng_state()
+    norm = torch.cat([g.flatten() for g in ascent]).norm()
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), ascent, strict=True):
+            p += RHO * g / norm
+    moved = gradient(c[y])
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), before, strict=True):
+            p.copy_(value)
+    names = [name for name, _ in model.named_parameters()]
+    expected = {n: a - b + d for n, a, b, d in zip(names, plain, ascent, moved, strict=True)}
+
+    step = SharpnessStep(model, c, rho=RHO)
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(7)
+        step.start()
+        with step.first_pass(y):
+            step.reduce(F.cross_entropy(model(x), y, reduction="none")).backward()
+        step.ascend()
+        with step.second_pass(0):
+            step.reduce(F.cross_entropy(model(x), y, reduction="none")).backward()
+        assert torch.equal(torch.get_rng_state(), after_one_pass)
+        assert relative_error(gradients_of(model), expected) <= 1e-10
+
+
+def test_a_batch_without_weighted_classes_is_a_plain_step():
+    model = make_model("vit", "lora")
+    step = SharpnessStep(model, METHODS["imbsam"], rho=RHO)  # classes 0 and 1 have weight 0
+    images, _ = make_batch(4)
+    labels = torch.tensor([0, 1, 0, 1])
+    step.start()
+    with step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels)).backward()
+    assert not step.ascend()
+    assert not step.needs_second_pass
+    actual = gradients_of(model)
+    model.zero_grad()
+    losses_of(model, images, labels).mean().backward()
+    assert relative_error(actual, gradients_of(model)) <= 1e-12
+    assert step.statistics.pop() == {"skipped_perturbations": 1}
+
+
+def test_a_gradient_that_is_not_finite_skips_the_perturbation():
+    model = make_model("vit", "lora", dtype=torch.float32)
+    step = SharpnessStep(model, METHODS["sam"], rho=RHO)
+    images, labels = make_batch(dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step.start()
+    with step.first_pass(labels):
+        (step.reduce(losses_of(model, images, labels)) * float("inf")).backward()
+    assert not step.ascend()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert step.statistics.pop() == {"skipped_perturbations": 1}
+    images, labels = make_batch(seed=3)
+    expected = naive_gradient(model.double(), images, labels, METHODS["sam"], RHO)
+    assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
+
+
+def test_a_scaled_loss_gives_the_same_perturbation():
+    """The factor of fp16 loss scaling cancels in epsilon and is carried by the gradient, in every mode."""
+    model = make_model("vit", "lora")
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    for seed in range(3):
+        images, labels = make_batch(seed=seed)
+        expected = naive_gradient(model, images, labels, METHODS["focal_sam"], RHO)
+        model.zero_grad()
+        step.start()
+        with step.first_pass(labels):
+            (step.reduce(losses_of(model, images, labels)) * 1024).backward()
+        step.ascend()
+        with step.second_pass(0):
+            (step.reduce(losses_of(model, images, labels)) * 1024).backward()
+        actual = {name: value / 1024 for name, value in gradients_of(model).items()}
+        assert relative_error(actual, expected) <= 1e-10
+
+
+def test_statistics_are_those_of_the_step():
+    model = make_model("vit", "lora")
+    c = METHODS["focal_sam"]
+    step = SharpnessStep(model, c, rho=RHO)
+    images, labels = make_batch()
+    at_w = float((losses_of(model, images, labels).detach() * c[labels]).mean())
+    model.zero_grad()
+    step.start()
+    with step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels)).backward()
+    step.ascend()
+    with step.second_pass(0):
+        loss = step.reduce(losses_of(model, images, labels))
+        at_w_plus_epsilon = float((losses_of(model, images, labels).detach() * c[labels]).mean())
+        loss.backward()
+    statistics = step.statistics.pop()
+    assert statistics["perturbation_norm"] == pytest.approx(RHO, rel=1e-9)
+    assert statistics["sharpness"] == pytest.approx(at_w_plus_epsilon - at_w, rel=1e-9)
+    assert step.statistics.pop() == {"skipped_perturbations": 0}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda m: SharpnessStep(m, METHODS["sam"], rho=-0.1), "rho is -0.1; set the radius"),
+        (lambda m: SharpnessStep(m, METHODS["sam"], scope="world"), "perturbation_scope is 'world'; choose one of"),
+        (lambda m: SharpnessStep(nn.DataParallel(m), METHODS["sam"]), "accelerate launch"),
+    ],
+)
+def test_bad_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(nn.Linear(2, 2))
+
+
+def test_a_reduced_loss_is_refused():
+    model = make_model("vit", "lora")
+    images, labels = make_batch()
+    step = SharpnessStep(model, METHODS["sam"])
+    step.start()
+    with pytest.raises(ValueError, match="return one loss per sample"), step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels).mean())
+
+
+def test_a_model_without_trained_parameters_is_refused():
+    model = make_model("vit", "full").requires_grad_(False)
+    step = SharpnessStep(model, METHODS["sam"])
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"), step.first_pass(torch.tensor([0])):
+        pass

@@ -1,0 +1,327 @@
+"""The collector on all a model may do with a parameter: exact by a rule, by an enclosing module, or announced."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import COUNTS
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ft_focalsam.sharpness import WeightedGradient
+
+C = len(COUNTS)
+
+
+class Pooled(nn.Module):
+    """Tokens (B, T, 8) through a body, the mean over T, and a head."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(8, C)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean(dim=1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class KeywordCall(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+class ScaledLinear(nn.Linear):
+    def forward(self, input):
+        return F.linear(input, self.weight * 2, self.bias)
+
+
+class ParentOwned(nn.Module):
+    """Class token and position embedding of a parent with children, as in a ViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 6, 8))
+        self.projection = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(len(x), -1, -1), self.projection(x)], dim=1) + self.position
+
+
+class PositionTable(nn.Module):
+    """An embedding whose output has no batch dimension, as in CLIP."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+
+    def forward(self, x):
+        return torch.tanh(x) + self.table(torch.arange(5)[None])
+
+
+class FunctionalUse(nn.Module):
+    """A child whose weight its parent uses without calling the child."""
+
+    def __init__(self):
+        super().__init__()
+        self.child = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return F.linear(x, self.child.weight.tanh(), self.child.bias)
+
+
+class SequenceFirst(nn.Module):
+    """A layer that sees (T, B, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Flattened(nn.Module):
+    """A layer that sees (B * T, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Attention(nn.Module):
+    def __init__(self, batch_first):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return x if self.batch_first else x.transpose(0, 1)
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8))
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(self.block, x.requires_grad_(), use_reentrant=self.reentrant)
+
+
+class LateGradient(nn.Module):
+    """A weight behind a gate that starts at zero: no gradient until the gate moves, and then used functionally."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(8))
+        self.child = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.gate * F.linear(x, self.child.weight)
+
+
+BODIES = {
+    "linear": lambda: nn.Linear(8, 8),
+    "linear without bias": lambda: nn.Linear(8, 8, bias=False),
+    "wide linear": lambda: nn.Sequential(nn.Linear(8, 80), nn.Linear(80, 80), nn.Linear(80, 8)),
+    "frozen weight, trained bias": lambda: _bias_only(nn.Linear(8, 8)),
+    "layer norm": lambda: nn.LayerNorm(8),
+    "layer norm without bias": lambda: nn.LayerNorm(8, bias=False),
+    "convolution": Convolution,
+    "called twice": Twice,
+    "keyword call": KeywordCall,
+    "subclass with its own forward": lambda: ScaledLinear(8, 8),
+    "parent-owned parameters": ParentOwned,
+    "position table": PositionTable,
+    "functional use": FunctionalUse,
+    "flattened batch": Flattened,
+    "attention": lambda: Attention(batch_first=True),
+    "attention, sequence first": lambda: Attention(batch_first=False),
+    "sequence first": SequenceFirst,
+    "tied weights": Tied,
+    "checkpointing": lambda: Checkpointed(reentrant=False),
+    "reentrant checkpointing": lambda: Checkpointed(reentrant=True),
+    "late gradient": LateGradient,
+}
+
+
+def _bias_only(layer):
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+def collect(collector, model, x, y, weights):
+    """The gradients of L (accumulated by autograd) and L_c (collected), by name."""
+    model.zero_grad()
+    collector.clear()
+    with collector.collect(weights):
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        collector.mean(losses, len(y)).backward()
+    names = {p: name for name, p in model.named_parameters()}
+    weighted = dict(zip([names[p] for p in collector.parameters], collector.gradients(), strict=True))
+    return {name: p.grad for name, p in model.named_parameters()}, weighted
+
+
+def naive(model, x, y, weights):
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for n in range(len(y)):
+        loss = F.cross_entropy(model(x[n : n + 1].clone()), y[n : n + 1]) * weights[n] / len(y)
+        gradients = (
+            torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            if not _reentrant(model)
+            else _gradients_by_backward(loss, parameters)
+        )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            total[name] += 0 if gradient is None else gradient
+    return total
+
+
+def _reentrant(model):
+    return isinstance(model.body, Checkpointed) and model.body.reentrant
+
+
+def _gradients_by_backward(loss, parameters):
+    for p in parameters.values():
+        p.grad = None
+    loss.backward()
+    return [p.grad for p in parameters.values()]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_both_gradients_are_exact_in_every_step(body):
+    torch.manual_seed(0)
+    model = Pooled(BODIES[body]()).double()
+    collector = WeightedGradient(model)
+    for step in range(8):
+        batch = 6 if step != 2 else 1  # a batch of one in between must not pass for a comparison
+        x = torch.randn(batch, 5, 8, dtype=torch.float64)
+        y, weights = torch.randint(C, (batch,)), torch.rand(batch, dtype=torch.float64)
+        expected, expected_weighted = naive(model, x, y, torch.ones_like(weights)), naive(model, x, y, weights)
+        plain, weighted = collect(collector, model, x.clone(), y, weights)
+        for name, value in expected_weighted.items():
+            torch.testing.assert_close(weighted[name], value, rtol=1e-9, atol=1e-12)
+            actual = torch.zeros_like(value) if plain[name] is None else plain[name]
+            torch.testing.assert_close(actual, expected[name], rtol=1e-9, atol=1e-12)
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * (p.grad if p.grad is not None else 0)
+    assert collector.separate_reason is None
+    assert collector.backward_passes == 1
+
+
+def test_batch_statistics_get_a_backward_pass_of_their_own_and_say_so_once(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, C)).double()
+    collector = WeightedGradient(model)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            x, y = torch.randn(6, 8, dtype=torch.float64), torch.randint(C, (6,))
+            weights = torch.rand(6, dtype=torch.float64)
+            _, weighted = collect(collector, model, x, y, weights)
+            loss = (F.cross_entropy(model(x), y, reduction="none") * weights).mean()
+            expected = torch.autograd.grad(loss, list(model.parameters()))
+            for actual, value in zip(weighted.values(), expected, strict=True):
+                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "1 (BatchNorm1d) makes the samples of a batch interact" in messages[0]
+
+
+def test_batch_normalisation_in_evaluation_mode_needs_no_second_backward_pass():
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, C)).double().eval()
+    collector = WeightedGradient(model)
+    for _ in range(4):
+        collect(collector, model, torch.randn(6, 8).double(), torch.randint(C, (6,)), torch.rand(6).double())
+    assert collector.separate_reason is None
+
+
+def test_a_parameter_used_only_by_the_whole_model_falls_back_by_name(caplog):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, C)
+
+        def forward(self, x):
+            return self.layer(x) @ self.layer.weight @ self.layer.weight.T
+
+    torch.manual_seed(0)
+    model = Root().double()
+    collector = WeightedGradient(model)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            x, y = torch.randn(6, 8, dtype=torch.float64), torch.randint(C, (6,))
+            weights = torch.rand(6, dtype=torch.float64)
+            _, weighted = collect(collector, model, x, y, weights)
+            loss = (F.cross_entropy(model(x), y, reduction="none") * weights).mean()
+            for actual, value in zip(
+                weighted.values(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
+                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)
+    assert "layer.weight" in caplog.text
+
+
+def test_the_comparison_does_not_disturb_the_random_state():
+    torch.manual_seed(0)
+    model = Pooled(nn.Linear(8, 8))
+    x, y = torch.randn(6, 5, 8), torch.randint(C, (6,))
+    state = torch.get_rng_state()
+    collect(WeightedGradient(model), model, x, y, torch.rand(6, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parameters_unfrozen_later_are_taken_up():
+    torch.manual_seed(0)
+    model = Pooled(nn.Linear(8, 8)).double()
+    model.body.requires_grad_(False)
+    collector = WeightedGradient(model)
+    for unfrozen in (False, True):
+        model.body.requires_grad_(unfrozen)
+        for _ in range(3):
+            x, y = torch.randn(6, 5, 8, dtype=torch.float64), torch.randint(C, (6,))
+            weights = torch.rand(6, dtype=torch.float64)
+            _, weighted = collect(collector, model, x, y, weights)
+            for name, value in naive(model, x, y, weights).items():
+                torch.testing.assert_close(weighted[name], value, rtol=1e-9, atol=1e-12)
+        assert ("body.weight" in weighted) == unfrozen
