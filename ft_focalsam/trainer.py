@@ -1,6 +1,7 @@
 """`FocalSAMTrainer`: the Hugging Face Trainer with a sharpness-aware training step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,18 @@ class FocalSAMTrainer(Trainer):
         if is_local or not self._micro_batches:
             step.start()
         self._micro_batches.append((inputs, num_items_in_batch))
+        one_pass = super().training_step
         try:
+            step.calibrate(inputs["labels"], partial(one_pass, model, inputs, num_items_in_batch))
             with step.first_pass(inputs["labels"]):
-                loss = super().training_step(model, inputs, num_items_in_batch)
+                loss = one_pass(model, inputs, num_items_in_batch)
             if not (is_local or self.accelerator.sync_gradients):
                 return loss
             step.ascend()
             if step.needs_second_pass:
                 for index, (held_inputs, held_count) in enumerate(self._micro_batches):
                     with step.second_pass(index):
-                        super().training_step(model, held_inputs, held_count)
+                        one_pass(model, held_inputs, held_count)
         except BaseException:
             self._micro_batches.clear()
             raise
@@ -132,6 +135,20 @@ class FocalSAMTrainer(Trainer):
         if self._step is not None and not self._step.is_plain and "loss" in logs:
             logs = {**logs, "rho": self._step.rho, **self._step.statistics.pop()}
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
+        memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
+        model = self.model if model is None else model
+        if not type(model).__module__.startswith("transformers."):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        """As above, for `load_best_model_at_end`."""
+        if not type(self.model).__module__.startswith("transformers."):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # ---- details ----
 

@@ -85,6 +85,7 @@ class FocalSAM(torch.optim.Optimizer):
             loss.backward()
         else:
             step.start()
+            step.calibrate(labels, lambda: step.reduce(closure()).backward())
             with step.first_pass(labels):
                 loss = step.reduce(closure())
                 loss.backward()

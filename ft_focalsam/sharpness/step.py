@@ -9,7 +9,7 @@ gives both gradients at w (`weighted_grad.py`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ class SharpnessStep:
 
         step.start()
         for batch in micro_batches:
+            step.calibrate(labels, lambda: step.reduce(losses(batch)).backward())
             with step.first_pass(labels):
                 step.reduce(losses(batch)).backward()      # p.grad += grad L(w)
         step.ascend()                                      # p.grad -= grad L_c(w)
@@ -42,9 +43,10 @@ class SharpnessStep:
             with step.second_pass(index):
                 step.reduce(losses(batch)).backward()      # p.grad += grad L_c(w + eps), at w again afterwards
 
-    and then lets the base optimizer step. `losses` runs the model and returns one loss per sample, shape (B,). Both
-    passes over a batch draw the same random numbers (dropout, drop path); running statistics of batch normalisation
-    move in the first pass only. With several processes, gradients are all-reduced once, in the last second pass.
+    and then lets the base optimizer step. `losses` runs the model and returns one loss per sample, shape (B,).
+    `calibrate` acts on the first few steps only, and makes the others cheap. Both passes over a batch draw the same
+    random numbers (dropout, drop path); running statistics of batch normalisation move in the first pass only. With
+    several processes, gradients are all-reduced once, in the last second pass.
 
     Args:
         model (`nn.Module`): The model that `losses` calls, wrapped in `DistributedDataParallel` or not.
@@ -81,6 +83,7 @@ class SharpnessStep:
             )
         self.model = model
         self.class_weights = class_weights
+        self._class_weights = class_weights  # where and as the model needs them
         self._has_weights = bool(class_weights.any())
         self.rho = rho
         self.adaptive = adaptive
@@ -111,6 +114,31 @@ class SharpnessStep:
         self._micro_batches.clear()
         self._epsilon = None
         self._collector.clear()
+
+    def calibrate(self, labels: Tensor, run: Callable[[], object]) -> None:
+        """Before a first pass over a batch: find out how one backward pass can give both gradients exactly.
+
+        On the first few steps the pass is run and thrown away, as often as it takes; later, nothing happens. Without
+        calibration the update is the same, but L_c gets a backward pass of its own.
+
+        Args:
+            labels (`Tensor`): As for `first_pass`.
+            run (`Callable`): Does what the driver does in a first pass, backward pass included.
+        """
+        self._current = _MicroBatch(self._sample_weights(labels), self._get_rng_state())
+        self._pass = "first"
+        weights = self._current.weights
+        try:
+            while self._collector.needs_comparison(len(weights)):
+                with (
+                    self._no_sync(),
+                    self._forked_rng(self._current.rng_state),
+                    _kept_running_statistics(self.model),
+                    self._collector.compare(weights),
+                ):
+                    run()
+        finally:
+            self._pass = self._current = None
 
     @contextmanager
     def first_pass(self, labels: Tensor) -> Iterator[None]:
@@ -214,9 +242,10 @@ class SharpnessStep:
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        self.class_weights = self.class_weights.to(parameter.device, dtype)
+        if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
+            self._class_weights = self.class_weights.to(parameter.device, dtype)
         labels = labels.to(parameter.device)
-        return labels.to(dtype) @ self.class_weights if labels.ndim == 2 else self.class_weights[labels]
+        return labels.to(dtype) @ self._class_weights if labels.ndim == 2 else self._class_weights[labels]
 
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()

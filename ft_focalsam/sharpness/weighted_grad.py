@@ -12,9 +12,9 @@ which arrives in the gradient of a *shadow* of p: a tensor of its shape that hol
 - the general local rule for every other type: when delta reaches the module's output, a local backward pass with
   c(n) delta_n from that output to the module's own parameters.
 
-Nothing here is trusted unseen. On its first steps the collector compares what it collected, for random weights in the
-place of c(n), with autograd's own gradient. A parameter that disagrees is handed to the enclosing module, whose
-general rule sees more (a position table without batch dimension, a projection that its parent uses functionally).
+Nothing here is trusted unseen. Before the first steps what is collected, for random weights in the place of c(n), is
+compared with autograd's own gradient. A parameter that disagrees is handed to the enclosing module, whose general rule
+sees more (a position table without batch dimension, a projection that its parent uses functionally).
 Where no enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for
 L_c: exact too, slower, and announced once with the name of the cause.
 """
@@ -33,8 +33,8 @@ from .rules import find_rule, spread
 
 logger = logging.getLogger(__name__)
 
-# A parameter whose gradient is 0 (behind a zero-initialised LoRA or adapter) cannot be compared: it gets so many steps
-# before training goes on without it; its comparison is made up for when its first gradient arrives.
+# A parameter whose gradient is 0 (behind a zero-initialised LoRA or adapter) cannot be compared yet: comparisons go on
+# for so many steps, and are taken up again when its first gradient arrives.
 PATIENCE = 3
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
@@ -51,14 +51,16 @@ class WeightedGradient:
             collector.mean(losses, count=len(losses)).backward()
         collector.gradients()
 
-    where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum.
+    where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum. As long
+    as `needs_comparison` says so, the same pass is to be run under `compare` first; without that, L_c gets a backward
+    pass of its own.
 
     Args:
         model (`nn.Module`): The model, wrapped for data parallelism or not. The trained parameters are those that
-            require a gradient when `collect` is entered.
+            require a gradient when a pass begins.
 
     Attributes:
-        separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough.
+        separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
     """
 
     def __init__(self, model: nn.Module):
@@ -70,14 +72,14 @@ class WeightedGradient:
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
         self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
         self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c from separate backward passes
-        self._unchecked: set[Tensor] = set()
+        self._unchecked: set[Tensor] = set()  # parameters not compared yet
+        self._comparison_is_due = False
         self._patience = 0
         # The pass under way:
-        self._mode = "single"  # "single" backward pass, "separate" one, or "probe": separate, and compared with single
-        self._weights: Tensor | None = None  # c(n), (B,)
-        self._probe: Tensor | None = None  # what stands for c(n) while the two are compared, (B,)
-        self._reference: dict[Tensor, Tensor] = {}  # autograd's gradient for the probe
-        self._set_aside: dict[Tensor, Tensor] = {}  # what earlier passes collected, while this one does not count
+        self._mode = "single"  # one backward pass, a "separate" one for L_c, or "compare": both, for the comparison
+        self._weights: Tensor | None = None  # c(n), or random weights in a comparison, (B,)
+        self._reference: dict[Tensor, Tensor] = {}  # autograd's gradient in a comparison
+        self._set_aside: dict[Tensor, Tensor | None] = {}  # gradients that this pass is not to touch
         self._lost: set[Tensor] = set()  # parameters whose module showed no batch dimension
         self._reduced_precision = False
         self._in_nested_backward = False
@@ -91,12 +93,14 @@ class WeightedGradient:
 
     @property
     def backward_passes(self) -> int:
-        """Backward passes the latest `collect` took, those for the comparison not counted."""
+        """Backward passes that the latest `collect` took: 1, or 2 where L_c had one of its own."""
         return 1 if self._mode == "single" else 2
 
     def clear(self) -> None:
         """Forget what was collected; call it once before each optimizer step."""
-        self._patience = max(self._patience - 1, 0)
+        if self._unchecked and self._patience > 0:
+            self._patience -= 1
+            self._comparison_is_due = True
         self._sums.clear()
         for shadow in self._shadows.values():
             shadow.grad = None
@@ -117,23 +121,33 @@ class WeightedGradient:
             weights (`Tensor` of shape (B,)): c(n) of each sample of the batch.
         """
         self._plan()
-        self._weights = weights
-        self._mode = self._choose_mode(len(weights))
-        if self._mode == "probe":
-            self._probe = _probe_weights(weights)
+        separate = self.separate_reason is not None or self._comparison_is_due
+        with self._pass("separate" if separate else "single", weights):
+            yield
+
+    def needs_comparison(self, batch_size: int) -> bool:
+        """Whether a batch is to be run under `compare` before it is collected."""
+        self._plan()
+        # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
+        return self.separate_reason is None and self._comparison_is_due and batch_size > 1
+
+    @contextmanager
+    def compare(self, weights: Tensor) -> Iterator[None]:
+        """Watch one forward and backward pass and compare the two ways to the gradient; nothing of it remains.
+
+        Args:
+            weights (`Tensor` of shape (B,)): As for `collect`; random ones take their place, which tell samples apart.
+        """
+        kept = {parameter: parameter.grad for parameter in self._names}
+        for parameter in kept:
+            parameter.grad = None
         try:
-            with ExitStack() as stack:
-                if self._mode != "separate":
-                    self._install(stack, weights if self._probe is None else self._probe)
+            with self._pass("compare", _random_weights(weights)):
                 yield
-            if self._mode == "probe":
                 self._compare()
         finally:
-            for parameter, gradient in self._set_aside.items():
-                self._shadows[parameter].grad = gradient
-            for kept in (self._set_aside, self._reference, self._lost):
-                kept.clear()
-            self._weights = self._probe = None
+            for parameter, gradient in kept.items():
+                parameter.grad = gradient
 
     def mean(self, losses: Tensor, count: Tensor | float) -> Tensor:
         """L of the watched pass, ready for `backward()`.
@@ -157,42 +171,44 @@ class WeightedGradient:
         self._set_aside = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
         for shadow in self._shadows.values():
             shadow.grad = None
-        backwards = [(losses @ self._weights.to(losses.dtype) / count, self._sums)]
-        if self._mode == "probe":
-            backwards.append((losses @ self._probe.to(losses.dtype) / count, self._reference))
-
-        def run_separate_backwards(factors: tuple[Tensor, ...]) -> None:
-            while backwards:
-                self._separate_backward(*backwards.pop(), factors[0])
-
-        mean.grad_fn.register_prehook(run_separate_backwards)
+        weighted = losses @ self._weights.to(losses.dtype) / count
+        sums = self._reference if self._mode == "compare" else self._sums
+        mean.grad_fn.register_prehook(lambda factors: self._separate_backward(weighted, sums, factors[0]))
         return mean
+
+    @contextmanager
+    def _pass(self, mode: str, weights: Tensor) -> Iterator[None]:
+        self._mode, self._weights = mode, weights
+        try:
+            with ExitStack() as stack:
+                if mode != "separate":
+                    self._install(stack)
+                yield
+        finally:
+            for parameter, gradient in self._set_aside.items():
+                self._shadows[parameter].grad = gradient
+            for kept in (self._set_aside, self._reference, self._lost):
+                kept.clear()
+            self._weights = None
 
     # ---- which module collects for which parameter ----
 
     def _plan(self) -> None:
         """Note the trained parameters and who collects for them; anew only when they have changed."""
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-        if trained.keys() == self._names.keys():
+        if trained.keys() == self._names.keys() and all(_is_like(shadow, p) for p, shadow in self._shadows.items()):
             return
         self._names = trained
         self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
         self._shadows = {parameter: _shadow(parameter) for parameter in trained}
         self._unchecked = set(trained)
+        self._comparison_is_due = True
         self._patience = PATIENCE
         self.separate_reason = None
         for name, module in self.model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
                 self._separate(f"{name} ({type(module).__name__}) makes the samples of a batch interact")
                 break
-
-    def _choose_mode(self, batch_size: int) -> str:
-        if self.separate_reason is not None:
-            return "separate"
-        if not self._unchecked or self._patience == 0:
-            return "single"
-        # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
-        return "probe" if batch_size > 1 else "separate"
 
     def _enclosing(self, name: str) -> str | None:
         """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
@@ -212,6 +228,7 @@ class WeightedGradient:
                 return
             self._owners[parameter] = owner
         self._unchecked.update(parameters)
+        self._comparison_is_due = True
         self._patience = PATIENCE
 
     def _separate(self, reason: str) -> None:
@@ -224,8 +241,9 @@ class WeightedGradient:
 
     # ---- the single backward pass ----
 
-    def _install(self, stack: ExitStack, weights: Tensor) -> None:
+    def _install(self, stack: ExitStack) -> None:
         """Put the rules in place until `stack` closes."""
+        weights = self._weights
         groups: dict[str, list[Tensor]] = {}
         for parameter, owner in self._owners.items():
             groups.setdefault(owner, []).append(parameter)
@@ -299,8 +317,12 @@ class WeightedGradient:
                 parameter.grad, shadow.grad = kept[parameter], kept_shadows[parameter]
 
     def _compare(self) -> None:
-        """Compare what the single backward pass collected for the probe with autograd's own gradient."""
+        """Compare what the single backward pass collected with autograd's own gradient, and draw the consequences."""
+        self._comparison_is_due = False
         scale = _norm(self._reference.values())
+        if not scale < float("inf"):  # loss scaling overflowed: no comparison, but one is due as long as it does
+            self._patience = PATIENCE
+            return
         tolerance, floor = self._tolerances()
         wrong = []
         for parameter in list(self._unchecked):
@@ -312,7 +334,7 @@ class WeightedGradient:
                 self._unchecked.discard(parameter)
             elif not error <= floor * scale:
                 wrong.append(parameter)
-        if wrong and scale < float("inf"):
+        if wrong:
             self._hand_over(wrong)
 
     def _gradients_woke(self) -> bool:
@@ -340,11 +362,16 @@ def _shadow(parameter: Tensor) -> Tensor:
     return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape).requires_grad_()
 
 
+def _is_like(shadow: Tensor, parameter: Tensor) -> bool:
+    """False where the parameter moved to another device, or changed its dtype or shape, since it got its shadow."""
+    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, parameter.dtype, parameter.device)
+
+
 def _has_batch(tensor, weights: Tensor) -> bool:
     return isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % len(weights) == 0
 
 
-def _probe_weights(weights: Tensor) -> Tensor:
+def _random_weights(weights: Tensor) -> Tensor:
     """Weights between 0.5 and 1.5 that tell the samples apart; drawn without touching the global random state."""
     generator = torch.Generator().manual_seed(0)
     return (0.5 + torch.rand(len(weights), generator=generator)).to(weights)

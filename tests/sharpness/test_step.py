@@ -25,6 +25,7 @@ def run_step(step, model, images, labels, micro_batches=1):
     parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
     step.start()
     for x, y in parts:
+        step.calibrate(y, lambda x=x, y=y: step.reduce(losses_of(model, x, y), count=len(labels)).backward())
         with step.first_pass(y):
             step.reduce(losses_of(model, x, y), count=len(labels)).backward()
     step.ascend()

@@ -195,9 +195,11 @@ def collect(collector, model, x, y, weights):
     """The gradients of L (accumulated by autograd) and L_c (collected), by name."""
     model.zero_grad()
     collector.clear()
+    while collector.needs_comparison(len(y)):
+        with collector.compare(weights):
+            collector.mean(F.cross_entropy(model(x), y, reduction="none"), len(y)).backward()
     with collector.collect(weights):
-        losses = F.cross_entropy(model(x), y, reduction="none")
-        collector.mean(losses, len(y)).backward()
+        collector.mean(F.cross_entropy(model(x), y, reduction="none"), len(y)).backward()
     names = {p: name for name, p in model.named_parameters()}
     weighted = dict(zip([names[p] for p in collector.parameters], collector.gradients(), strict=True))
     return {name: p.grad for name, p in model.named_parameters()}, weighted
