@@ -1,0 +1,311 @@
+"""YAML and command line to dataclasses; help, docstrings and choices agree; every recipe parses."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.config import ConfigError, DataArguments, ModelArguments, parse_config
+from ft_focalsam.data.transforms import AUGMENTATIONS
+from ft_focalsam.losses import LOSSES
+from ft_focalsam.models import HEAD_STARTS, HEADS
+from ft_focalsam.sharpness import SHARPNESS_METHODS
+from ft_focalsam.tuning import TUNING_METHODS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPES = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
+OWN_TYPES = (DataArguments, ModelArguments, TuningOptions)
+ALL_TYPES = (*OWN_TYPES, FocalSAMTrainingArguments)
+OWN_FIELDS = {f.name for f in dataclasses.fields(FocalSAMTrainingArguments)} - {
+    f.name for f in dataclasses.fields(TrainingArguments)
+}
+
+
+@dataclass
+class Example:
+    rate: float = field(default=0.5, metadata={"help": "In %% of all."})
+    count: int | None = field(default=None, metadata={"help": "How many."})
+    names: list[str] = field(default_factory=lambda: ["a"], metadata={"help": "Which."})
+    quick: bool = field(default=True, metadata={"help": "Whether."})
+    loud: bool = field(default=False, metadata={"help": "Whether."})
+    kind: str = field(default="x", metadata={"help": "What.", "choices": ["x", "y"]})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a YAML file; returns its path."""
+
+    def write_text(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_text
+
+
+def parse(*argv: str) -> Example:
+    return parse_config((Example,), argv)[0]
+
+
+# ---- values ----
+
+
+def test_defaults_without_yaml():
+    assert parse() == Example()
+    data, model, tuning, args = parse_config(ALL_TYPES, ["--output_dir", "x"])
+    assert (data, model, tuning) == (DataArguments(), ModelArguments(), TuningOptions())
+    assert {name: getattr(args, name) for name in OWN_FIELDS} == {
+        f.name: f.default for f in dataclasses.fields(FocalSAMTrainingArguments) if f.name in OWN_FIELDS
+    }
+
+
+def test_yaml_sets_the_defaults_and_the_command_line_wins(write):
+    path = write("rate: 0.25\ncount: 3\nnames: [b, c]\nquick: false\nloud: true\nkind: y\n")
+    assert parse(path) == Example(rate=0.25, count=3, names=["b", "c"], quick=False, loud=True, kind="y")
+    actual = parse(path, "--count", "4", "--names", "d", "--quick", "true", "--loud", "no", "--kind=x")
+    assert actual == Example(rate=0.25, count=4, names=["d"], quick=True, loud=False, kind="x")
+
+
+def test_keys_reach_the_dataclass_they_belong_to(write):
+    path = write("dataset: cifar\nhead: linear\nlora_rank: 3\nrho: 0.2\nlearning_rate: 1e-3\n")
+    data, model, tuning, args = parse_config(ALL_TYPES, [path, "--focal-gamma", "2", "--output_dir", "x"])
+    assert (data.dataset, model.head, tuning.lora_rank, args.rho, args.focal_gamma) == ("cifar", "linear", 3, 0.2, 2.0)
+    assert args.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "'0.001'"])
+def test_numbers_with_exponents(write, written):
+    """YAML 1.1 reads 1e-3 as text."""
+    assert parse(write(f"rate: {written}\n")).rate == 0.001
+    assert parse("--rate", written.strip("'")).rate == 0.001
+
+
+def test_whole_number_where_a_fraction_is_taken(write):
+    rate = parse(write("rate: 2\n")).rate
+    assert rate == 2.0 and isinstance(rate, float)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("[b, c]", ["b", "c"]), ("b", ["b"]), ("[1, -2]", ["1", "-2"]), ("[]", []), ("\n  - b\n  - c", ["b", "c"])],
+    ids=["list", "single", "numbers", "empty", "block"],
+)
+def test_lists(write, written, expected):
+    assert parse(write(f"names: {written}\n")).names == expected
+
+
+@pytest.mark.parametrize("written", ["true", "True", "yes", "on", "1", "'true'"])
+def test_booleans(write, written):
+    assert parse(write(f"loud: {written}\n")).loud is True
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--quick", True), ("--no_quick", False), ("--no-quick", False)])
+def test_boolean_flags(write, flag, expected):
+    assert parse(write("quick: true\n"), flag).quick is expected
+    assert parse(write("quick: false\n"), flag).quick is expected
+
+
+def test_null_is_none_where_none_is_the_default(write):
+    assert parse(write("count: null\n")).count is None
+    assert parse(write("count:\n")).count is None
+
+
+def test_mappings_reach_the_trainer(write):
+    path = write("lr_scheduler_kwargs: {num_cycles: 2}\nlr_scheduler_type: cosine\noutput_dir: x\n")
+    *_, args = parse_config(ALL_TYPES, [path])
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+def test_empty_file_changes_nothing(write):
+    assert parse(write("# nothing\n")) == Example()
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("rat", "rate"), ("cuont", "count"), ("Loud", "loud"), ("1", "")])
+def test_unknown_key_in_yaml_names_the_nearest(write, key, nearest):
+    path = write(f"rate: 1\n{key}: 2\n")
+    with pytest.raises(ConfigError, match=rf"Unknown key '{key}' in '{path}'; did you mean '{nearest}.*--help"):
+        parse(path)
+
+
+@pytest.mark.parametrize("argv", [["--focal-gama", "2"], ["--focal_gama=2"], ["--rho", "0.1", "--focal_gama", "2"]])
+def test_unknown_key_on_the_command_line_names_the_nearest(argv):
+    with pytest.raises(ConfigError, match=r"Unknown key 'focal.gama' on the command line; did you mean 'focal_gamma'"):
+        parse_config(ALL_TYPES, ["--output_dir", "x", *argv])
+
+
+def test_abbreviated_key_is_unknown():
+    with pytest.raises(ConfigError, match="Unknown key 'rat' on the command line; did you mean 'rate'"):
+        parse("--rat", "1")
+
+
+def test_yaml_after_the_keys_is_stray(write):
+    with pytest.raises(ConfigError, match=r"Stray '.*run.yaml' on the command line; write \[config.yaml\] \[--key"):
+        parse("--rate", "1", write("count: 3\n"))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=rf"'{tmp_path}/gone.yaml' does not exist; check the path"):
+        parse(str(tmp_path / "gone.yaml"))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- rate\n- 1\n", "list"), ("rate\n", "str"), ("7\n", "int")])
+def test_file_that_is_no_mapping(write, text, kind):
+    path = write(text)
+    with pytest.raises(ConfigError, match=rf"'{path}' holds a {kind}; write `key: value` lines"):
+        parse(path)
+
+
+@pytest.mark.parametrize("text", ["rate: [1\n", "rate: 1\n\tcount: 2\n", "a: b: c\n"], ids=["open", "tab", "colons"])
+def test_invalid_yaml_says_where(write, text):
+    path = write(text)
+    with pytest.raises(ConfigError, match=rf"'{path}' is not valid YAML: .*line [12]") as error:
+        parse(path)
+    assert "\n" not in str(error.value)
+
+
+def test_file_that_is_no_text(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"rate: \xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        parse(str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("rate: high", "'high': invalid float value"),
+        ("count: 1.5", "1.5: invalid int value"),
+        ("rate: [0.1, 0.2]", r"\[0.1, 0.2\]: it takes one value"),
+        ("rate:", "None: it has no value"),
+        ("loud: maybe", "'maybe': .*Truthy value expected"),
+        ("kind: z", "'z': invalid choice.*x.*y"),
+    ],
+    ids=["text", "fraction", "list", "nothing", "boolean", "choice"],
+)
+def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
+    path = write(line + "\n")
+    with pytest.raises(ConfigError, match=rf"The key '\w+' in '{path}' cannot be {reason}.*; correct it, or leave"):
+        parse(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rho": -0.1}, r"rho is -0\.1; set the radius .* to 0 .*or more"),
+        ({"rho": float("nan")}, r"rho is nan; set"),
+        ({"focal_gamma": -1.0}, r"focal_gamma is -1\.0; set it to 0 or more"),
+        ({"focal_lambda": -0.5}, r"focal_lambda is -0\.5; set it to 0 or more"),
+        ({"imbsam_eta": 0.0}, r"imbsam_eta is 0\.0; set it to a number of samples above 0"),
+        ({"sharpness": "focalsam"}, r"sharpness is 'focalsam'; choose one of .*focal_sam"),
+        ({"loss": "focal"}, r"loss is 'focal'; choose one of cross_entropy, logit_adjusted"),
+        ({"perturbation_scope": "rank"}, r"perturbation_scope is 'rank'; choose one of global, local"),
+        (
+            {"few_shot_threshold": 50, "many_shot_threshold": 20},
+            r"few_shot_threshold is 50 and many_shot_threshold 20; set 0 <= few <= many",
+        ),
+        ({"few_shot_threshold": -1}, r"few_shot_threshold is -1 .*set 0 <= few <= many"),
+    ],
+    ids=[
+        "rho_negative",
+        "rho_nan",
+        "gamma_negative",
+        "lambda_negative",
+        "eta_zero",
+        "sharpness",
+        "loss",
+        "scope",
+        "few_above_many",
+        "few_negative",
+    ],
+)
+def test_bad_training_arguments(tmp_path, write, values, message):
+    with pytest.raises(ValueError, match=message):
+        FocalSAMTrainingArguments(str(tmp_path), **values)
+    with pytest.raises(ValueError, match=message):
+        parse_config(ALL_TYPES, [write("".join(f"{key}: {value}\n" for key, value in values.items()))])
+
+
+# ---- help, docstrings, recipes ----
+
+
+def squeeze(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def docstring_entries(documented: type) -> dict[str, tuple[str, str]]:
+    """Entries `name (type, defaults to ...):` with an indented text: name -> (heading, text)."""
+    pattern = re.compile(r"^ {8}(\w+) \((.*?)\):\n((?: {12}.*\n)+)", flags=re.MULTILINE)
+    return {m[1]: (m[2], squeeze(m[3])) for m in pattern.finditer(documented.__doc__)}
+
+
+@pytest.mark.parametrize("arguments", ALL_TYPES, ids=lambda arguments: arguments.__name__)
+def test_every_field_has_help(arguments):
+    fields = dataclasses.fields(arguments)
+    if arguments is FocalSAMTrainingArguments:
+        fields = [f for f in fields if f.name in OWN_FIELDS]
+    assert fields and all(f.metadata.get("help", "").endswith(".") for f in fields)
+
+
+@pytest.mark.parametrize("arguments", OWN_TYPES, ids=lambda arguments: arguments.__name__)
+def test_every_field_is_documented_once(arguments):
+    listed = re.findall(r"^ {8}((?:\w+, )*\w+) \(", arguments.__doc__, flags=re.MULTILINE)
+    assert [name for names in listed for name in names.split(", ")] == [f.name for f in dataclasses.fields(arguments)]
+
+
+def test_docstring_agrees_with_help_and_defaults():
+    entries = docstring_entries(FocalSAMTrainingArguments)
+    assert set(entries) == OWN_FIELDS
+    for f in dataclasses.fields(FocalSAMTrainingArguments):
+        if f.name in OWN_FIELDS:
+            heading, text = entries[f.name]
+            assert text.startswith(squeeze(f.metadata["help"])), f.name
+            default = f'"{f.default}"' if isinstance(f.default, str) else f.default
+            assert heading.endswith(f"defaults to `{default}`"), f.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "choices"),
+    [
+        (FocalSAMTrainingArguments, "sharpness", SHARPNESS_METHODS),
+        (FocalSAMTrainingArguments, "loss", LOSSES),
+        (ModelArguments, "tuning", TUNING_METHODS),
+        (ModelArguments, "head", HEADS),
+        (ModelArguments, "head_start", HEAD_STARTS),
+        (DataArguments, "augmentation", AUGMENTATIONS),
+    ],
+    ids=["sharpness", "loss", "tuning", "head", "head_start", "augmentation"],
+)
+def test_help_lists_the_choices(arguments, name, choices):
+    text = next(f for f in dataclasses.fields(arguments) if f.name == name).metadata["help"]
+    words = set(re.findall(r"\w+", text.rpartition(": ")[2].partition(";")[0])) - {"or"}
+    assert words == set(choices)
+
+
+@pytest.mark.parametrize("arguments", [(Example,), ALL_TYPES], ids=["percent_sign", "recipe"])
+def test_help_runs_and_lists_every_key(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(arguments, ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{f.name}" in text for one in arguments for f in dataclasses.fields(one) if f.init)
+    assert arguments != (Example,) or "In % of all." in squeeze(text)
+
+
+def test_there_are_recipes():
+    assert REPOSITORY / "recipes" / "configs" / "quickstart.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(REPOSITORY / "recipes" / "configs")))
+def test_recipe_parses(path):
+    data, model, tuning, args = parse_config(ALL_TYPES, [str(path)])
+    assert args.output_dir and data.dataset and tuning.lora_rank >= 1
+    assert data.augmentation in AUGMENTATIONS
+    assert model.tuning in TUNING_METHODS and model.head in HEADS
+    assert model.head_start is None or model.head_start in HEAD_STARTS
+    assert all("{}" in template for template in model.prompt_templates)
