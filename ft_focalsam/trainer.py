@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from .data.labels import dataset_labels
 from .evaluation import LongTailMetrics
@@ -79,6 +79,7 @@ class FocalSAMTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.add_callback(_SetEpoch(train_dataset))
         self._refuse_what_is_not_exact()
         self.class_counts = self._count_classes(class_counts)
         self._losses_of = compute_loss_func
@@ -227,3 +228,14 @@ class FocalSAMTrainer(Trainer):
                     f"{name} shards the parameters that the sharpness step perturbs, which is not supported; use "
                     "accelerate_configs/multi_gpu.yaml (plain data parallelism)."
                 )
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the training set the epoch, also with several processes, where Accelerate tells it to the sampler only."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch))

@@ -18,7 +18,7 @@ from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClas
 from ft_focalsam.config import DataArguments, ModelArguments, parse_config
 from ft_focalsam.data import (
     ImageData,
-    ImageTransform,
+    TransformedImages,
     describe_groups,
     eval_transform,
     label_array,
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     say(f"\n{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {data.num_classes} classes")
     plain = eval_transform(processor, image_size=data_args.image_size)
     augmented = train_transform(processor, image_size=data_args.image_size, augmentation=data_args.augmentation)
-    test = data.test.with_transform(ImageTransform(plain))
+    test = TransformedImages(data.test, plain)
     model = LongTailClassifier.from_backbone(
         model_args.backbone,
         data.class_names,
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         model,
         head_start,
         batches=lambda: DataLoader(
-            data.train.with_transform(ImageTransform(plain)),
+            TransformedImages(data.train, plain),
             batch_size=args.per_device_eval_batch_size,
             collate_fn=default_data_collator,
         ),
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer = FocalSAMTrainer(
         model,
         args,
-        train_dataset=data.train.with_transform(ImageTransform(augmented)),
+        train_dataset=TransformedImages(data.train, augmented, seed=args.seed),
         eval_dataset=test,
         processing_class=processor,
     )

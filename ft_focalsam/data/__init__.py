@@ -13,8 +13,8 @@ from .long_tail import (
 from .sources import SOURCES, ImageData, load_image_data, register_source
 from .transforms import (
     AUGMENTATIONS,
-    ImageTransform,
     Preprocessing,
+    TransformedImages,
     eval_transform,
     register_augmentation,
     train_transform,
@@ -24,8 +24,8 @@ __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
     "ImageData",
-    "ImageTransform",
     "Preprocessing",
+    "TransformedImages",
     "class_counts",
     "describe_groups",
     "eval_transform",

@@ -1,19 +1,23 @@
 """Image transforms built from the settings of a backbone's own `transformers` image processor.
 
 Evaluation reproduces the processor's `pixel_values`; training changes the crop and adds random transforms, with the
-same final normalisation. Every random transform draws from torch's global generator, so a seed fixes the run.
+same final normalisation. Every random transform draws from torch's global generator, which `TransformedImages` seeds.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
+
+from .columns import label_array
 
 Augmentation = Callable[["Preprocessing"], list[v2.Transform]]
 AUGMENTATIONS: dict[str, Augmentation] = {}
@@ -160,26 +164,43 @@ def train_transform(
     return preprocessing.compose(AUGMENTATIONS[augmentation](preprocessing))
 
 
-class ImageTransform:
-    """Apply a transform to the images of a batch; for `Dataset.with_transform` and `Dataset.set_transform`.
+class TransformedImages(Dataset):
+    """Images as the tensors a model takes, with random numbers that depend on nothing but seed, epoch and image.
 
-    The Trainer drops columns that the model's `forward` does not name, here `"image"`, before the transform can read
-    them: train with `remove_unused_columns=False`.
+    The same picture is therefore augmented in the same way whatever was drawn before it: in a resumed run, with any
+    number of worker processes and of training processes.
 
     Args:
+        dataset (`datasets.Dataset`): Columns `"image"` and `"labels"`, as in [`ImageData`].
         transform (`Callable`): PIL image -> tensor, e.g. of [`train_transform`].
+        seed (`int`, defaults to 0): Of the random numbers.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], torch.Tensor]):
+    def __init__(self, dataset: datasets.Dataset, transform: Callable[[Image.Image], torch.Tensor], *, seed: int = 0):
+        self.dataset = dataset
         self.transform = transform
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent worker processes too
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Replace `"image"` by `"pixel_values"` (float32 tensors (3, H, W)); leave the other columns as they are."""
-        others = {name: values for name, values in batch.items() if name != "image"}
-        return {"pixel_values": [self.transform(image) for image in batch["image"]], **others}
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
+        self._epoch.fill_(epoch)
 
-    def __repr__(self) -> str:
-        return f"ImageTransform({self.transform})"
+    @property
+    def targets(self) -> np.ndarray:
+        """Labels, int64 of shape (N,), read without decoding an image."""
+        return label_array(self.dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`."""
+        item = self.dataset[int(index)]
+        state = np.random.SeedSequence([self.seed, int(self._epoch), int(index)]).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(int(state) >> 1)
+            return {"pixel_values": self.transform(item["image"]), "labels": item["labels"]}
 
 
 class CenterCrop(v2.Transform):

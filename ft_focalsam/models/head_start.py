@@ -63,7 +63,7 @@ def start_head(
     model: LongTailClassifier,
     start: str,
     *,
-    batches: Callable[[], Iterable[dict[str, Tensor]]],
+    batches: Callable[[], Iterable[dict[str, Tensor]]] | None = None,
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> None:
     """Initialise the head of a classifier.
@@ -72,14 +72,18 @@ def start_head(
         model (`LongTailClassifier`): Its head is changed in place.
         start (`str`): "text": text features of the class names (semantic-aware initialisation, LIFT, arXiv
             2309.10019); "class_means": means of the backbone's normalised features; "random": as it was built.
-        batches (`Callable`): Gives the training pictures without augmentation; called for "class_means" only.
+        batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
+            `class_means` takes them; needed for "class_means" only.
         templates (sequence of `str`): Prompts for "text".
 
     Raises:
-        ValueError: If `start` is unknown, or "text" is asked of a backbone without text tower.
+        ValueError: If `start` is unknown, "text" is asked of a backbone without text tower, or "class_means" without
+            `batches`.
     """
     if choose_head_start(model.config.backbone, start) == "text":
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         model.head.start_from(text_features(model.config.backbone, names, templates=templates))
     elif start == "class_means":
+        if batches is None:
+            raise ValueError('A head_start of "class_means" needs the training pictures; give `batches`.')
         model.head.start_from(class_means(model, tqdm(batches(), desc="Class means", leave=False)))

@@ -19,7 +19,7 @@ from transformers import (
 
 from ft_focalsam.data import (
     AUGMENTATIONS,
-    ImageTransform,
+    TransformedImages,
     eval_transform,
     load_image_data,
     register_augmentation,
@@ -189,13 +189,35 @@ def test_exif_orientation_is_applied():
     assert got[:, 124:].min() == pytest.approx(1.0)
 
 
-def test_image_transform_on_a_dataset_and_pickled():
+def test_transformed_images_are_those_of_the_transform():
     data = load_image_data("digits")
     transform = eval_transform(PROCESSORS["clip"], image_size=32)
-    train = data.train.with_transform(pickle.loads(pickle.dumps(ImageTransform(transform))))
-    assert set(train[0]) == {"pixel_values", "labels"}
-    batch = train[:4]
-    assert batch["labels"] == data.train[:4]["labels"]
-    for got, image in zip(batch["pixel_values"], data.train[:4]["image"], strict=True):
-        assert torch.equal(got, transform(image))
-    assert ImageTransform(transform)({"image": [data.train[0]["image"]]}).keys() == {"pixel_values"}
+    train = pickle.loads(pickle.dumps(TransformedImages(data.train, transform)))
+    assert len(train) == len(data.train)
+    assert train.targets.tolist() == data.train["labels"]
+    for index in (0, 5, len(train) - 1):
+        assert torch.equal(train[index]["pixel_values"], transform(data.train[index]["image"]))
+        assert train[index]["labels"] == data.train[index]["labels"]
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone():
+    data = load_image_data("digits")
+    transform = train_transform(PROCESSORS["clip"], image_size=32, augmentation="crop")
+    train = TransformedImages(data.train, transform, seed=3)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = [train[index]["pixel_values"] for index in range(6)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert torch.equal(train[4]["pixel_values"], first[4])
+    loader = torch.utils.data.DataLoader(train, batch_size=3, num_workers=2)
+    assert torch.equal(next(iter(loader))["pixel_values"], torch.stack(first[:3]))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Value("int64")})
+    pictures = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels)] * 6, "labels": [0] * 6}, features)
+    same_picture = TransformedImages(pictures, transform, seed=3)
+    variants = [same_picture[index]["pixel_values"] for index in range(6)]
+    same_picture.set_epoch(1)
+    variants.append(same_picture[0]["pixel_values"])
+    variants.append(TransformedImages(pictures, transform, seed=4)[0]["pixel_values"])
+    assert len({tensor.numpy().tobytes() for tensor in variants}) == len(variants)
