@@ -7,24 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .registry import Registry
+
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
-LOSSES: dict[str, Callable[..., Tensor]] = {}
-
-
-def register_loss(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a loss `(logits, labels, *, prior, tau, label_smoothing) -> losses` under `name`.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-
-    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if name in LOSSES:
-            raise ValueError(f"The loss {name!r} is registered already; choose another name.")
-        LOSSES[name] = function
-        return function
-
-    return decorate
+# A loss is a function (logits, labels, *, prior, tau, label_smoothing) -> losses.
+LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")
+register_loss = LOSSES.register
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -65,10 +53,9 @@ def make_loss(
     Raises:
         ValueError: If the loss is unknown, or a class has no sample.
     """
-    if name not in LOSSES:
-        raise ValueError(f"Unknown loss {name!r}; choose one of {', '.join(LOSSES)}.")
+    loss = LOSSES.choose(name)
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if (counts <= 0).any():
         empty = int((counts <= 0).nonzero()[0])
         raise ValueError(f"Class {empty} has no training sample; give it some, or leave the class out of the labels.")
-    return partial(LOSSES[name], prior=counts / counts.sum(), tau=tau, label_smoothing=label_smoothing)
+    return partial(loss, prior=counts / counts.sum(), tau=tau, label_smoothing=label_smoothing)

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ..registry import Registry
 from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
 from .long_tail import stratified_split
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 TEST_SPLITS = ("test", "validation", "val")
-SOURCES: dict[str, Callable[[], "ImageData"]] = {}
 
 
 @dataclass
@@ -49,16 +49,9 @@ class ImageData:
         return len(self.class_names)
 
 
-def register_source(name: str) -> Callable[[Callable[[], ImageData]], Callable[[], ImageData]]:
-    """Make a function without arguments that returns an [`ImageData`] known to [`load_image_data`] by a name."""
-
-    def register(source: Callable[[], ImageData]) -> Callable[[], ImageData]:
-        if name in SOURCES:
-            raise ValueError(f"The source '{name}' is already registered by {SOURCES[name].__qualname__}.")
-        SOURCES[name] = source
-        return source
-
-    return register
+# A source is a function without arguments that returns an ImageData.
+SOURCES: Registry[Callable[[], ImageData]] = Registry("source")
+register_source = SOURCES.register
 
 
 @register_source("digits")

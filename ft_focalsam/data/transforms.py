@@ -17,10 +17,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
+from ..registry import Registry
 from .columns import label_array
-
-Augmentation = Callable[["Preprocessing"], list[v2.Transform]]
-AUGMENTATIONS: dict[str, Augmentation] = {}
 
 _PROCESSOR_TOLERANCE = 2.5  # grey levels of 255; two roundings of a resize may differ by this, a missed step does not
 
@@ -84,16 +82,9 @@ class Preprocessing:
         return v2.Compose([*to_bytes, *geometry, *to_float])
 
 
-def register_augmentation(name: str) -> Callable[[Augmentation], Augmentation]:
-    """Make a function from [`Preprocessing`] to transforms on uint8 tensors known to [`train_transform`] by a name."""
-
-    def register(augmentation: Augmentation) -> Augmentation:
-        if name in AUGMENTATIONS:
-            raise ValueError(f"The augmentation '{name}' is already registered by {AUGMENTATIONS[name].__qualname__}.")
-        AUGMENTATIONS[name] = augmentation
-        return augmentation
-
-    return register
+# An augmentation is a function from a Preprocessing to transforms of uint8 tensors.
+AUGMENTATIONS: Registry[Callable[[Preprocessing], list[v2.Transform]]] = Registry("augmentation")
+register_augmentation = AUGMENTATIONS.register
 
 
 @register_augmentation("none")
@@ -158,10 +149,9 @@ def train_transform(
     Raises:
         ValueError: If the augmentation is unknown, or as in [`eval_transform`].
     """
-    if augmentation not in AUGMENTATIONS:
-        raise ValueError(f"augmentation={augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}.")
+    augment = AUGMENTATIONS.choose(augmentation)
     preprocessing = read_preprocessing(image_processor, image_size=image_size)
-    return preprocessing.compose(AUGMENTATIONS[augmentation](preprocessing))
+    return preprocessing.compose(augment(preprocessing))
 
 
 class TransformedImages(Dataset):

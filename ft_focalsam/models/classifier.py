@@ -76,7 +76,7 @@ class LongTailClassifier(PreTrainedModel):
     def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
         super().__init__(config)
         self.backbone = backbone
-        self.head = HEADS[config.head](config.feature_size, config.num_labels, config.head_scale)
+        self.head = HEADS.choose(config.head)(config.feature_size, config.num_labels, config.head_scale)
 
     @classmethod
     def from_backbone(
@@ -102,8 +102,7 @@ class LongTailClassifier(PreTrainedModel):
         Raises:
             ValueError: If a choice is unknown or out of range, or the architecture is not supported.
         """
-        if head not in HEADS:
-            raise ValueError(f"Unknown head {head!r}; choose one of {', '.join(HEADS)}.")
+        HEADS.choose(head)
         if not head_scale > 0:
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
         family, description = find_family(backbone)

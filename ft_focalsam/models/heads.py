@@ -1,27 +1,15 @@
 """Classification heads: features in, logits out. A new head is one registered class in this file."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEADS: dict[str, type[nn.Module]] = {}
+from ..registry import Registry
 
-
-def register_head(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a head class, built as `(feature_size, num_classes, scale)`, under `name`.
-
-    A head has `start_from(vectors)`, which sets it up to answer by the similarity of a feature to one vector a class.
-    """
-
-    def decorate(head: type[nn.Module]) -> type[nn.Module]:
-        if name in HEADS:
-            raise ValueError(f"The head {name!r} is registered already; choose another name.")
-        HEADS[name] = head
-        return head
-
-    return decorate
+# A head is a class built as (feature_size, num_classes, scale). Its start_from(vectors) sets it up to answer by the
+# similarity of a feature to one vector a class.
+HEADS: Registry[type[nn.Module]] = Registry("head")
+register_head = HEADS.register
 
 
 @register_head("linear")

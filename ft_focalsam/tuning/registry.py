@@ -7,8 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..models import LongTailClassifier
-
-TUNING_METHODS: dict[str, Callable[[LongTailClassifier, "TuningOptions"], None]] = {}
+from ..registry import Registry
 
 
 @dataclass
@@ -31,22 +30,10 @@ class TuningOptions:
     )
 
 
-def register_tuning(name: str) -> Callable:
-    """Register a function `(model, options)` that makes exactly what it tunes require a gradient, in float32.
-
-    It finds the backbone frozen and the head trainable.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-
-    def decorate(function):
-        if name in TUNING_METHODS:
-            raise ValueError(f"The tuning method {name!r} is registered already; choose another name.")
-        TUNING_METHODS[name] = function
-        return function
-
-    return decorate
+# A method is a function (model, options) that makes exactly what it tunes require a gradient, in float32. It finds the
+# backbone frozen and the head trainable.
+TUNING_METHODS: Registry[Callable[[LongTailClassifier, TuningOptions], None]] = Registry("tuning method")
+register_tuning = TUNING_METHODS.register
 
 
 def apply_tuning(model: LongTailClassifier, name: str, options: TuningOptions | None = None) -> None:
@@ -60,13 +47,12 @@ def apply_tuning(model: LongTailClassifier, name: str, options: TuningOptions | 
     Raises:
         ValueError: If the method is unknown, an option does not fit the model, or it has an adapter already.
     """
-    if name not in TUNING_METHODS:
-        raise ValueError(f"Unknown tuning method {name!r}; choose one of {', '.join(TUNING_METHODS)}.")
+    method = TUNING_METHODS.choose(name)
     if isinstance(model.backbone, PeftModel):
         adapter = model.backbone.active_peft_config.peft_type.value.lower()
         raise ValueError(f"The classifier has an adapter ({adapter}) already; start from a new one: from_backbone.")
     model.backbone.requires_grad_(False)
-    TUNING_METHODS[name](model, options or TuningOptions())
+    method(model, options or TuningOptions())
 
 
 def describe_parameters(model: nn.Module) -> str:

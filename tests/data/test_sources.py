@@ -224,8 +224,8 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
         load_image_data(str(tmp_path / "file.parquet"))
 
 
-def test_a_new_source_is_one_function(monkeypatch):
-    monkeypatch.setattr("ft_focalsam.data.sources.SOURCES", dict(SOURCES))
+def test_a_new_source_is_one_function(request):
+    request.addfinalizer(lambda: SOURCES.pop("pair"))
     split = image_dataset([0, 1], datasets.ClassLabel(names=["a", "b"]), column="labels")
 
     @register_source("pair")

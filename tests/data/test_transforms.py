@@ -152,12 +152,12 @@ def test_training_normalises_like_the_processor():
 
 
 def test_unknown_augmentation_names_the_known():
-    with pytest.raises(ValueError, match="augmentation='flip' is unknown; choose one of none, crop_flip, crop, rand"):
+    with pytest.raises(ValueError, match="Unknown augmentation 'flip'; choose one of none, crop_flip, crop, rand"):
         train_transform(PROCESSORS["clip"], augmentation="flip")
 
 
-def test_a_new_augmentation_is_one_function(monkeypatch, real_images):
-    monkeypatch.setattr("ft_focalsam.data.transforms.AUGMENTATIONS", dict(AUGMENTATIONS))
+def test_a_new_augmentation_is_one_function(request, real_images):
+    request.addfinalizer(lambda: AUGMENTATIONS.pop("middle"))
 
     @register_augmentation("middle")
     def middle(preprocessing):
