@@ -339,9 +339,12 @@ class WeightedGradient:
 
     def _gradients_woke(self) -> bool:
         """Whether a parameter that could not be compared has a gradient of L by now that is more than noise."""
-        norms = {p: _norm([p.grad]) for p in self._unchecked if p.grad is not None}
-        whole = _norm([p.grad for p in self._names if p.grad is not None])
-        return max(norms.values(), default=0.0) > self._tolerances()[1] * whole
+        unchecked = [p.grad for p in self._unchecked if p.grad is not None]
+        if not unchecked:
+            return False
+        whole = torch.stack(torch._foreach_norm([p.grad for p in self._names if p.grad is not None]))
+        largest = torch.stack(torch._foreach_norm(unchecked)).max()
+        return bool(largest > self._tolerances()[1] * torch.linalg.vector_norm(whole))
 
     def _tolerances(self) -> tuple[float, float]:
         """Relative error allowed for a parameter, and the share of the whole gradient's norm below which it is noise.

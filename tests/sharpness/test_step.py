@@ -290,6 +290,47 @@ def test_a_scaled_loss_gives_the_same_perturbation():
         assert relative_error(actual, expected) <= 1e-10
 
 
+def test_fp16_loss_scaling_skips_shrinks_and_then_trains():
+    """float16 autocast with a scale that overflows at first: no step is taken until it has shrunk enough."""
+    model = make_model("vit", "lora", dtype=torch.float32)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    images, labels = make_batch(12, dtype=torch.float32)
+    c = METHODS["focal_sam"]
+    expected = naive_gradient(copy.deepcopy(model).double(), images.double(), labels, c, RHO)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
+    step = SharpnessStep(model, c, rho=RHO)
+
+    def scaled_backward():
+        with torch.autocast("cpu", torch.float16):
+            logits = model(pixel_values=images).logits
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        scaler.scale(step.reduce(losses)).backward()
+
+    skipped = 0
+    for _ in range(30):
+        optimizer.zero_grad()
+        step.start()
+        step.calibrate(labels, scaled_backward)
+        with step.first_pass(labels):
+            scaled_backward()
+        if step.ascend():
+            with step.second_pass(0):
+                scaled_backward()
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = {name: start[name] - p.detach() for name, p in model.named_parameters() if name in expected}
+        if scaler.get_scale() == before:
+            break
+        skipped += 1
+        assert not any(value.any() for value in moved.values())
+    assert skipped > 0
+    assert step.statistics.pop()["skipped_perturbations"] > 0
+    assert relative_error(moved, expected) < 0.02
+    assert step.separate_reason is None
+
+
 def test_statistics_are_those_of_the_step():
     model = make_model("vit", "lora")
     c = METHODS["focal_sam"]
