@@ -253,6 +253,21 @@ def test_both_gradients_are_exact_in_every_step(body):
     assert collector.backward_passes == 1
 
 
+@pytest.mark.parametrize("body", ["wide linear", "layer norm", "attention"])
+def test_a_compiled_model_gives_the_same_gradients(body):
+    torch.manual_seed(0)
+    model = Pooled(BODIES[body]()).double()
+    compiled = torch.compile(model, backend="aot_eager")
+    collector = WeightedGradient(compiled)
+    for _ in range(4):
+        x, y = torch.randn(6, 5, 8, dtype=torch.float64), torch.randint(C, (6,))
+        weights = torch.rand(6, dtype=torch.float64)
+        _, weighted = collect(collector, compiled, x, y, weights)
+        for name, value in naive(model, x, y, weights).items():
+            torch.testing.assert_close(weighted[f"_orig_mod.{name}"], value, rtol=1e-9, atol=1e-12)
+    torch._dynamo.reset()
+
+
 def test_batch_statistics_get_a_backward_pass_of_their_own_and_say_so_once(caplog):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, C)).double()

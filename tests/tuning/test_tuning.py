@@ -82,13 +82,15 @@ def test_lora_trains_query_and_value_of_every_layer_and_the_head(backbones, fami
 @every_family
 def test_options_arrive_in_the_peft_config_and_the_layers(backbones, family):
     model = build(backbones[family])
-    options = TuningOptions(lora_rank=3, lora_alpha=12.0, lora_dropout=0.25, lora_target_modules=["fc1"])
+    names = {name.rpartition(".")[2] for name, _ in model.backbone.named_modules()}
+    target = "k_proj" if "k_proj" in names else "key"
+    options = TuningOptions(lora_rank=3, lora_alpha=12.0, lora_dropout=0.25, lora_target_modules=[target])
     apply_tuning(model, "lora", options)
     config = model.backbone.active_peft_config
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 12.0, 0.25)
-    assert set(config.target_modules) == {"fc1"}
+    assert set(config.target_modules) == {target}
     adapted = lora_layers(model)
-    assert len(adapted) == SHAPE[family][1] and all(name.endswith("fc1") for name in adapted)
+    assert len(adapted) == SHAPE[family][1] and all(name.endswith(target) for name in adapted)
     for layer in adapted.values():
         assert layer.scaling["default"] == pytest.approx(4.0)
         assert layer.lora_dropout["default"].p == 0.25
