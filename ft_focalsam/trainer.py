@@ -36,6 +36,7 @@ class FocalSAMTrainer(Trainer):
         optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
 
     Raises:
+        TypeError: If `args` are plain `TrainingArguments`.
         ValueError: If a class has no training sample, a label is out of range, or the model is wrapped or sharded in a
             way that the step cannot be exact in.
     """
@@ -64,6 +65,10 @@ class FocalSAMTrainer(Trainer):
                 "the bare model and start the script with `accelerate launch`."
             )
         args = FocalSAMTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, FocalSAMTrainingArguments):
+            raise TypeError(
+                f"args is a {type(args).__name__}; use FocalSAMTrainingArguments, which has all of its fields."
+            )
         super().__init__(
             model=model,
             args=args,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .losses import LOSSES
@@ -118,6 +119,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 f"few_shot_threshold is {self.few_shot_threshold} and many_shot_threshold {self.many_shot_threshold}; "
                 "set 0 <= few <= many."
             )
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

@@ -6,9 +6,7 @@ The YAML file holds the defaults of the run; every key can be overridden on the 
 lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accuracy_by_frequency.png and checkpoints.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -17,67 +15,17 @@ from transformers import default_data_collator, set_seed
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.config import DataArguments, ModelArguments, parse_config
 from ft_focalsam.data import (
-    ImageData,
     TransformedImages,
     describe_groups,
     eval_transform,
-    label_array,
     load_image_data,
-    long_tail_indices,
-    take_per_class,
     train_transform,
 )
-from ft_focalsam.evaluation import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv
+from ft_focalsam.evaluation import format_table, write_report
 from ft_focalsam.models import choose_head_start, load_image_processor, start_head
 from ft_focalsam.tuning import describe_parameters
 
 ROW_BEFORE = {"text": "zero-shot", "class_means": "class means", "random": "random head"}
-
-
-def load_data(args: DataArguments) -> ImageData:
-    """The images of a run, cut to the profile and the sizes asked for."""
-    data = load_image_data(
-        args.dataset,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        train_split=args.train_split,
-        test_split=args.test_split,
-        test_fraction=args.test_fraction,
-        config_name=args.dataset_config,
-    )
-    cut = {"seed": args.long_tail_seed}
-    if args.imbalance_factor is not None:
-        cut |= {"imbalance_factor": args.imbalance_factor, "max_count": args.max_train_per_class}
-        data.train = data.train.select(long_tail_indices(label_array(data.train), data.num_classes, **cut))
-    elif args.max_train_per_class is not None:
-        cut["per_class"] = args.max_train_per_class
-        data.train = data.train.select(take_per_class(label_array(data.train), data.num_classes, **cut))
-    if args.max_test_per_class is not None:
-        cut = {"per_class": args.max_test_per_class, "seed": args.long_tail_seed}
-        data.test = data.test.select(take_per_class(label_array(data.test), data.num_classes, **cut))
-    return data
-
-
-def write_results(folder: Path, trainer: FocalSAMTrainer, data: ImageData, accuracies: dict, metrics: dict) -> None:
-    """Metrics of each row, per-class table of the last one, and the plot of all."""
-    thresholds = {"many": trainer.args.many_shot_threshold, "few": trainer.args.few_shot_threshold}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    test_counts = np.bincount(label_array(data.test), minlength=data.num_classes)
-    rows = per_class_rows(
-        data.class_names,
-        trainer.class_counts,
-        per_class_accuracy=list(accuracies.values())[-1],
-        test_counts=test_counts,
-        **thresholds,
-    )
-    write_per_class_csv(folder / "per_class.csv", rows)
-    plot_accuracy_by_frequency(
-        folder / "accuracy_by_frequency.png",
-        trainer.class_counts,
-        accuracies=accuracies,
-        class_names=data.class_names,
-        **thresholds,
-    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -89,7 +37,20 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     processor = load_image_processor(model_args.backbone)
     with args.main_process_first(desc="loading the images"):
-        data = load_data(data_args)
+        data = load_image_data(
+            data_args.dataset,
+            image_column=data_args.image_column,
+            label_column=data_args.label_column,
+            train_split=data_args.train_split,
+            test_split=data_args.test_split,
+            test_fraction=data_args.test_fraction,
+            config_name=data_args.dataset_config,
+        ).cut(
+            imbalance_factor=data_args.imbalance_factor,
+            max_train_per_class=data_args.max_train_per_class,
+            max_test_per_class=data_args.max_test_per_class,
+            seed=data_args.long_tail_seed,
+        )
     set_seed(args.seed)
 
     say(f"\n{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {data.num_classes} classes")
@@ -122,7 +83,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         eval_dataset=test,
         processing_class=processor,
     )
-    say(describe_groups(trainer.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold))
+    thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
+    say(describe_groups(trainer.class_counts, **thresholds))
     say(describe_parameters(model))
 
     accuracies, metrics = {}, {}
@@ -135,11 +97,18 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         say(f"\n{format_table(metrics)}\n")
 
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        write_results(folder, trainer, data, accuracies, metrics)
-        say(f"The model, metrics.json, per_class.csv and accuracy_by_frequency.png are in {folder}.")
+        model.save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+        write_report(
+            args.output_dir,
+            metrics,
+            accuracies=accuracies,
+            class_names=data.class_names,
+            class_counts=trainer.class_counts,
+            test_counts=np.bincount(test.targets, minlength=data.num_classes),
+            **thresholds,
+        )
+        say(f"The model, metrics.json, per_class.csv and accuracy_by_frequency.png are in {args.output_dir}.")
     return metrics
 
 

@@ -107,6 +107,22 @@ def test_a_run_resumes_from_its_checkpoint_to_the_same_weights(tmp_path):
     assert weights.read_bytes() == first == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+def test_two_processes_share_a_run(tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", "accelerate_configs/multi_cpu.yaml"]
+    options = ["--max_steps", "2", "--logging_steps", "1", "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    result = run([*launcher, "--main_process_port", "0", "recipes/finetune.py", QUICKSTART, *options])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("10 classes") == 1
+    assert result.stdout.count("focal_sam ") == 1
+    epochs = re.findall(r"'epoch': '([\d.]+)'", result.stdout)
+    assert float(epochs[0]) == pytest.approx(1 / 6, abs=1e-3)  # 344 images in batches of 2 x 32
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        test_images = sum(int(row["test_images"]) for row in csv.DictReader(file))
+    accuracy = json.loads((tmp_path / "metrics.json").read_text())["zero-shot"]["accuracy"]
+    assert accuracy * test_images == pytest.approx(round(accuracy * test_images))  # no image counted twice
+
+
 def test_real_photographs_by_overrides_alone(shared, tmp_path):
     result = finetune(
         "--dataset", shared / "data" / "cifar10", "--backbone", shared / "models" / "dinov2_vits14",

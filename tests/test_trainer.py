@@ -272,6 +272,12 @@ def test_data_parallel_is_refused_with_the_remedy(tmp_path):
         trainer_for(model, tmp_path)
 
 
+def test_plain_training_arguments_are_refused(tmp_path):
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(TypeError, match="args is a TrainingArguments; use FocalSAMTrainingArguments"):
+        FocalSAMTrainer(make_model("vit", "lora", dtype=torch.float32), args, train_dataset=Images())
+
+
 def test_given_class_counts_are_used_instead_of_counting(tmp_path):
     trainer = FocalSAMTrainer(
         make_model("vit", "lora", dtype=torch.float32), arguments(tmp_path), train_dataset=Images(),

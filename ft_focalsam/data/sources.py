@@ -1,7 +1,7 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub or from a folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from ..registry import Registry
 from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
-from .long_tail import stratified_split
+from .long_tail import long_tail_indices, stratified_split, take_per_class
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 TEST_SPLITS = ("test", "validation", "val")
@@ -47,6 +47,38 @@ class ImageData:
     def num_classes(self) -> int:
         """C, the number of classes."""
         return len(self.class_names)
+
+    def cut(
+        self,
+        *,
+        imbalance_factor: float | None = None,
+        max_train_per_class: int | None = None,
+        max_test_per_class: int | None = None,
+        seed: int = 0,
+    ) -> "ImageData":
+        """The same data with fewer images.
+
+        Args:
+            imbalance_factor (`float`, >= 1, *optional*): Ratio of the most frequent to the rarest class of the
+                exponential long-tail profile that the training set is cut to; by default it keeps its own.
+            max_train_per_class (`int`, *optional*): Training images of the most frequent class.
+            max_test_per_class (`int`, *optional*): Test images a class.
+            seed (`int`, defaults to 0): Which images are taken.
+
+        Raises:
+            ValueError: If a value is out of range, or a class has too few images for the profile.
+        """
+        train, test = self.train, self.test
+        labels, num_classes = label_array(train), self.num_classes
+        if imbalance_factor is not None:
+            profile = {"imbalance_factor": imbalance_factor, "max_count": max_train_per_class}
+            train = train.select(long_tail_indices(labels, num_classes, seed=seed, **profile))
+        elif max_train_per_class is not None:
+            train = train.select(take_per_class(labels, num_classes, per_class=max_train_per_class, seed=seed))
+        if max_test_per_class is not None:
+            labels = label_array(test)
+            test = test.select(take_per_class(labels, num_classes, per_class=max_test_per_class, seed=seed))
+        return replace(self, train=train, test=test)
 
 
 # A source is a function without arguments that returns an ImageData.

@@ -1,7 +1,7 @@
 """How good a model is on each part of a long-tailed data set, as numbers, as tables and as a drawing."""
 
 from .metrics import LongTailMetrics, group_means, predicted_classes
-from .report import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv
+from .report import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv, write_report
 
 __all__ = [
     "LongTailMetrics",
@@ -11,4 +11,5 @@ __all__ = [
     "plot_accuracy_by_frequency",
     "predicted_classes",
     "write_per_class_csv",
+    "write_report",
 ]

@@ -1,6 +1,7 @@
 """What a run leaves behind: a results table, accuracies per class as CSV, a drawing of accuracy by class frequency."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +45,41 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = [f"{'-':>10}" if value is None else f"{100 * value:>10.1f}" for value in values]
         lines.append("  ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
+
+
+def write_report(
+    folder: str | Path,
+    metrics: Mapping[str, Mapping[str, float]],
+    *,
+    accuracies: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    class_counts: np.ndarray,
+    test_counts: np.ndarray,
+    many: int = 100,
+    few: int = 20,
+) -> None:
+    """Write metrics.json with all runs, per_class.csv of the last one, and accuracy_by_frequency.png of all.
+
+    Args:
+        folder (`str` or `Path`): Where to write; made where it does not exist.
+        metrics (`Mapping[str, Mapping[str, float]]`): Name of a run -> its metrics.
+        accuracies (`Mapping[str, np.ndarray]`): Name of a run -> its accuracy per class, shape (C,).
+        class_names, class_counts, test_counts, many, few: As in [`per_class_rows`].
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    thresholds = {"many": many, "few": few}
+    last = list(accuracies.values())[-1]
+    rows = per_class_rows(class_names, class_counts, per_class_accuracy=last, test_counts=test_counts, **thresholds)
+    write_per_class_csv(folder / "per_class.csv", rows)
+    plot_accuracy_by_frequency(
+        folder / "accuracy_by_frequency.png",
+        class_counts,
+        accuracies=accuracies,
+        class_names=class_names,
+        **thresholds,
+    )
 
 
 def per_class_rows(

@@ -6,7 +6,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ft_focalsam.data import SOURCES, ImageData, class_counts, label_array, load_image_data, register_source
+from ft_focalsam.data import (
+    SOURCES,
+    ImageData,
+    class_counts,
+    exponential_counts,
+    label_array,
+    load_image_data,
+    register_source,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -241,3 +249,16 @@ def test_a_new_source_is_one_function(request):
         ImageData(train=split.rename_column("labels", "label"), test=split, class_names=["a", "b"], name="pair")
     with pytest.raises(ValueError, match=r"Row 1 of split 'train' has the label 1, outside 0\.\.0"):
         ImageData(train=split, test=split, class_names=["a"], name="pair")
+
+
+def test_cut_shapes_the_training_set_and_balances_the_test_set():
+    data = load_image_data("digits")
+    smaller = data.cut(imbalance_factor=10, max_train_per_class=40, max_test_per_class=7, seed=1)
+    assert np.bincount(smaller.train["labels"]).tolist() == exponential_counts(10, 40, imbalance_factor=10).tolist()
+    assert np.bincount(smaller.test["labels"]).tolist() == [7] * 10
+    assert (smaller.name, smaller.class_names) == (data.name, data.class_names)
+    assert np.bincount(data.cut(max_train_per_class=30).train["labels"]).tolist() == [30] * 10
+    assert len(data.cut().train) == len(data.train) and len(data.cut().test) == len(data.test)
+    other = data.cut(imbalance_factor=10, max_train_per_class=40, seed=2)
+    pictures = [[image.tobytes() for image in part.train["image"]] for part in (smaller, other)]
+    assert pictures[0] != pictures[1]
