@@ -20,7 +20,7 @@ L_c: exact too, slower, and announced once with the name of the cause.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -72,6 +72,10 @@ class WeightedGradient:
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
         self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
         self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c from separate backward passes
+        self._forwards: dict[nn.Module, Callable] | None = (
+            None  # what stands in for the forward of modules with a rule
+        )
+        self._without_rule: dict[nn.Module, list[Tensor]] = {}  # modules that the general rule collects at
         self._unchecked: set[Tensor] = set()  # parameters not compared yet
         self._comparison_is_due = False
         self._patience = 0
@@ -201,6 +205,7 @@ class WeightedGradient:
         self._names = trained
         self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
         self._shadows = {parameter: _shadow(parameter) for parameter in trained}
+        self._forwards = None
         self._unchecked = set(trained)
         self._comparison_is_due = True
         self._patience = PATIENCE
@@ -227,6 +232,7 @@ class WeightedGradient:
                 self._separate(f"no module's output gives the gradient of {self._names[parameter]}")
                 return
             self._owners[parameter] = owner
+        self._forwards = None
         self._unchecked.update(parameters)
         self._comparison_is_due = True
         self._patience = PATIENCE
@@ -243,28 +249,37 @@ class WeightedGradient:
 
     def _install(self, stack: ExitStack) -> None:
         """Put the rules in place until `stack` closes."""
-        weights = self._weights
+        if self._forwards is None:
+            self._choose_rules()
+        for module, forward in self._forwards.items():
+            module.forward = forward
+            stack.callback(delattr, module, "forward")
+        for module, parameters in self._without_rule.items():
+            hook = partial(self._by_local_backward, stack, self._weights, parameters)
+            stack.callback(module.register_forward_hook(hook).remove)
+
+    def _choose_rules(self) -> None:
+        """Sort the modules that collect into those with a rule of their own, and those for the general one."""
         groups: dict[str, list[Tensor]] = {}
         for parameter, owner in self._owners.items():
             groups.setdefault(owner, []).append(parameter)
+        self._forwards, self._without_rule = {}, {}
         for owner, parameters in groups.items():
             module = self.model.get_submodule(owner)
-            own = {name: p for name, p in module.named_parameters(recurse=False) if p in self._names}
+            own = {p: name for name, p in module.named_parameters(recurse=False)}
             rule = find_rule(module)
-            if rule is not None and set(parameters) <= set(own.values()):
-                shadows = {name: self._shadows[p] for name, p in own.items() if p in set(parameters)}
-                module.forward = partial(self._by_rule, rule, module, shadows, weights, parameters)
-                stack.callback(delattr, module, "forward")
+            if rule is not None and all(p in own for p in parameters):
+                shadows = {own[p]: self._shadows[p] for p in parameters}
+                self._forwards[module] = partial(self._by_rule, rule, module, shadows, parameters)
             else:
-                hook = partial(self._by_local_backward, stack, weights, parameters)
-                stack.callback(module.register_forward_hook(hook).remove)
+                self._without_rule[module] = parameters
 
-    def _by_rule(self, rule, module, shadows, weights, parameters, input, *args, **kwargs):
-        if not _has_batch(input, weights):
+    def _by_rule(self, rule, module, shadows, parameters, input, *args, **kwargs):
+        if not _has_batch(input, self._weights):
             self._lost.update(parameters)
             return type(module).forward(module, input, *args, **kwargs)
         self._note_precision(input)
-        return rule(module, shadows, weights, input, *args, **kwargs)
+        return rule(module, shadows, self._weights, input, *args, **kwargs)
 
     def _by_local_backward(self, stack, weights, parameters, module, args, output) -> None:
         """Forward hook of the general rule; see the top of this file."""
