@@ -72,9 +72,7 @@ class WeightedGradient:
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
         self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
         self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c from separate backward passes
-        self._forwards: dict[nn.Module, Callable] | None = (
-            None  # what stands in for the forward of modules with a rule
-        )
+        self._forwards: dict[nn.Module, Callable] | None = None  # modules with a rule -> what stands in for forward
         self._without_rule: dict[nn.Module, list[Tensor]] = {}  # modules that the general rule collects at
         self._unchecked: set[Tensor] = set()  # parameters not compared yet
         self._comparison_is_due = False
