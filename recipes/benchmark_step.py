@@ -42,7 +42,9 @@ def build_model(name: str, tuning: str, dtype: torch.dtype, device: str) -> nn.M
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 nn.init.normal_(parameter, std=0.02)
-    for parameter in model.parameters():
+    for parameter_name, parameter in model.named_parameters():
+        if "mask_token" in parameter_name:
+            parameter.requires_grad_(False)  # of masked pretraining, not used here
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model.train()

@@ -174,7 +174,9 @@ class SharpnessStep:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter.grad is not None:
                 parameter.grad -= gradient
-        self._epsilon = list(torch._foreach_mul(direction, self.rho))
+        self._collector.release()
+        torch._foreach_mul_(direction, self.rho)
+        self._epsilon = direction
         self.statistics.add_perturbation(self._epsilon)
         return True
 

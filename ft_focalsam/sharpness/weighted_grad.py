@@ -99,10 +99,14 @@ class WeightedGradient:
         return 1 if self._mode == "single" else 2
 
     def clear(self) -> None:
-        """Forget what was collected; call it once before each optimizer step."""
+        """Begin an optimizer step with nothing collected."""
         if self._unchecked and self._patience > 0:
             self._patience -= 1
             self._comparison_is_due = True
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory of what was collected."""
         self._sums.clear()
         for shadow in self._shadows.values():
             shadow.grad = None
