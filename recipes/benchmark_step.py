@@ -31,10 +31,10 @@ COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
 
 
-def build_model(name: str, tuning: str, dtype: torch.dtype, device: str) -> nn.Module:
-    """A model with random weights; the trained ones are float32."""
+def build_model(name: str, tuning: str, device: str) -> nn.Module:
+    """A model with random float32 weights."""
     torch.manual_seed(0)
-    model = MODELS[name](CLASSES).to(device, dtype)
+    model = MODELS[name](CLASSES).to(device)
     if tuning == "lora":
         targets = ["q_proj", "v_proj", "query", "value"]
         present = [t for t in targets if any(n.endswith(t) for n, _ in model.named_modules())]
@@ -45,8 +45,6 @@ def build_model(name: str, tuning: str, dtype: torch.dtype, device: str) -> nn.M
     for parameter_name, parameter in model.named_parameters():
         if "mask_token" in parameter_name:
             parameter.requires_grad_(False)  # of masked pretraining, not used here
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     return model.train()
 
 
@@ -138,7 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(args.model, args.tuning, torch.float32, device)
+    model = build_model(args.model, args.tuning, device)
     images = torch.randn(args.batch_size, 3, 224, 224, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)
 

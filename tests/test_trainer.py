@@ -272,6 +272,23 @@ def test_data_parallel_is_refused_with_the_remedy(tmp_path):
         trainer_for(model, tmp_path)
 
 
+def test_the_training_set_is_told_the_epoch(tmp_path):
+    class Epochs(Images):
+        def __init__(self):
+            super().__init__()
+            self.epochs = []
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+    dataset = Epochs()
+    trainer = trainer_for(make_model("vit", "lora", dtype=torch.float32), tmp_path, dataset=dataset, max_steps=7)
+    trainer.callback_handler.on_epoch_begin(trainer.args, transformers.TrainerState(epoch=5.0), trainer.control)
+    assert dataset.epochs == [5]  # by the Trainer itself, which Accelerate does not do with several processes
+    trainer.train()
+    assert sorted(set(dataset.epochs)) == [0, 1, 2, 5]
+
+
 def test_plain_training_arguments_are_refused(tmp_path):
     args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(TypeError, match="args is a TrainingArguments; use FocalSAMTrainingArguments"):

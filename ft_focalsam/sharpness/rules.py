@@ -51,6 +51,21 @@ def find_rule(module: nn.Module) -> Rule | None:
     return None
 
 
+def make_shadow(parameter: Tensor) -> Tensor:
+    """A leaf of the parameter's shape, dtype and device, to receive a gradient; its values take no memory."""
+    return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape).requires_grad_()
+
+
+def is_shadow_of(shadow: Tensor, parameter: Tensor) -> bool:
+    """False where the parameter moved to another device, or changed its dtype or shape, since it got its shadow."""
+    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, parameter.dtype, parameter.device)
+
+
+def has_batch(tensor, weights: Tensor) -> bool:
+    """Whether a tensor is laid out as `spread` needs it: the batch in front, shape (B, ...) or (B * T, ...)."""
+    return isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % weights.shape[0] == 0
+
+
 def spread(weights: Tensor, tensor: Tensor) -> Tensor:
     """Shape c(n), (B,), so that it multiplies a tensor of shape (B, ...) or (B * T, ...) sample by sample."""
     rows = weights.to(tensor.dtype).repeat_interleave(tensor.shape[0] // weights.shape[0])

@@ -125,16 +125,17 @@ class SharpnessStep:
             labels (`Tensor`): As for `first_pass`.
             run (`Callable`): Does what the driver does in a first pass, backward pass included.
         """
+        if not self._collector.needs_comparison(len(labels)):
+            return
         self._current = _MicroBatch(self._sample_weights(labels), self._get_rng_state())
         self._pass = "first"
-        weights = self._current.weights
         try:
-            while self._collector.needs_comparison(len(weights)):
+            while self._collector.needs_comparison(len(labels)):
                 with (
                     self._no_sync(),
                     self._forked_rng(self._current.rng_state),
                     _kept_running_statistics(self.model),
-                    self._collector.compare(weights),
+                    self._collector.compare(self._current.weights),
                 ):
                     run()
         finally:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from .rules import find_rule, spread
+from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread
 
 logger = logging.getLogger(__name__)
 
@@ -202,11 +202,13 @@ class WeightedGradient:
     def _plan(self) -> None:
         """Note the trained parameters and who collects for them; anew only when they have changed."""
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-        if trained.keys() == self._names.keys() and all(_is_like(shadow, p) for p, shadow in self._shadows.items()):
+        if trained.keys() == self._names.keys() and all(
+            is_shadow_of(shadow, p) for p, shadow in self._shadows.items()
+        ):
             return
         self._names = trained
         self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
-        self._shadows = {parameter: _shadow(parameter) for parameter in trained}
+        self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
         self._forwards = None
         self._unchecked = set(trained)
         self._comparison_is_due = True
@@ -277,7 +279,7 @@ class WeightedGradient:
                 self._without_rule[module] = parameters
 
     def _by_rule(self, rule, module, shadows, parameters, input, *args, **kwargs):
-        if not _has_batch(input, self._weights):
+        if not has_batch(input, self._weights):
             self._lost.update(parameters)
             return type(module).forward(module, input, *args, **kwargs)
         self._note_precision(input)
@@ -288,7 +290,7 @@ class WeightedGradient:
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
         if not outputs:
             return  # a forward pass without gradient, as the first one under activation checkpointing
-        if not all(_has_batch(tensor, weights) for tensor in outputs):
+        if not all(has_batch(tensor, weights) for tensor in outputs):
             self._lost.update(parameters)
             return
         for tensor in outputs:
@@ -375,20 +377,6 @@ class WeightedGradient:
     def _note_precision(self, tensor: Tensor) -> None:
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         self._reduced_precision |= half or torch.is_autocast_enabled(tensor.device.type)
-
-
-def _shadow(parameter: Tensor) -> Tensor:
-    """A leaf of the parameter's shape, dtype and device, to receive a gradient; its values take no memory."""
-    return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape).requires_grad_()
-
-
-def _is_like(shadow: Tensor, parameter: Tensor) -> bool:
-    """False where the parameter moved to another device, or changed its dtype or shape, since it got its shadow."""
-    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, parameter.dtype, parameter.device)
-
-
-def _has_batch(tensor, weights: Tensor) -> bool:
-    return isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % len(weights) == 0
 
 
 def _random_weights(weights: Tensor) -> Tensor:

@@ -226,6 +226,39 @@ def test_dropout_draws_the_same_masks_in_both_passes_and_consumes_one_passs_rand
         assert relative_error(gradients_of(model), expected) <= 1e-10
 
 
+def test_batch_normalisation_is_exact_and_its_running_statistics_move_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, len(COUNTS))).double()
+    twin = copy.deepcopy(model)
+    x, y, c = torch.randn(16, 6, dtype=torch.float64), torch.randint(len(COUNTS), (16,)), METHODS["focal_sam"]
+
+    def gradient(weights):
+        losses = F.cross_entropy(twin(x), y, reduction="none")
+        return torch.autograd.grad((losses * weights).mean(), list(twin.parameters()))
+
+    plain = gradient(torch.ones(16, dtype=torch.float64))
+    buffers = [buffer.clone() for buffer in twin.buffers()]  # of one forward pass
+    ascent = gradient(c[y])
+    norm = torch.cat([g.flatten() for g in ascent]).norm()
+    with torch.no_grad():
+        for p, g in zip(twin.parameters(), ascent, strict=True):
+            p += RHO * g / norm
+    names = [name for name, _ in model.named_parameters()]
+    moved = gradient(c[y])
+    expected = {n: a - b + d for n, a, b, d in zip(names, plain, ascent, moved, strict=True)}
+
+    step = SharpnessStep(model, c, rho=RHO)
+    step.start()
+    with step.first_pass(y):
+        step.reduce(F.cross_entropy(model(x), y, reduction="none")).backward()
+    step.ascend()
+    with step.second_pass(0):
+        step.reduce(F.cross_entropy(model(x), y, reduction="none")).backward()
+    assert relative_error(gradients_of(model), expected) <= 1e-10
+    assert step.backward_passes == 2
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+
+
 def test_a_batch_without_weighted_classes_is_a_plain_step():
     model = make_model("vit", "lora")
     step = SharpnessStep(model, METHODS["imbsam"], rho=RHO)  # classes 0 and 1 have weight 0
