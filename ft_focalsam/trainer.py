@@ -1,18 +1,25 @@
 """`FocalSAMTrainer`: the Hugging Face Trainer with a sharpness-aware training step."""
 
+import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from .data.labels import dataset_labels
 from .evaluation import LongTailMetrics
 from .losses import make_loss
-from .sharpness import SharpnessStep, class_weights
-from .training_args import FocalSAMTrainingArguments
+from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
+from .training_args import CC_SAM, FocalSAMTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# In a checkpoint: what an economy of the sharpness step carries from step to step.
+DIRECTION_NAME = "sharpness_direction.safetensors"
 
 
 class FocalSAMTrainer(Trainer):
@@ -23,7 +30,8 @@ class FocalSAMTrainer(Trainer):
     working: mixed precision, accumulation, clipping, schedules, resuming, reporting.
 
     Beside the loss it logs `rho`, `perturbation_norm` (||epsilon||), `sharpness` (class-weighted loss at w + epsilon
-    minus at w) and `skipped_perturbations`.
+    minus at w), `skipped_perturbations` (the gradient of the weighted loss was 0 or not finite) and `skipped_steps`
+    (the gradient was not finite, and the weights were left as they were).
 
     Args:
         model (`nn.Module`, *optional*): The model; or give `model_init`.
@@ -95,52 +103,66 @@ class FocalSAMTrainer(Trainer):
                 self.compute_metrics = LongTailMetrics(
                     self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
                 )
-        self._step: SharpnessStep | None = None
-        self._micro_batches: list[tuple[dict, Any]] = []  # of the optimizer step under way, for the second passes
+        self._update: SharpnessUpdate | None = None
+        self._class_conditional: ClassConditionalSAM | None = None
+        self._resumed_from: str | None = None
+
+    @property
+    def sharpness_step(self) -> SharpnessStep | None:
+        """The step of the training under way, or the latest one; None before training."""
+        return None if self._update is None else self._update.step
 
     # ---- what the Trainer calls ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        """Both passes over one batch, or, where gradients are accumulated and the perturbation is global, the first
+        """All passes over one batch, or, where gradients are accumulated and the perturbation is global, the first
         pass over it and, with the last batch of the optimizer step, the second passes over all of them.
 
         Returns:
-            `Tensor` without dimensions: L(w), detached, of this batch.
+            `Tensor` without dimensions: L(w), detached, of this batch; with the economy "split_batch" and with CC-SAM,
+            the loss that was differentiated.
         """
-        if self._step is None or self._step.model is not model:
-            self._step = self._make_step(model)
-        step = self._step
-        if step.is_plain:
-            return super().training_step(model, inputs, num_items_in_batch)
+        if self._update is None or self._update.step.model is not model:
+            self._make_update(model)
+        step = self._update.step
+        if step.is_plain_method and self._class_conditional is None:
+            return self._end_step(super().training_step(model, inputs, num_items_in_batch))
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        is_local = step.scope == "local"
-        if is_local or not self._micro_batches:
-            step.start()
-        self._micro_batches.append((inputs, num_items_in_batch))
         one_pass = super().training_step
-        try:
-            step.calibrate(inputs["labels"], partial(one_pass, model, inputs, num_items_in_batch))
-            with step.first_pass(inputs["labels"]):
-                loss = one_pass(model, inputs, num_items_in_batch)
-            if not (is_local or self.accelerator.sync_gradients):
-                return loss
-            step.ascend()
-            if step.needs_second_pass:
-                for index, (held_inputs, held_count) in enumerate(self._micro_batches):
-                    with step.second_pass(index):
-                        one_pass(model, held_inputs, held_count)
-        except BaseException:
-            self._micro_batches.clear()
-            raise
-        self._micro_batches.clear()
-        return loss
+
+        def run(index: Tensor | None) -> Tensor:
+            return one_pass(model, _select(inputs, index), num_items_in_batch)
+
+        step.rho = self._current_rho()
+        if self._class_conditional is not None:
+            self._class_conditional.rho = step.rho
+            with self._class_conditional.watch():
+                return self._end_step(run(None))
+        number, is_last = self.state.global_step, self.accelerator.sync_gradients
+        return self._end_step(self._update.micro_batch(inputs["labels"], run, number=number, is_last=is_last))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside a training loss what the sharpness step did since the last time."""
-        if self._step is not None and not self._step.is_plain and "loss" in logs:
-            logs = {**logs, "rho": self._step.rho, **self._step.statistics.pop()}
+        if self._update is not None and "loss" in logs:
+            statistics = self._update.step.statistics.pop()
+            if self.args.sharpness == "none":
+                logs = {**logs, "skipped_steps": statistics["skipped_steps"]}
+            else:
+                logs = {**logs, "rho": self._update.step.rho, **statistics}
         super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save, beside the optimizer's state, what an economy carries from step to step."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        direction = {} if self._update is None else self._update.state_dict()
+        if direction and self.args.should_save:
+            save_file({n: t.contiguous() for n, t in direction.items()}, Path(output_dir) / DIRECTION_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._update = self._class_conditional = None  # every training begins with a step of its own
+        self._resumed_from = checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
@@ -164,13 +186,25 @@ class FocalSAMTrainer(Trainer):
             raise ValueError("A batch has no 'labels'; let the data collator keep the classes.")
         if self._losses_of is None:
             raise ValueError("Without a training set the loss needs class_counts; give them to FocalSAMTrainer.")
-        losses = self._losses_of(outputs, labels)
+        losses = self._losses(outputs, labels)
         count = num_items_in_batch
         if count is not None and labels.ndim == 2:
             count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
-        if self._step is None:
+        if self._update is None:
             return losses.sum() / (losses.numel() if count is None else count)
-        return self._step.reduce(losses, count)
+        return self._update.step.reduce(losses, count)
+
+    def _losses(self, outputs, labels: Tensor) -> Tensor:
+        if self._class_conditional is None or not self._class_conditional.is_watching:
+            return self._losses_of(outputs, labels)
+        names_logits = isinstance(outputs, dict)
+
+        def losses_of(logits: Tensor) -> Tensor:
+            moved = {**outputs, "logits": logits} if names_logits else (logits, *outputs[1:])
+            return self._losses_of(type(outputs)(**moved) if names_logits else moved, labels)
+
+        logits = outputs["logits"] if names_logits else outputs[0]
+        return self._class_conditional.losses(logits, labels, losses_of)
 
     def _default_loss(self) -> Callable[[Any, Tensor], Tensor]:
         loss = make_loss(
@@ -181,16 +215,45 @@ class FocalSAMTrainer(Trainer):
         )
         return lambda outputs, labels: loss(outputs["logits"] if isinstance(outputs, dict) else outputs[0], labels)
 
-    def _make_step(self, model: nn.Module) -> SharpnessStep:
+    def _make_update(self, model: nn.Module) -> None:
         args = self.args
+        is_cc_sam = args.sharpness == CC_SAM
         hyperparameters = {"gamma": args.focal_gamma, "lam": args.focal_lambda, "eta": args.imbsam_eta}
-        return SharpnessStep(
+        step = SharpnessStep(
             model,
-            class_weights(args.sharpness, self.class_counts, hyperparameters),
+            class_weights("none" if is_cc_sam else args.sharpness, self.class_counts, hyperparameters),
             rho=args.rho,
             adaptive=args.adaptive_rho,
             scope=args.perturbation_scope,
         )
+        self._update = SharpnessUpdate(step, args.make_economy())
+        if is_cc_sam:
+            self._class_conditional = ClassConditionalSAM(
+                model, class_counts=self.class_counts, rho=args.rho, ratio=args.cc_sam_ratio
+            )
+            self._class_conditional.statistics = step.statistics
+        path = None if self._resumed_from is None else Path(self._resumed_from) / DIRECTION_NAME
+        if path is not None and path.is_file():
+            self._update.load_state_dict(load_file(path))
+
+    def _current_rho(self) -> float:
+        args = self.args
+        progress = min(1.0, self.state.global_step / max(1, self.state.max_steps))
+        return scheduled_rho(
+            args.rho_schedule, args.rho, progress=progress, initial=args.rho_initial, step_at=args.rho_step_at
+        )
+
+    def _end_step(self, loss: Tensor) -> Tensor:
+        """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""
+        # Loss scaling has to see what overflowed, to shrink.
+        is_scaled = self.accelerator.scaler is not None
+        if self.accelerator.sync_gradients and self._update.step.drop_if_not_finite(drop=not is_scaled):
+            logger.warning(
+                "Step %d is skipped: its gradient is not finite%s.",
+                self.state.global_step + 1,
+                " at this loss scale" if is_scaled else "; the learning rate may be too high",
+            )
+        return loss
 
     def _count_classes(self, class_counts) -> np.ndarray | None:
         """Class counts as given, or counted from the training set; None where there is neither."""
@@ -233,6 +296,17 @@ class FocalSAMTrainer(Trainer):
                     f"{name} shards the parameters that the sharpness step perturbs, which is not supported; use "
                     "accelerate_configs/multi_gpu.yaml (plain data parallelism)."
                 )
+
+
+def _select(inputs: dict[str, Any], index: Tensor | None) -> dict[str, Any]:
+    """The samples of a batch that an index tensor names; all for None."""
+    if index is None:
+        return inputs
+    size = len(inputs["labels"])
+    return {
+        name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in inputs.items()
+    }
 
 
 class _SetEpoch(TrainerCallback):

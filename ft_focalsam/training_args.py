@@ -6,9 +6,11 @@ import torch
 from transformers import TrainingArguments
 
 from .losses import LOSSES
-from .sharpness import SHARPNESS_METHODS
+from .sharpness import SHARPNESS_METHODS, Economy, scheduled_rho
 from .sharpness.perturbation import PERTURBATION_SCOPES
-from .sharpness.step import check_rho
+
+# A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
+CC_SAM = "cc_sam"
 
 
 @dataclass
@@ -22,20 +24,40 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     Args:
         sharpness (`str`, defaults to `"focal_sam"`):
-            Sharpness-aware method: none, sam, weighted_sam, imbsam or focal_sam.
+            Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam.
         rho (`float`, >= 0, defaults to `0.05`):
             Radius of the perturbation.
+        rho_schedule (`str`, defaults to `"constant"`):
+            Course of rho over training: constant, linear or step; the latter two begin at rho_initial.
+        rho_initial (`float`, >= 0, defaults to `0.0`):
+            Radius at the beginning of a linear or step schedule; steps at 0 are plain ones and cost as little.
+        rho_step_at (`float`, 0 to 1, defaults to `0.5`):
+            Fraction of training after which a step schedule takes rho.
         focal_gamma (`float`, >= 0, defaults to `1.0`):
             Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes.
         focal_lambda (`float`, >= 0, defaults to `0.8`):
             Weight lambda of the sharpness term in Focal-SAM and weighted SAM.
         imbsam_eta (`float`, > 0, defaults to `100`):
             Number of training samples below which ImbSAM perturbs a class.
+        cc_sam_ratio (`float`, 0 to 1, defaults to `0.5`):
+            Share r of the perturbed loss in CC-SAM.
         adaptive_rho (`bool`, defaults to `False`):
             Measure the radius relative to each weight, as ASAM does.
         perturbation_scope (`str`, defaults to `"global"`):
             Perturb by the gradient of all samples of a step (global), or each process and micro-batch by its own
             (local, less communication).
+
+    > Parameters that make steps cheaper
+
+    Args:
+        economy (`str`, defaults to `"none"`):
+            Cheaper schedule of the sharpness step: none, every_k, look_sam or split_batch.
+        economy_interval (`int`, >= 1, defaults to `5`):
+            Number of steps k of which every_k and look_sam perturb one.
+        look_alpha (`float`, >= 0, defaults to `0.7`):
+            Weight alpha of the kept direction in the steps of look_sam in between.
+        average_decay (`float`, 0 to below 1, defaults to `0.9`):
+            Share of the running average of the ascent direction that split_batch keeps in a step.
 
     > Parameters that control the loss
 
@@ -66,9 +88,25 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     sharpness: str = field(
         default="focal_sam",
-        metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam or focal_sam."},
+        metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam."},
     )
     rho: float = field(default=0.05, metadata={"help": "Radius of the perturbation."})
+    rho_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Course of rho over training: constant, linear or step; the latter two begin at rho_initial."
+        },
+    )
+    rho_initial: float = field(
+        default=0.0,
+        metadata={
+            "help": "Radius at the beginning of a linear or step schedule; steps at 0 are plain ones and cost as "
+            "little."
+        },
+    )
+    rho_step_at: float = field(
+        default=0.5, metadata={"help": "Fraction of training after which a step schedule takes rho."}
+    )
     focal_gamma: float = field(
         default=1.0,
         metadata={"help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."},
@@ -79,6 +117,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
     imbsam_eta: float = field(
         default=100, metadata={"help": "Number of training samples below which ImbSAM perturbs a class."}
     )
+    cc_sam_ratio: float = field(default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."})
     adaptive_rho: bool = field(
         default=False, metadata={"help": "Measure the radius relative to each weight, as ASAM does."}
     )
@@ -88,6 +127,20 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "help": "Perturb by the gradient of all samples of a step (global), or each process and micro-batch by "
             "its own (local, less communication)."
         },
+    )
+    economy: str = field(
+        default="none",
+        metadata={"help": "Cheaper schedule of the sharpness step: none, every_k, look_sam or split_batch."},
+    )
+    economy_interval: int = field(
+        default=5, metadata={"help": "Number of steps k of which every_k and look_sam perturb one."}
+    )
+    look_alpha: float = field(
+        default=0.7, metadata={"help": "Weight alpha of the kept direction in the steps of look_sam in between."}
+    )
+    average_decay: float = field(
+        default=0.9,
+        metadata={"help": "Share of the running average of the ascent direction that split_batch keeps in a step."},
     )
     loss: str = field(default="cross_entropy", metadata={"help": "Training loss: cross_entropy or logit_adjusted."})
     logit_adjustment_tau: float = field(default=1.0, metadata={"help": "Strength tau of logit adjustment."})
@@ -101,14 +154,17 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         choices = {
-            "sharpness": SHARPNESS_METHODS,
+            "sharpness": (*SHARPNESS_METHODS, CC_SAM),
             "perturbation_scope": PERTURBATION_SCOPES,
             "loss": LOSSES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
-        check_rho(self.rho)
+        scheduled_rho(self.rho_schedule, self.rho, progress=0.0, initial=self.rho_initial, step_at=self.rho_step_at)
+        self._check_economy()
+        if not 0 <= self.cc_sam_ratio <= 1:
+            raise ValueError(f"cc_sam_ratio is {self.cc_sam_ratio}; set it to a share of the loss, from 0 to 1.")
         for name in ("focal_gamma", "focal_lambda"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to 0 or more.")
@@ -124,3 +180,21 @@ class FocalSAMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+
+    def make_economy(self) -> Economy:
+        """The cheaper schedule that these arguments describe."""
+        return Economy(
+            self.economy,
+            interval=self.economy_interval,
+            look_alpha=self.look_alpha,
+            average_decay=self.average_decay,
+        )
+
+    def _check_economy(self) -> None:
+        economy = self.make_economy()
+        if economy.name != "none" and self.sharpness == CC_SAM:
+            raise ValueError(
+                f"economy is {economy.name!r}, and cc_sam takes one forward and one backward pass already; set "
+                "economy to 'none'."
+            )
+        economy.check_scope(self.perturbation_scope)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, class_weights
+from ft_focalsam.sharpness import ClassConditionalSAM
 
 WEIGHTS = class_weights("focal_sam", [10, 6, 4, 3, 1], {"gamma": 1.5, "lam": 0.7})
 SETTINGS = {"sharpness": "focal_sam", "rho": 0.1, "focal_gamma": 1.5, "focal_lambda": 0.7}
@@ -200,7 +201,7 @@ def test_bfloat16_autocast_stays_close_to_float32(tmp_path):
         trainer.add_callback(recorded)
         trainer.train()
         gradients.append(recorded.gradients[0])
-        assert trainer._step.separate_reason is None
+        assert trainer.sharpness_step.separate_reason is None
         assert all(p.dtype == torch.float32 for p in model.parameters())
     assert 1e-5 < relative_error(gradients[1], gradients[0]) < 0.05
 
@@ -302,7 +303,7 @@ def test_given_class_counts_are_used_instead_of_counting(tmp_path):
     )  # fmt: skip
     trainer.train()
     expected = class_weights("focal_sam", [50, 40, 30, 20, 10], {"gamma": 1.5, "lam": 0.7})
-    assert torch.equal(trainer._step.class_weights, expected)
+    assert torch.equal(trainer.sharpness_step.class_weights, expected)
 
 
 def test_trainer_state_is_written_as_json(tmp_path):
@@ -312,3 +313,157 @@ def test_trainer_state_is_written_as_json(tmp_path):
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["log_history"][0]["perturbation_norm"] == pytest.approx(0.1, rel=1e-4)
+
+
+# ---- schedules, cheaper steps, CC-SAM, gradients that are not finite ----
+
+
+def test_rho_follows_its_schedule(tmp_path):
+    courses = {
+        "constant": [0.1, 0.1, 0.1, 0.1],
+        "linear": [0.02, 0.04, 0.06, 0.08],
+        "step": [0.02, 0.02, 0.1, 0.1],
+    }
+    for schedule, course in courses.items():
+        model = make_model("vit", "lora", dtype=torch.float32)
+        trainer = trainer_for(model, tmp_path, rho_schedule=schedule, rho_initial=0.02)
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert [entry["rho"] for entry in logs] == pytest.approx(course)
+        assert [entry["perturbation_norm"] for entry in logs] == pytest.approx(course, rel=1e-4)
+
+
+def test_a_step_schedule_from_zero_begins_with_plain_training(tmp_path):
+    common = {"dataset": Images(torch.float64), "per_device_train_batch_size": 24, "max_steps": 4}
+    models = [make_model("vit", "lora") for _ in range(2)]
+    recorded = []
+    for model, changes in zip(models, ({"rho_schedule": "step"}, {"sharpness": "none"}), strict=True):
+        trainer = trainer_for(model, tmp_path, **common, **changes)
+        recorded.append(Recorded(model))
+        trainer.add_callback(recorded[-1])
+        trainer.train()
+    late, plain = (r.gradients for r in recorded)
+    assert all(relative_error(a, b) == 0 for a, b in zip(late[:2], plain[:2], strict=True))
+    assert relative_error(late[2], plain[2]) > 1e-4
+
+
+@pytest.mark.parametrize("economy", ["every_k", "look_sam", "split_batch"])
+def test_an_economy_resumes_bit_for_bit(economy, tmp_path):
+    common = {"max_steps": 9, "optim": "adamw_torch", "economy": economy, "economy_interval": 4}
+    whole = make_model("vit", "lora", dtype=torch.float32)
+    trainer = trainer_for(whole, tmp_path / "whole", **common)
+    trainer.train()
+    exact = make_model("vit", "lora", dtype=torch.float32)
+    trainer_for(exact, tmp_path / "exact", max_steps=9, optim="adamw_torch").train()
+    assert not all(torch.equal(p, q) for p, q in zip(whole.parameters(), exact.parameters(), strict=True))
+    trainer_for(
+        make_model("vit", "lora", dtype=torch.float32), tmp_path / "cut", save_strategy="steps", save_steps=6, **common
+    ).train()
+    resumed = make_model("vit", "lora", seed=9, dtype=torch.float32)
+    resumed.load_state_dict({n: p for n, p in whole.state_dict().items() if "lora" not in n}, strict=False)
+    trainer_for(resumed, tmp_path / "cut", **common).train(str(tmp_path / "cut" / "checkpoint-6"))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_split_batches_average_to_the_exact_gradient_in_the_trainer(accumulation, tmp_path):
+    """Over many draws at the same weights, for one fixed epsilon: within four standard errors."""
+    model = make_model("vit", "lora")
+    trainer = trainer_for(
+        model, tmp_path, dataset=Images(torch.float64), learning_rate=0.0, max_steps=400, economy="split_batch",
+        average_decay=0.999999, per_device_train_batch_size=24 // accumulation, logging_steps=400,
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    recorded = Recorded(model)
+    trainer.add_callback(recorded)
+    trainer.train()
+    data = Images(torch.float64)
+    exact = naive_gradient(model, data.images, torch.tensor(data.targets), WEIGHTS, 0.1)
+    names = sorted(exact)
+    draws = torch.stack([torch.cat([g[n].flatten() for n in names]) for g in recorded.gradients[1:]])
+    expected = torch.cat([exact[n].flatten() for n in names])
+    deviations = (draws - expected).norm(dim=1)
+    assert float(deviations.mean() / expected.norm()) > 0.003  # a draw alone is not exact
+    error = (draws.mean(dim=0) - expected).norm()
+    assert float(error) < 4 * float((draws - expected).pow(2).sum(dim=1).mean().sqrt()) / len(draws) ** 0.5
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_cc_sam_trains_on_its_own_loss(tuning, tmp_path):
+    model = make_model("vit", tuning)
+    start = copy.deepcopy(model)
+    trainer = trainer_for(
+        model, tmp_path, dataset=Images(torch.float64), sharpness="cc_sam", max_steps=2, cc_sam_ratio=0.4,
+        per_device_train_batch_size=12, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    batches = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda items: batches.append(collate(items)) or collate(items)
+    recorded = Recorded(model)
+    trainer.add_callback(recorded)
+    trainer.train()
+    cc_sam = ClassConditionalSAM(start, class_counts=[10, 6, 4, 3, 1], rho=0.1, ratio=0.4)
+    start.zero_grad()
+    for batch in batches[:2]:
+        with cc_sam.watch():
+            losses = cc_sam.losses(
+                start(pixel_values=batch["pixel_values"]).logits, batch["labels"],
+                lambda z, y=batch["labels"]: nn.functional.cross_entropy(z, y, reduction="none"),
+            )  # fmt: skip
+        (losses.sum() / 24).backward()
+    expected = {name: p.grad for name, p in start.named_parameters() if p.requires_grad and p.grad is not None}
+    assert relative_error(recorded.gradients[0], expected) <= 1e-10
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["perturbation_norm"] > 0 and entry["rho"] == 0.1 for entry in logs)
+    trainer.evaluate()
+
+
+class Poisoned(Images):
+    """The second batch of eight holds a picture that is not finite."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "pixel_values": item["pixel_values"] * (float("nan") if index == 12 else 1)}
+
+
+class InOrder(FocalSAMTrainer):
+    def _get_train_sampler(self, *args, **kwargs):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+@pytest.mark.parametrize("sharpness", ["none", "focal_sam", "cc_sam"])
+def test_a_step_whose_gradient_is_not_finite_is_skipped_counted_and_logged(sharpness, tmp_path, caplog):
+    model = make_model("vit", "lora", dtype=torch.float32)
+    weights = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            weights.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+
+    args = arguments(tmp_path, sharpness=sharpness, max_steps=3, optim="adamw_torch", max_grad_norm=1.0)
+    trainer = InOrder(model, args, train_dataset=Poisoned(), callbacks=[Watch()])
+    trainer.train()
+    assert all(torch.equal(p, q) for p, q in zip(weights[0], weights[1], strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(weights[1], weights[2], strict=True))
+    assert all(torch.isfinite(p).all() for p in weights[2])
+    assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 1]
+    assert [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()] == [
+        "Step 2 is skipped: its gradient is not finite; the learning rate may be too high."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rho_schedule": "cosine"}, "rho_schedule is 'cosine'; choose one of constant"),
+        ({"rho_initial": -1.0}, "rho_initial is -1.0"),
+        ({"economy": "lazy"}, "economy is 'lazy'; choose one of none"),
+        ({"economy": "look_sam", "perturbation_scope": "local"}, "set perturbation_scope to 'global'"),
+        ({"economy": "every_k", "economy_interval": 0}, "economy_interval is 0"),
+        ({"sharpness": "cc_sam", "economy": "every_k"}, "cc_sam takes one forward and one backward pass already"),
+        ({"sharpness": "cc_sam", "cc_sam_ratio": 2.0}, "cc_sam_ratio is 2.0"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)

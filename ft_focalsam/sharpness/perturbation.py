@@ -28,6 +28,11 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all entries of all tensors, a tensor without dimensions."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
 def ascent_direction(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], *, adaptive: bool = False
 ) -> tuple[list[Tensor], Tensor]:
@@ -49,8 +54,7 @@ def ascent_direction(
     if adaptive:
         magnitudes = torch._foreach_abs([parameter.detach() for parameter in parameters])
         gradients = torch._foreach_mul(magnitudes, list(gradients))
-    norms = torch._foreach_norm(list(gradients))
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = total_norm(gradients)
     direction = torch._foreach_div(list(gradients), norm)
     if adaptive:
         direction = torch._foreach_mul(magnitudes, direction)

@@ -51,14 +51,21 @@ def find_rule(module: nn.Module) -> Rule | None:
     return None
 
 
+def sum_dtype(parameter: Tensor) -> torch.dtype:
+    """What gradients of a parameter are summed in: float32 at least."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
 def make_shadow(parameter: Tensor) -> Tensor:
-    """A leaf of the parameter's shape, dtype and device, to receive a gradient; its values take no memory."""
-    return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape).requires_grad_()
+    """A leaf of the parameter's shape and device, to receive a gradient; its values take no memory."""
+    return (
+        torch.zeros((), dtype=sum_dtype(parameter), device=parameter.device).expand(parameter.shape).requires_grad_()
+    )
 
 
 def is_shadow_of(shadow: Tensor, parameter: Tensor) -> bool:
     """False where the parameter moved to another device, or changed its dtype or shape, since it got its shadow."""
-    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, parameter.dtype, parameter.device)
+    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, sum_dtype(parameter), parameter.device)
 
 
 def has_batch(tensor, weights: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""One sharpness-aware update as one object: the Trainer and the optimizer both drive it.
+"""The two passes of a sharpness-aware update; `update.py` decides which optimizer steps take them.
 
 With c(n) the sharpness weight of sample n's class and L_c(w) = 1/B sum_n c(n) l_n(w), the base optimizer steps on
 
@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed
+from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed, total_norm
+from .schedules import check_rho
 from .weighted_grad import WeightedGradient
 
 
@@ -27,6 +28,7 @@ class _MicroBatch:
 
     weights: Tensor  # c(n), (B,)
     rng_state: dict[str, Tensor]
+    count: Tensor | float  # what sums over samples are divided by, unless the driver says otherwise
     loss: Tensor | None = None  # L_c(w)
 
 
@@ -44,9 +46,9 @@ class SharpnessStep:
                 step.reduce(losses(batch)).backward()      # p.grad += grad L_c(w + eps), at w again afterwards
 
     and then lets the base optimizer step. `losses` runs the model and returns one loss per sample, shape (B,).
-    `calibrate` acts on the first few steps only, and makes the others cheap. Both passes over a batch draw the same
-    random numbers (dropout, drop path); running statistics of batch normalisation move in the first pass only. With
-    several processes, gradients are all-reduced once, in the last second pass.
+    `calibrate` acts on the first few steps only; without it, these take more backward passes. Both passes over a batch
+    draw the same random numbers (dropout, drop path); running statistics of batch normalisation move in the first pass
+    only. With several processes, gradients are all-reduced once, in the last second pass.
 
     Args:
         model (`nn.Module`): The model that `losses` calls, wrapped in `DistributedDataParallel` or not.
@@ -61,7 +63,7 @@ class SharpnessStep:
         separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough.
 
     Raises:
-        ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel`.
+        ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel` or sharded.
     """
 
     def __init__(
@@ -76,11 +78,7 @@ class SharpnessStep:
         check_rho(rho)
         if scope not in PERTURBATION_SCOPES:
             raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
-        if isinstance(model, nn.DataParallel):
-            raise ValueError(
-                "nn.DataParallel replicates the model inside one process, where per-class gradients cannot be "
-                "collected; start one process per device with `accelerate launch`."
-            )
+        _refuse_wrapped(model)
         self.model = model
         self.class_weights = class_weights
         self._class_weights = class_weights  # where and as the model needs them
@@ -100,14 +98,36 @@ class SharpnessStep:
         return self._collector.separate_reason
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """The trained parameters, as of the latest first pass."""
+        return self._collector.parameters
+
+    @property
     def backward_passes(self) -> int:
-        """Backward passes the latest first pass took: 1, or 2 where L_c had one of its own."""
+        """Backward passes the latest first pass took: 1, or more where L_c had one of its own."""
         return self._collector.backward_passes
+
+    @property
+    def is_plain_method(self) -> bool:
+        """Whether c = 0, whatever rho may become."""
+        return not self._has_weights
 
     @property
     def is_plain(self) -> bool:
         """Whether the update is that of plain training (c = 0 or rho = 0), for which one pass does."""
         return self.rho == 0 or not self._has_weights
+
+    def named_trained_parameters(self) -> list[tuple[str, Tensor]]:
+        """The trained parameters with their names in the model without its wrappers."""
+        return [(name, p) for name, p in self._collector.model.named_parameters() if p.requires_grad]
+
+    def weighted_gradient(self) -> list[Tensor]:
+        """Gradient of L_c at w for each of `parameters`, on this process, after the first passes."""
+        return self._collector.gradients()
+
+    def note_parameters(self) -> None:
+        """Bring `parameters` up to date; a first pass does so by itself."""
+        self._collector.plan()
 
     def start(self) -> None:
         """Begin an optimizer step."""
@@ -119,7 +139,8 @@ class SharpnessStep:
         """Before a first pass over a batch: find out how one backward pass can give both gradients exactly.
 
         On the first few steps the pass is run and thrown away, as often as it takes; later, nothing happens. Without
-        calibration the update is the same, but L_c gets a backward pass of its own.
+        calibration the first pass finds out by itself, and gives L_c a backward pass of its own meanwhile: the same
+        update but for rounding.
 
         Args:
             labels (`Tensor`): As for `first_pass`.
@@ -127,7 +148,7 @@ class SharpnessStep:
         """
         if not self._collector.needs_comparison(len(labels)):
             return
-        self._current = _MicroBatch(self._sample_weights(labels), self._get_rng_state())
+        self._current = self._micro_batch(labels)
         self._pass = "first"
         try:
             while self._collector.needs_comparison(len(labels)):
@@ -149,7 +170,7 @@ class SharpnessStep:
             labels (`Tensor` of shape (B,) or (B, C)): Class indices, or class probabilities (mixup), for which
                 c(n) = sum_k y_nk c_k.
         """
-        self._current = _MicroBatch(self._sample_weights(labels), self._get_rng_state())
+        self._current = self._micro_batch(labels)
         self._pass = "first"
         try:
             with self._no_sync(), self._collector.collect(self._current.weights):
@@ -166,11 +187,11 @@ class SharpnessStep:
             step is then that of plain training, `p.grad` holds it already, and second passes are needed only to
             synchronise it (`needs_second_pass`).
         """
-        parameters, gradients = self._collector.parameters, self._collector.gradients()
+        parameters, gradients = self.parameters, self.weighted_gradient()
         ascent = average_over_ranks(gradients) if self.scope == "global" else gradients
         direction, norm = ascent_direction(parameters, ascent, adaptive=self.adaptive)
-        if not (float(norm) > 0 and math.isfinite(float(norm))):
-            self.statistics.skipped += 1
+        if not 0 < float(norm) < float("inf"):
+            self.statistics.skipped_perturbations += 1
             return False
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter.grad is not None:
@@ -184,7 +205,7 @@ class SharpnessStep:
     @property
     def needs_second_pass(self) -> bool:
         """Whether second passes have something to do: to perturb, or at least to synchronise the processes."""
-        return self._epsilon is not None or _world_size() > 1
+        return self._epsilon is not None or world_size() > 1
 
     @contextmanager
     def second_pass(self, index: int) -> Iterator[None]:
@@ -192,27 +213,49 @@ class SharpnessStep:
 
         The last one synchronises the gradients. After a skipped ascent it contributes nothing but that.
         """
-        self._current = self._micro_batches[index]
-        self._pass = "second"
+        batch = self._micro_batches[index]
         is_last = index == len(self._micro_batches) - 1
+        with self._forked_rng(batch.rng_state), self._one_pass("second", batch, self._epsilon, synchronises=is_last):
+            yield
+
+    @contextmanager
+    def weighted_pass(
+        self, weights: Tensor, count: float, *, epsilon: list[Tensor] | None, synchronises: bool
+    ) -> Iterator[None]:
+        """Forward and backward of 1/count sum_n u_n l_n, at w + epsilon if given; at w again afterwards.
+
+        Args:
+            weights (`Tensor` of shape (b,)): u_n of each sample that the pass runs over.
+            count (`float`): What `reduce` divides by, unless it is told otherwise.
+            epsilon (list of `Tensor`, *optional*): Shapes as `parameters`.
+            synchronises (`bool`): Whether the processes all-reduce their gradients.
+        """
+        batch = _MicroBatch(weights, {}, count)
+        with self._one_pass("weighted", batch, epsilon, synchronises=synchronises):
+            yield
+
+    @contextmanager
+    def _one_pass(self, name: str, batch: _MicroBatch, epsilon: list[Tensor] | None, *, synchronises: bool):
+        self._pass, self._current = name, batch
         try:
             with ExitStack() as stack:
-                stack.enter_context(nullcontext() if is_last else self._no_sync())
-                stack.enter_context(self._forked_rng(self._current.rng_state))
-                stack.enter_context(_kept_running_statistics(self.model))
-                if self._epsilon is not None:
-                    stack.enter_context(perturbed(self._collector.parameters, self._epsilon))
+                stack.enter_context(nullcontext() if synchronises else self._no_sync())
+                if name == "second" or epsilon is not None:
+                    stack.enter_context(_kept_running_statistics(self.model))
+                if epsilon is not None:
+                    stack.enter_context(perturbed(self.parameters, epsilon))
                 yield
         finally:
             self._pass = self._current = None
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
-        """The loss whose backward pass the driver is to run: L in the first pass, L_c in the second, else the mean.
+        """The loss whose backward pass the driver is to run: L in the first pass, L_c in the second, the weighted sum
+        in a weighted one, else the mean.
 
         Args:
             losses (`Tensor` of shape (B,)): One loss per sample.
-            count (`Tensor` or `float`, *optional*): What sums over samples are divided by; B if not given. Under
-                gradient accumulation, the number of samples of the whole step.
+            count (`Tensor` or `float`, *optional*): What sums over samples are divided by; B if not given (in a
+                weighted pass, its `count`). Under gradient accumulation, the number of samples of the whole step.
 
         Returns:
             `Tensor` without dimensions.
@@ -220,9 +263,9 @@ class SharpnessStep:
         Raises:
             ValueError: If there is not one loss per sample.
         """
-        count = losses.numel() if count is None else count
         if self._pass is None:
-            return losses.sum() / count
+            return losses.sum() / (losses.numel() if count is None else count)
+        count = self._current.count if count is None else count
         weights = self._current.weights.to(losses.dtype)
         if losses.shape != weights.shape:
             raise ValueError(
@@ -232,15 +275,32 @@ class SharpnessStep:
         if self._pass == "first":
             self._current.loss = losses.detach() @ weights / count
             return self._collector.mean(losses, count)
-        if self._epsilon is None:
+        if self._pass == "second" and self._epsilon is None:
             return losses.sum() * 0
         loss = losses @ weights / count
-        self.statistics.add_sharpness(loss.detach() - self._current.loss)
+        if self._pass == "second":
+            self.statistics.add_sharpness(loss.detach() - self._current.loss)
         return loss
+
+    def drop_if_not_finite(self, *, drop: bool = True) -> bool:
+        """After the passes: whether the gradient has an infinite entry or one that is not a number, on which no
+        optimizer is to step. It is then counted as a skipped step and, with `drop`, set to None."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not gradients or math.isfinite(total_norm(gradients)):
+            return False
+        self.statistics.skipped_steps += 1
+        if drop:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+        return True
 
     # ---- details ----
 
-    def _sample_weights(self, labels: Tensor) -> Tensor:
+    def _micro_batch(self, labels: Tensor) -> _MicroBatch:
+        return _MicroBatch(self.sample_weights(labels), self._get_rng_state(), len(labels))
+
+    def sample_weights(self, labels: Tensor) -> Tensor:
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C)."""
         parameter = next((p for p in self.model.parameters() if p.requires_grad), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
@@ -280,43 +340,55 @@ class StepStatistics:
     """What the updates since the last `pop` did, kept on the device until it is asked for.
 
     Attributes:
-        skipped (`int`): Perturbations skipped since the beginning of training.
+        skipped_perturbations (`int`): Perturbations skipped since the beginning, for a gradient that was 0 or not
+            finite.
+        skipped_steps (`int`): Optimizer steps skipped since the beginning, for a gradient that was not finite.
     """
 
     def __init__(self) -> None:
-        self.skipped = 0
-        self._steps = 0
-        self._norm: Tensor | float = 0.0
-        self._sharpness: Tensor | float = 0.0
+        self.skipped_perturbations = 0
+        self.skipped_steps = 0
+        self._sums: dict[str, Tensor | float] = {}
+        self._perturbations = 0
 
     def add_perturbation(self, epsilon: list[Tensor]) -> None:
-        self._steps += 1
-        self._norm = self._norm + torch.linalg.vector_norm(torch.stack(torch._foreach_norm(epsilon)))
+        self._perturbations += 1
+        self._add("perturbation_norm", total_norm(epsilon))
 
     def add_sharpness(self, value: Tensor) -> None:
-        self._sharpness = self._sharpness + value
+        self._add("sharpness", value)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value
 
     def pop(self) -> dict[str, float]:
-        """Means over the steps since the last call: "perturbation_norm", ||eps||, and "sharpness", the class-weighted
-        loss at w + eps minus at w; and "skipped_perturbations" so far. Without the means if no step was perturbed.
+        """Means over the perturbations since the last call: "perturbation_norm", ||eps||, and "sharpness", the
+        class-weighted loss at w + eps minus at w, as far as they were measured; and both counts so far.
         """
-        means = {}
-        if self._steps:
-            means = {
-                "perturbation_norm": float(self._norm) / self._steps,
-                "sharpness": float(self._sharpness) / self._steps,
-            }
-        self._steps, self._norm, self._sharpness = 0, 0.0, 0.0
-        return {**means, "skipped_perturbations": self.skipped}
+        means = {name: float(value) / self._perturbations for name, value in self._sums.items()}
+        self._sums, self._perturbations = {}, 0
+        counts = {"skipped_perturbations": self.skipped_perturbations, "skipped_steps": self.skipped_steps}
+        return {**means, **counts}
 
 
-def check_rho(rho: float) -> None:
-    """Raise a `ValueError` unless rho is a finite number, 0 or more."""
-    if not (rho >= 0 and math.isfinite(rho)):
-        raise ValueError(f"rho is {rho}; set the radius of the perturbation to 0 (plain training) or more.")
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Raise a `ValueError` for wrappers in which the step would not be exact."""
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "nn.DataParallel replicates the model inside one process, where per-class gradients cannot be collected; "
+            "start one process per device with `accelerate launch`."
+        )
+    wrapper = type(model).__name__
+    is_sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    if is_sharded or wrapper in ("FullyShardedDataParallel", "DeepSpeedEngine"):
+        raise ValueError(
+            f"The model ({wrapper}) is sharded over processes, and the sharpness step perturbs whole parameters; use "
+            "DistributedDataParallel (accelerate_configs/multi_gpu.yaml)."
+        )
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread
+from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class WeightedGradient:
         collector.gradients()
 
     where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum. As long
-    as `needs_comparison` says so, the same pass is to be run under `compare` first; without that, L_c gets a backward
-    pass of its own.
+    as `needs_comparison` says so, the same pass is to be run under `compare` first; without that, the comparison is
+    made along with the pass, which then gives L_c from a backward pass of its own. Sums are float32 at least.
 
     Args:
         model (`nn.Module`): The model, wrapped for data parallelism or not. The trained parameters are those that
@@ -78,8 +78,11 @@ class WeightedGradient:
         self._comparison_is_due = False
         self._patience = 0
         # The pass under way:
-        self._mode = "single"  # one backward pass, a "separate" one for L_c, or "compare": both, for the comparison
-        self._weights: Tensor | None = None  # c(n), or random weights in a comparison, (B,)
+        # One backward pass ("single"), a "separate" one for L_c, the comparison of the two ways for random weights
+        # ("compare"), or that comparison beside a separate pass ("both").
+        self._mode = "single"
+        self._weights: Tensor | None = None  # what the rules weigh by: c(n), or random weights in a comparison, (B,)
+        self._class_weights: Tensor | None = None  # c(n), (B,)
         self._reference: dict[Tensor, Tensor] = {}  # autograd's gradient in a comparison
         self._set_aside: dict[Tensor, Tensor | None] = {}  # gradients that this pass is not to touch
         self._lost: set[Tensor] = set()  # parameters whose module showed no batch dimension
@@ -95,8 +98,8 @@ class WeightedGradient:
 
     @property
     def backward_passes(self) -> int:
-        """Backward passes that the latest `collect` took: 1, or 2 where L_c had one of its own."""
-        return 1 if self._mode == "single" else 2
+        """Backward passes that the latest `collect` took: 1, 2 where L_c had one of its own, 3 with a comparison."""
+        return {"single": 1, "separate": 2, "both": 3}[self._mode]
 
     def clear(self) -> None:
         """Begin an optimizer step with nothing collected."""
@@ -116,7 +119,7 @@ class WeightedGradient:
         if self._unchecked and self._patience == 0 and self._gradients_woke():
             self._patience = PATIENCE
         return [
-            _sum(self._sums.get(parameter), shadow.grad, like=parameter) for parameter, shadow in self._shadows.items()
+            _sum(self._sums.get(parameter), shadow.grad, like=shadow) for parameter, shadow in self._shadows.items()
         ]
 
     @contextmanager
@@ -126,14 +129,16 @@ class WeightedGradient:
         Args:
             weights (`Tensor` of shape (B,)): c(n) of each sample of the batch.
         """
-        self._plan()
+        compares = self.needs_comparison(len(weights))
         separate = self.separate_reason is not None or self._comparison_is_due
-        with self._pass("separate" if separate else "single", weights):
+        with self._pass("both" if compares else "separate" if separate else "single", weights):
             yield
+            if compares:
+                self._compare()
 
     def needs_comparison(self, batch_size: int) -> bool:
         """Whether a batch is to be run under `compare` before it is collected."""
-        self._plan()
+        self.plan()
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
         return self.separate_reason is None and self._comparison_is_due and batch_size > 1
 
@@ -148,7 +153,7 @@ class WeightedGradient:
         for parameter in kept:
             parameter.grad = None
         try:
-            with self._pass("compare", _random_weights(weights)):
+            with self._pass("compare", weights):
                 yield
                 self._compare()
         finally:
@@ -177,14 +182,20 @@ class WeightedGradient:
         self._set_aside = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
         for shadow in self._shadows.values():
             shadow.grad = None
-        weighted = losses @ self._weights.to(losses.dtype) / count
-        sums = self._reference if self._mode == "compare" else self._sums
-        mean.grad_fn.register_prehook(lambda factors: self._separate_backward(weighted, sums, factors[0]))
+        wanted = []
+        if self._mode != "separate":
+            wanted.append((self._weights, self._reference))
+        if self._mode != "compare":
+            wanted.append((self._class_weights, self._sums))
+        for weights, sums in wanted:
+            weighted = losses @ weights.to(losses.dtype) / count
+            mean.grad_fn.register_prehook(partial(self._separate_backward, weighted, sums))
         return mean
 
     @contextmanager
     def _pass(self, mode: str, weights: Tensor) -> Iterator[None]:
-        self._mode, self._weights = mode, weights
+        self._mode, self._class_weights = mode, weights
+        self._weights = weights if mode == "single" else _random_weights(weights)
         try:
             with ExitStack() as stack:
                 if mode != "separate":
@@ -195,11 +206,11 @@ class WeightedGradient:
                 self._shadows[parameter].grad = gradient
             for kept in (self._set_aside, self._reference, self._lost):
                 kept.clear()
-            self._weights = None
+            self._weights = self._class_weights = None
 
     # ---- which module collects for which parameter ----
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
         """Note the trained parameters and who collects for them; anew only when they have changed."""
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         if trained.keys() == self._names.keys() and all(
@@ -313,11 +324,11 @@ class WeightedGradient:
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is not None:
                 shadow = self._shadows[parameter]
-                shadow.grad = _sum(shadow.grad, gradient, like=parameter)
+                shadow.grad = _sum(shadow.grad, gradient.to(shadow.dtype), like=shadow)
 
     # ---- the separate backward pass, and the comparison with it ----
 
-    def _separate_backward(self, loss: Tensor, sums: dict[Tensor, Tensor], factor: Tensor) -> None:
+    def _separate_backward(self, loss: Tensor, sums: dict[Tensor, Tensor], factors: tuple[Tensor]) -> None:
         """Add factor * (gradient of `loss`) to `sums`; `p.grad` and the shadows stay as they are."""
         kept = {parameter: parameter.grad for parameter in self._names}
         kept_shadows = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
@@ -326,10 +337,11 @@ class WeightedGradient:
         self._in_nested_backward = True
         try:
             # backward() and not autograd.grad(): reentrant activation checkpointing knows only the former.
-            loss.backward(factor, retain_graph=True)
+            loss.backward(factors[0], retain_graph=True)
             for parameter in self._names:
                 if parameter.grad is not None:
-                    sums[parameter] = _sum(sums.get(parameter), parameter.grad, like=parameter)
+                    gradient = parameter.grad.to(sum_dtype(parameter))
+                    sums[parameter] = _sum(sums.get(parameter), gradient, like=gradient)
         finally:
             self._in_nested_backward = False
             for parameter, shadow in self._shadows.items():
@@ -348,7 +360,7 @@ class WeightedGradient:
             reference = self._reference.get(parameter)
             collected = self._shadows[parameter].grad
             expected = 0.0 if reference is None else _norm([reference])
-            error = _norm([_sum(collected, None if reference is None else -reference, like=parameter)])
+            error = _norm([_sum(collected, None if reference is None else -reference, like=self._shadows[parameter])])
             if expected > 0 and error <= tolerance * expected:
                 self._unchecked.discard(parameter)
             elif not error <= floor * scale:

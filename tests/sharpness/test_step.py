@@ -273,7 +273,7 @@ def test_a_batch_without_weighted_classes_is_a_plain_step():
     model.zero_grad()
     losses_of(model, images, labels).mean().backward()
     assert relative_error(actual, gradients_of(model)) <= 1e-12
-    assert step.statistics.pop() == {"skipped_perturbations": 1}
+    assert step.statistics.pop() == {"skipped_perturbations": 1, "skipped_steps": 0}
 
 
 def test_a_gradient_that_is_not_finite_skips_the_perturbation():
@@ -286,7 +286,7 @@ def test_a_gradient_that_is_not_finite_skips_the_perturbation():
         (step.reduce(losses_of(model, images, labels)) * float("inf")).backward()
     assert not step.ascend()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert step.statistics.pop() == {"skipped_perturbations": 1}
+    assert step.statistics.pop() == {"skipped_perturbations": 1, "skipped_steps": 0}
     images, labels = make_batch(seed=3)
     expected = naive_gradient(model.double(), images, labels, METHODS["sam"], RHO)
     assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
@@ -369,7 +369,7 @@ def test_statistics_are_those_of_the_step():
     statistics = step.statistics.pop()
     assert statistics["perturbation_norm"] == pytest.approx(RHO, rel=1e-9)
     assert statistics["sharpness"] == pytest.approx(at_w_plus_epsilon - at_w, rel=1e-9)
-    assert step.statistics.pop() == {"skipped_perturbations": 0}
+    assert step.statistics.pop() == {"skipped_perturbations": 0, "skipped_steps": 0}
 
 
 @pytest.mark.parametrize(

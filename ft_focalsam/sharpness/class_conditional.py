@@ -1,0 +1,180 @@
+"""CC-SAM: class-conditional sharpness-aware minimization (Zhou et al., CVPR 2023), first stage.
+
+Each class i of a batch perturbs the classifier's weights w by the gradient g_i of its own mean loss, and its samples
+are classified there:
+
+    eps_i = rho_i g_i / ||g_i||,    rho_i = rho sqrt(||w|| / ||g_i||) / (n_i - 1)^(1/4)
+    loss  = (1 - r) L(w) + r 1/B sum_n l_n(w + eps_{y_n})
+
+so that rare classes get the larger radius. The features that reach the classifier are computed once; all classes of
+the batch are perturbed together, by `torch.func.vmap`, and one backward pass goes through the backbone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from .schedules import check_rho
+from .step import StepStatistics
+from .weights import as_class_counts
+
+
+class ClassConditionalSAM:
+    """The loss of CC-SAM, for one backward pass of which the base optimizer steps:
+
+        cc_sam = ClassConditionalSAM(model, class_counts=counts, rho=0.05)
+        for x, y in loader:
+            with cc_sam.watch():
+                losses = cc_sam.losses(model(x), y, lambda logits: F.cross_entropy(logits, y, reduction="none"))
+            losses.mean().backward()
+            optimizer.step()
+
+    The gradients g_i are those of the batch at hand, on each process its own.
+
+    Args:
+        model (`nn.Module`): The model that `watch` surrounds a call of. Its classifier is the innermost module with
+            trained parameters whose output is the logits, found in the first forward pass.
+        class_counts (sequence of `int`, shape (C,)): Training samples n_i per class. Classes with one or two samples
+            share a radius.
+        rho (`float`, >= 0): Factor of every radius.
+        ratio (`float`, 0 to 1): r, the share of the perturbed loss.
+
+    Attributes:
+        statistics (`StepStatistics`): Mean ||eps_i|| over classes, and perturbed minus plain loss.
+        is_watching (`bool`): Whether a `watch` block is open.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    def __init__(self, model: nn.Module, *, class_counts, rho: float = 0.05, ratio: float = 0.5):
+        check_rho(rho)
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"cc_sam_ratio is {ratio}; it is the share of the perturbed loss, from 0 to 1.")
+        self.model = model
+        self.rho = rho
+        self.ratio = ratio
+        self.statistics = StepStatistics()
+        self.is_watching = False
+        self._rarity = (as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25
+        self._classifier: nn.Module | None = None
+        self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # candidates, inner before outer: input and output
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note what reaches the classifier in the forward pass inside the block, for `losses` there."""
+        self._calls.clear()
+        self.is_watching = True
+        watched = self.model.modules() if self._classifier is None else [self._classifier]
+        hooks = [
+            module.register_forward_hook(self._note, with_kwargs=True)
+            for module in watched
+            if any(p.requires_grad for p in module.parameters())
+        ]
+        try:
+            yield
+        finally:
+            self.is_watching = False
+            self._calls.clear()
+            for hook in hooks:
+                hook.remove()
+
+    def _note(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if inputs and isinstance(output, Tensor) and output.ndim == 2:
+            self._calls.append((module, inputs[0], output))
+
+    def losses(self, logits: Tensor, labels: Tensor, losses_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """(1 - r) l_n(w) + r l_n(w + eps_{y_n}) of each sample.
+
+        Args:
+            logits (`Tensor` of shape (B, C)): What the watched forward pass returned.
+            labels (`Tensor` of shape (B,)): Class indices.
+            losses_of (`Callable`): Logits of shape (B, C) -> losses of the samples, shape (B,).
+
+        Returns:
+            `Tensor` of shape (B,).
+
+        Raises:
+            ValueError: If labels are class probabilities, no module of the model gives the logits, or there is not one
+                loss per sample.
+        """
+        if labels.ndim != 1:
+            raise ValueError(
+                f"The labels have shape {tuple(labels.shape)}; CC-SAM perturbs by one class per sample, so train it "
+                "without mixup or cutmix."
+            )
+        plain = losses_of(logits)
+        if plain.shape != labels.shape:
+            raise ValueError(
+                f"The losses have shape {tuple(plain.shape)} for {len(labels)} labels; return one loss per sample "
+                '(reduction="none").'
+            )
+        features = self._features(logits)
+        signals = torch.autograd.grad(plain.sum(), logits, retain_graph=True)[0]  # d l_n / d logits_n, (B, C)
+        perturbed_logits, radii = self._perturbed_logits(features, signals, labels)
+        perturbed = losses_of(perturbed_logits.to(logits.dtype))
+        self.statistics.add_perturbation([radii.mean()])
+        self.statistics.add_sharpness((perturbed - plain).detach().mean())
+        return (1 - self.ratio) * plain + self.ratio * perturbed
+
+    def _features(self, logits: Tensor) -> Tensor:
+        """Input of the classifier in the watched pass; finds the classifier in the first one."""
+        for module, features, output in self._calls:
+            same = output.shape == logits.shape and torch.allclose(
+                output.detach().to(logits.dtype), logits.detach(), rtol=0, atol=0, equal_nan=True
+            )
+            if module is self._classifier or same:
+                self._classifier = module
+                return features
+        raise ValueError(
+            "No module with trained parameters gives the model's logits as its output; CC-SAM perturbs such a "
+            "classifier, so let one train, or choose another method."
+        )
+
+    def _perturbed_logits(self, features: Tensor, signals: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at w + eps_{y_n}, (B, C), and the radius of each class that is present, (K,)."""
+        weights = {name: p for name, p in self._classifier.named_parameters() if p.requires_grad}
+        classes, group, sizes = labels.unique(return_inverse=True, return_counts=True)
+        # Samples sorted into rows of one class each, (K, m); places that stay empty hold sample 0 with no signal.
+        order = group.argsort(stable=True)
+        column = torch.empty_like(group)
+        column[order] = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[group[order]]
+        samples = torch.zeros(len(classes), int(sizes.max()), dtype=torch.long, device=labels.device)
+        samples[group, column] = torch.arange(len(labels), device=labels.device)
+        shares = torch.zeros_like(samples, dtype=signals.dtype)
+        shares[group, column] = 1 / sizes[group].to(signals.dtype)
+        features = features.to(next(iter(weights.values())).dtype)
+        rarity = self._rarity.to(features.device, features.dtype)[classes]
+        one_class = partial(_one_class, self._classifier, weights, self.rho)
+        logits, radii = vmap(one_class, randomness="different")(
+            features[samples], (signals[samples] * shares[..., None]).to(features.dtype), rarity
+        )
+        return logits[group, column], radii
+
+
+def _one_class(
+    classifier: nn.Module, weights: dict[str, Tensor], rho: float, features: Tensor, signals: Tensor, rarity: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of a class's samples at w + eps_i, and ||eps_i||; eps_i is a constant of the backward pass.
+
+    Args:
+        features (`Tensor` of shape (m, ...)): What reaches the classifier.
+        signals (`Tensor` of shape (m, C)): Derivative of the class's mean loss in the logits.
+        rarity (`Tensor`): (n_i - 1)^(-1/4).
+    """
+    at_w = {name: value.detach() for name, value in weights.items()}
+    _, pull_back = vjp(lambda w: functional_call(classifier, w, (features.detach(),)), at_w)
+    (gradient,) = pull_back(signals)
+    norm, norm_of_weights = (sum((t * t).sum() for t in d.values()).sqrt() for d in (gradient, at_w))
+    radius = rho * rarity * (norm_of_weights / norm).sqrt()
+    usable = torch.isfinite(radius) & torch.isfinite(norm)
+    moved = {
+        name: value + torch.where(usable, radius / norm * gradient[name], 0.0).detach()
+        for name, value in weights.items()
+    }
+    return functional_call(classifier, moved, (features,)), torch.where(usable, radius, 0.0).detach()
