@@ -69,7 +69,7 @@ class ModelArguments:
     Args:
         backbone (`str`): "tiny_clip" (ships with the package), a Hub name, or a path.
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
-        tuning (`str`): lora, linear_probe or full.
+        tuning (`str`): adapter, adaptformer, lora, vpt_deep, vpt_shallow, linear_probe or full.
         head (`str`): cosine or linear.
         head_scale (`float`, > 0): Scale of the cosine head.
         head_start (`str`): text, class_means or random; by default text where the backbone has a text tower, else
@@ -87,7 +87,13 @@ class ModelArguments:
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
-    tuning: str = field(default="lora", metadata={"help": "What trains beside the head: lora, linear_probe or full."})
+    tuning: str = field(
+        default="lora",
+        metadata={
+            "help": "What trains beside the head: adapter, adaptformer, lora, vpt_deep, vpt_shallow, linear_probe or "
+            "full."
+        },
+    )
     head: str = field(default="cosine", metadata={"help": "Classification head: cosine or linear."})
     head_scale: float = field(default=25.0, metadata={"help": "Scale of the cosine head."})
     head_start: str | None = field(

@@ -2,8 +2,10 @@
 
     python recipes/benchmark_step.py --model vit_b16 --tuning lora --batch_size 8 --steps 15
 
-The four are interleaved in one process on the same random batch and random weights. Prints the median CPU time (CUDA
-time on a GPU) of a step relative to plain training, and the peak memory of a step beyond the weights.
+The kinds of step are interleaved in one process on the same random batch and random weights. Prints the median CPU
+time (CUDA time on a GPU) of a step relative to plain training, images per second, the peak memory of a step beyond the
+weights, and, for plain training, the share of the device's measured matrix rate. Other kinds: the cheaper schedules
+(mean over an interval of steps) and CC-SAM.
 """
 
 import argparse
@@ -13,39 +15,50 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from ft_focalsam import FocalSAM, class_weights
+from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
+from ft_focalsam.models.resnet import ResNet32
+from ft_focalsam.sharpness import ClassConditionalSAM, Economy, class_weights
+from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
 
-MODELS = {
-    "vit_b16": lambda classes: ViTForImageClassification(ViTConfig(num_labels=classes)),
-    "vit_s14": lambda classes: Dinov2ForImageClassification(
-        Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=224, num_labels=classes)
-    ),
-}
-CLASSES, RHO = 100, 0.05
+CLASSES, RHO, INTERVAL = 100, 0.05, 5
 COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)]
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
+# name -> family, vision model, side of a picture in pixels
+VISION_MODELS = {
+    "vit_b16": ("vit", lambda: ViTModel(ViTConfig(), add_pooling_layer=False), 224),
+    "vit_s14": (
+        "dinov2",
+        lambda: Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=224)),
+        224,
+    ),
+}
+KINDS = ["plain", "sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
+LABELS = {"sam": "SAM", "three_backward": "Focal-SAM, 3 backwards", "focal_sam": "Focal-SAM, ours", "cc_sam": "CC-SAM"}
 
 
-def build_model(name: str, tuning: str, device: str) -> nn.Module:
-    """A model with random float32 weights."""
+def build_model(name: str, tuning: str) -> tuple[nn.Module, int]:
+    """A model with random float32 weights, and the side of its pictures."""
     torch.manual_seed(0)
-    model = MODELS[name](CLASSES).to(device)
-    if tuning == "lora":
-        targets = ["q_proj", "v_proj", "query", "value"]
-        present = [t for t in targets if any(n.endswith(t) for n, _ in model.named_modules())]
-        model = get_peft_model(model, LoraConfig(r=8, target_modules=present, modules_to_save=["classifier"]))
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:
-                nn.init.normal_(parameter, std=0.02)
+    if name == "resnet32":
+        return ResNet32(CLASSES).train(), 32
+    family, build, side = VISION_MODELS[name]
+    backbone = build()
+    config = LongTailClassifierConfig(
+        backbone_family=family, feature_size=backbone.config.hidden_size, id2label={i: str(i) for i in range(CLASSES)}
+    )
+    model = LongTailClassifier(config, backbone)
+    apply_tuning(model, tuning, TuningOptions())
     for parameter_name, parameter in model.named_parameters():
         if "mask_token" in parameter_name:
             parameter.requires_grad_(False)  # of masked pretraining, not used here
-    return model.train()
+        elif parameter.requires_grad and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)  # what starts at zero, so that every gradient is there from the start
+    return model.train(), side
 
 
 def move(parameters: list[torch.Tensor], gradients: list[torch.Tensor], sign: float) -> None:
@@ -55,12 +68,20 @@ def move(parameters: list[torch.Tensor], gradients: list[torch.Tensor], sign: fl
         torch._foreach_add_(parameters, torch._foreach_mul(gradients, sign * RHO / norm))
 
 
-def make_steps(model: nn.Module, losses: Callable, labels: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """One update each, by name; all with the same base optimizer."""
+def make_steps(model: nn.Module, run: Callable, labels: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """One update each, by name; all with the same base optimizer. `run(index)` gives logits."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     weights = class_weights("focal_sam", COUNTS, HYPERPARAMETERS).to(labels.device, torch.float32)[labels]
-    focal_sam = FocalSAM(optimizer, model, class_counts=COUNTS, rho=RHO, **HYPERPARAMETERS)
+    cc_sam = ClassConditionalSAM(model, class_counts=COUNTS, rho=RHO)
+
+    def losses(index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        return F.cross_entropy(run(index), labels[index], reduction="none")
+
+    def ours(economy: str) -> Callable[[], None]:
+        settings = Economy(economy, interval=INTERVAL)
+        focal_sam = FocalSAM(optimizer, model, class_counts=COUNTS, rho=RHO, economy=settings, **HYPERPARAMETERS)
+        return lambda: focal_sam.step(losses, labels=labels)
 
     def plain() -> None:
         optimizer.zero_grad()
@@ -86,12 +107,16 @@ def make_steps(model: nn.Module, losses: Callable, labels: torch.Tensor) -> dict
         torch._foreach_add_([p.grad for p in parameters], rest)
         optimizer.step()
 
-    return {
-        "plain": plain,
-        "SAM": sam,
-        "Focal-SAM, three backwards": three_backward,
-        "Focal-SAM, ours": lambda: focal_sam.step(losses, labels=labels),
-    }
+    def class_conditional() -> None:
+        optimizer.zero_grad()
+        with cc_sam.watch():
+            values = cc_sam.losses(run(slice(None)), labels, lambda z: F.cross_entropy(z, labels, reduction="none"))
+        values.mean().backward()
+        optimizer.step()
+
+    economies = {name: ours(name) for name in ("every_k", "look_sam", "split_batch")}
+    named = {"plain": plain, "sam": sam, "three_backward": three_backward, "focal_sam": ours("none")}
+    return {**named, **economies, "cc_sam": class_conditional}
 
 
 def seconds(step: Callable[[], None], device: str) -> float:
@@ -125,46 +150,72 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
     return peak
 
 
+def matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = [seconds(lambda: a @ b, device) for _ in range(12)]
+    return 2 * size**3 / statistics.median(times[2:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=MODELS, default="vit_b16", help="architecture, with random weights")
-    parser.add_argument("--tuning", choices=["lora", "full"], default="lora", help="what trains")
+    parser.add_argument("--model", choices=[*VISION_MODELS, "resnet32"], default="vit_b16", help="with random weights")
+    parser.add_argument("--tuning", choices=sorted(TUNING_METHODS), default="lora", help="what trains of a ViT")
     parser.add_argument("--batch_size", type=int, default=8, help="images a step")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4], help="kinds of step, beside plain")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--profile", action="store_true", help="list what the operators of plain and our steps take")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(args.model, args.tuning, device)
-    images = torch.randn(args.batch_size, 3, 224, 224, device=device)
+    model, side = build_model(args.model, args.tuning)
+    model.to(device)
+    images = torch.randn(args.batch_size, 3, side, side, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)
+    is_half = args.dtype == "bfloat16"
 
-    def losses() -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            logits = model(pixel_values=images).logits
-        return F.cross_entropy(logits.float(), labels, reduction="none")
+    def run(index: torch.Tensor | slice) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=is_half):
+            logits = model(pixel_values=images[index]).logits
+        return logits.float()
 
-    steps = make_steps(model, losses, labels)
+    steps = {k: step for k, step in make_steps(model, run, labels).items() if k == "plain" or k in args.kinds}
+    with FlopCounterMode(display=False) as counter:
+        steps["plain"]()
     for step in steps.values():
         for _ in range(3):
             step()
-    times = {name: [] for name in steps}
+    times = {kind: [] for kind in steps}
     for _ in range(args.steps):
-        for name, step in steps.items():
-            times[name].append(seconds(step, device))
-    memory = {name: peak_bytes(step, device) for name, step in steps.items()}
-    median = {name: statistics.median(values) for name, values in times.items()}
-    print(
-        f"{args.model}, {args.tuning}, batch {args.batch_size}, {args.dtype}, {device}; medians of {args.steps} steps"
-    )
-    print(f"{'step':<28}{'seconds':>10}{'/ plain':>10}{'/ SAM':>10}{'peak MiB':>10}{'/ plain':>10}")
-    for name, value in median.items():
+        for kind, step in steps.items():
+            repeats = INTERVAL if kind in ("every_k", "look_sam") else 1
+            times[kind].append(statistics.mean(seconds(step, device) for _ in range(repeats)))
+    memory = {kind: peak_bytes(step, device) for kind, step in steps.items()}
+    median = {kind: statistics.median(values) for kind, values in times.items()}
+    tuning = "full" if args.model == "resnet32" else args.tuning
+    print(f"{args.model}, {tuning}, batch {args.batch_size}, {args.dtype}, {device}; medians of {args.steps} steps")
+    print(describe_parameters(model))
+    print(f"{'step':<24}{'seconds':>9}{'/ plain':>9}{'/ SAM':>9}{'images/s':>10}{'peak MiB':>10}{'/ plain':>9}")
+    for kind, value in median.items():
+        to_sam = f"{value / median['sam']:>9.2f}" if "sam" in median else f"{'':>9}"
         print(
-            f"{name:<28}{value:>10.3f}{value / median['plain']:>10.2f}{value / median['SAM']:>10.2f}"
-            f"{memory[name] / 2**20:>10.0f}{memory[name] / memory['plain']:>10.2f}"
+            f"{LABELS.get(kind, kind):<24}{value:>9.3f}{value / median['plain']:>9.2f}{to_sam}"
+            f"{args.batch_size / value:>10.1f}{memory[kind] / 2**20:>10.0f}{memory[kind] / memory['plain']:>9.2f}"
         )
-    print(f"three backwards / ours: {median['Focal-SAM, three backwards'] / median['Focal-SAM, ours']:.2f}")
+    if {"three_backward", "focal_sam"} <= set(median):
+        print(f"three backwards / ours: {median['three_backward'] / median['focal_sam']:.2f}")
+    rate = counter.get_total_flops() / median["plain"]
+    measured = matrix_rate(torch.bfloat16 if is_half else torch.float32, device)
+    print(f"plain: {rate / 1e9:.1f} GFLOP/s, {rate / measured:.0%} of the {measured / 1e9:.0f} of a matrix product")
+    for kind in ("plain", "focal_sam") if args.profile else ():
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(5):
+                steps[kind]()
+        print(f"\n{LABELS.get(kind, kind)}, 5 steps")
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
 
 
 if __name__ == "__main__":

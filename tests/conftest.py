@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,3 +15,10 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set FT_FOCALSAM_SHARED to the folder that holds it")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_modules_are_no_garbage():
+    """A Trainer collects garbage when it starts; looking through all of transformers takes longer than it trains."""
+    gc.collect()
+    gc.freeze()

@@ -13,7 +13,8 @@ from ft_focalsam.config import ConfigError, DataArguments, ModelArguments, parse
 from ft_focalsam.data.transforms import AUGMENTATIONS
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
-from ft_focalsam.sharpness import SHARPNESS_METHODS
+from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
+from ft_focalsam.training_args import CC_SAM
 from ft_focalsam.tuning import TUNING_METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -272,14 +273,16 @@ def test_docstring_agrees_with_help_and_defaults():
 @pytest.mark.parametrize(
     ("arguments", "name", "choices"),
     [
-        (FocalSAMTrainingArguments, "sharpness", SHARPNESS_METHODS),
+        (FocalSAMTrainingArguments, "sharpness", [*SHARPNESS_METHODS, CC_SAM]),
+        (FocalSAMTrainingArguments, "rho_schedule", RHO_SCHEDULES),
+        (FocalSAMTrainingArguments, "economy", ECONOMIES),
         (FocalSAMTrainingArguments, "loss", LOSSES),
         (ModelArguments, "tuning", TUNING_METHODS),
         (ModelArguments, "head", HEADS),
         (ModelArguments, "head_start", HEAD_STARTS),
         (DataArguments, "augmentation", AUGMENTATIONS),
     ],
-    ids=["sharpness", "loss", "tuning", "head", "head_start", "augmentation"],
+    ids=["sharpness", "rho_schedule", "economy", "loss", "tuning", "head", "head_start", "augmentation"],
 )
 def test_help_lists_the_choices(arguments, name, choices):
     text = next(f for f in dataclasses.fields(arguments) if f.name == name).metadata["help"]

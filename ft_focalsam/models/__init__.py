@@ -4,12 +4,14 @@ from .backbones import BACKBONE_FAMILIES, BackboneFamily, load_backbone, load_im
 from .classifier import LongTailClassifier, LongTailClassifierConfig
 from .head_start import HEAD_STARTS, choose_head_start, class_means, start_head
 from .heads import HEADS, register_head
+from .inserted import INSERTED_MODULES, register_inserted
 from .text import text_features
 
 __all__ = [
     "BACKBONE_FAMILIES",
     "HEADS",
     "HEAD_STARTS",
+    "INSERTED_MODULES",
     "BackboneFamily",
     "LongTailClassifier",
     "LongTailClassifierConfig",
@@ -18,6 +20,7 @@ __all__ = [
     "load_backbone",
     "load_image_processor",
     "register_head",
+    "register_inserted",
     "start_head",
     "text_features",
 ]

@@ -27,6 +27,26 @@ EMBEDDED = {"tiny_clip": "assets/tiny_clip"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def _find_blocks(backbone: nn.Module) -> nn.ModuleList:
+    """The one list of modules that is as long as the configuration says the model is deep."""
+    depth = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(
+        f"The backbone, a {type(backbone).__name__}, has no transformer blocks for adapters or prompts to act on; "
+        "choose another tuning method."
+    )
+
+
+def _wrap_mlp(block: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    if hasattr(block, "mlp"):
+        block.mlp = wrap(block.mlp)
+    else:  # a ViT of older transformers, which has the second layer beside the residual connection, in `output`
+        block.intermediate = wrap(nn.Sequential(block.intermediate, block.output.dense))
+        block.output.dense = nn.Identity()
+
+
 @dataclass(frozen=True)
 class BackboneFamily:
     """How the models of one architecture are loaded and turned into features.
@@ -37,6 +57,8 @@ class BackboneFamily:
         feature_size (`Callable`): Configuration -> D.
         interpolates (`bool`): Whether the model takes other image sizes only when told to interpolate its positions.
         has_text_tower (`bool`): Whether class names can be encoded into the same space (`models/text.py`).
+        blocks (`Callable`): The vision model -> its list of transformer blocks, in order; entries may be replaced.
+        wrap_mlp (`Callable`): (block, function) -> None; puts function(MLP) in the place of the MLP of a block.
     """
 
     load: Callable[..., nn.Module]
@@ -44,6 +66,8 @@ class BackboneFamily:
     feature_size: Callable[[PreTrainedConfig], int]
     interpolates: bool = False
     has_text_tower: bool = False
+    blocks: Callable[[nn.Module], nn.ModuleList] = _find_blocks
+    wrap_mlp: Callable[[nn.Module, Callable[[nn.Module], nn.Module]], None] = _wrap_mlp
 
 
 def _load_vit(name: str, **keywords) -> nn.Module:

@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .backbones import BACKBONE_FAMILIES, find_family, load_backbone, load_config
+from .backbones import BACKBONE_FAMILIES, BackboneFamily, find_family, load_backbone, load_config
 from .heads import HEADS
+from .inserted import INSERTED_MODULES, describe_inserted, read_inserted
 
 
 class LongTailClassifierConfig(PreTrainedConfig):
@@ -32,6 +33,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         head_scale (`float`, > 0): Scale of a cosine head.
         image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
         backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
+        inserted (`dict`, *optional*): What `LongTailClassifier.insert` put into the backbone.
     """
 
     model_type = "long_tail_classifier"
@@ -45,6 +47,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         head_scale: float = 25.0,
         image_size: int | None = None,
         backbone_dtype: str = "float32",
+        inserted: dict | None = None,
         **kwargs,
     ):
         self.backbone = backbone
@@ -54,6 +57,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         self.head_scale = head_scale
         self.image_size = image_size
         self.backbone_dtype = backbone_dtype
+        self.inserted = inserted
         super().__init__(**kwargs)
 
 
@@ -61,7 +65,7 @@ class LongTailClassifier(PreTrainedModel):
     """Backbone features and a classification head.
 
     Build one with `from_backbone`, choose what of it trains with `ft_focalsam.tuning.apply_tuning`, load a saved one
-    with `from_pretrained`. The head is float32 whatever the dtype of the backbone.
+    with `from_pretrained`. The head and what is inserted are float32 whatever the dtype of the backbone.
 
     Args:
         config (`LongTailClassifierConfig`): See there.
@@ -119,9 +123,14 @@ class LongTailClassifier(PreTrainedModel):
         )
         return cls(config, load_backbone(backbone, dtype=dtype))
 
+    @property
+    def family(self) -> BackboneFamily:
+        """What the backbone is one of."""
+        return BACKBONE_FAMILIES[self.config.backbone_family]
+
     def features(self, pixel_values: Tensor) -> Tensor:
         """Feature vectors of pictures: (B, 3, H, W) to (B, D)."""
-        family = BACKBONE_FAMILIES[self.config.backbone_family]
+        family = self.family
         options = {}
         if family.interpolates and self.config.image_size is not None:
             options["interpolate_pos_encoding"] = True
@@ -130,9 +139,36 @@ class LongTailClassifier(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
-        logits = self.head(self.features(pixel_values).to(torch.float32))
+        logits = self.head(self.features(pixel_values).to(next(self.head.parameters()).dtype))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    # ---- what is added to the backbone ----
+
+    def check_is_new(self) -> None:
+        """Raise a `ValueError` where the backbone has a PEFT adapter or inserted modules."""
+        name = self.config.inserted and self.config.inserted["name"]
+        if isinstance(self.backbone, PeftModel):
+            name = self.backbone.active_peft_config.peft_type.value.lower()
+        if name:
+            raise ValueError(f"The classifier is tuned already, by {name}; start from a new one: from_backbone.")
+
+    def insert(self, name: str, **settings) -> None:
+        """Put new modules, trainable and in float32, into the backbone, and note in `config` how to do so again.
+
+        Args:
+            name (`str`): A name in `INSERTED_MODULES`.
+            **settings: What the function of that name takes; kinds of values that JSON has.
+
+        Raises:
+            ValueError: If the name is unknown, or the backbone has an adapter or inserted modules.
+        """
+        insert = INSERTED_MODULES.choose(name)
+        self.check_is_new()
+        device = next(self.backbone.parameters()).device
+        insert(self.backbone, self.family, **settings)
+        self.backbone.to(device)
+        self.config.inserted = describe_inserted(name, settings)
 
     def wrap_backbone(self, config: PeftConfig) -> None:
         """Put a PEFT adapter, in float32, around the backbone."""
@@ -161,8 +197,9 @@ class LongTailClassifier(PreTrainedModel):
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict=None, **kwargs) -> None:
         """Save what `from_pretrained` needs to give the same logits again.
 
-        `config.json` and `model.safetensors` hold the head and everything that was trained; where PEFT tuned the
-        backbone, its adapter is also written in PEFT's own format, for `PeftModel.from_pretrained` on the backbone.
+        `config.json` and `model.safetensors` hold the head and everything that was trained, inserted modules included;
+        where PEFT tuned the backbone, its adapter is also written in PEFT's own format, for
+        `PeftModel.from_pretrained` on the backbone.
 
         Args:
             save_directory (`str` or path): The folder; it is made where it does not exist.
@@ -200,7 +237,8 @@ class LongTailClassifier(PreTrainedModel):
 
         Raises:
             FileNotFoundError: If the folder has no such checkpoint, or the backbone is gone.
-            ValueError: If the tensors are not those of this model.
+            ValueError: If the tensors are not those of this model, or it has inserted modules that this version of the
+                package does not know.
         """
         path = _find_folder(folder, revision=revision)
         for name in ("config.json", SAFE_WEIGHTS_NAME):
@@ -208,12 +246,16 @@ class LongTailClassifier(PreTrainedModel):
                 raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
+        inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None
         try:
             model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
         except OSError as error:
             raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error
         if (path / ADAPTER_CONFIG_NAME).is_file():
             model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
+        if inserted is not None:
+            name, settings = inserted
+            model.insert(name, **settings)
         model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
         return model.eval()
 

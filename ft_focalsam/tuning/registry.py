@@ -1,9 +1,9 @@
 """Tuning methods by name. A new method is one file in this folder, imported in `__init__.py`."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from peft import PeftModel
 from torch import nn
 
 from ..models import LongTailClassifier
@@ -19,6 +19,15 @@ class TuningOptions:
         lora_alpha (`float`, > 0): The update is scaled by alpha / r.
         lora_dropout (`float`, 0 to 1): Dropout in front of the update.
         lora_target_modules (`list[str]`): Names of the layers to act on; by default the query and value projections.
+        adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
+            at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
+        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 0.1 in its paper, 1 in LIFT.
+        prompt_length (`int`, >= 1): Prompts in front of a block.
+        tuned_layers (`list[int]`): Numbers, from 0, of the blocks that adapters and deep prompts act on; by default
+            all of them.
+
+    Raises:
+        ValueError: If a size is out of range.
     """
 
     lora_rank: int = field(default=8, metadata={"help": "Rank r of the LoRA update."})
@@ -28,6 +37,27 @@ class TuningOptions:
         default_factory=list,
         metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
     )
+    adapter_width: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the bottleneck of an adapter; by default the power of two at or below C / 2L for C "
+            "classes and L blocks."
+        },
+    )
+    adapter_scale: float = field(default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."})
+    prompt_length: int = field(default=10, metadata={"help": "Prompts in front of a block."})
+    tuned_layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers, from 0, of the blocks that adapters and deep prompts act on; by default all."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.adapter_width is not None and self.adapter_width < 1:
+            raise ValueError(f"adapter_width is {self.adapter_width}; set it to 1 or more, or leave it out.")
+        if not (self.adapter_scale > 0 and math.isfinite(self.adapter_scale)):
+            raise ValueError(f"adapter_scale is {self.adapter_scale}; set it to a number above 0.")
+        if self.prompt_length < 1:
+            raise ValueError(f"prompt_length is {self.prompt_length}; set it to 1 or more.")
 
 
 # A method is a function (model, options) that makes exactly what it tunes require a gradient, in float32. It finds the
@@ -41,18 +71,33 @@ def apply_tuning(model: LongTailClassifier, name: str, options: TuningOptions | 
 
     Args:
         model (`LongTailClassifier`): A new classifier; changed in place.
-        name (`str`): A name in `TUNING_METHODS`: "lora", "linear_probe" or "full".
+        name (`str`): A name in `TUNING_METHODS`: "adapter", "adaptformer", "lora", "vpt_deep", "vpt_shallow",
+            "linear_probe" or "full".
         options (`TuningOptions`, *optional*): Sizes and places.
 
     Raises:
-        ValueError: If the method is unknown, an option does not fit the model, or it has an adapter already.
+        ValueError: If the method is unknown, an option does not fit the model, or an adapter or prompts are there.
     """
     method = TUNING_METHODS.choose(name)
-    if isinstance(model.backbone, PeftModel):
-        adapter = model.backbone.active_peft_config.peft_type.value.lower()
-        raise ValueError(f"The classifier has an adapter ({adapter}) already; start from a new one: from_backbone.")
+    model.check_is_new()
     model.backbone.requires_grad_(False)
     method(model, options or TuningOptions())
+
+
+def find_layers(model: LongTailClassifier, options: TuningOptions) -> list[int]:
+    """Numbers of the blocks to tune, from 0, in order.
+
+    Raises:
+        ValueError: If `tuned_layers` names a block that the backbone does not have.
+    """
+    count = len(model.family.blocks(model.backbone))
+    wrong = [index for index in options.tuned_layers if not 0 <= index < count]
+    if wrong:
+        raise ValueError(
+            f"tuned_layers names {wrong[0]}, and the backbone '{model.config.backbone}' has the blocks 0 to "
+            f"{count - 1}; choose among them, or leave it out for all."
+        )
+    return sorted(set(options.tuned_layers)) or list(range(count))
 
 
 def describe_parameters(model: nn.Module) -> str:

@@ -19,7 +19,9 @@ from ft_focalsam.tuning import TuningOptions, apply_tuning
 
 FAMILIES = ("vit", "dinov2", "clip")
 HEADS = ("linear", "cosine")
-TUNINGS = ("lora", "linear_probe", "full")
+INSERTED = ("adaptformer", "adapter", "vpt_shallow", "vpt_deep")
+TUNINGS = ("lora", "linear_probe", "full", *INSERTED)
+NEW = (".lora_", ".adapter.", ".scale.", ".prompts.")  # in the names of what a tuning method adds
 NAMES = ("owl", "red_fox", "newt", "moth", "carp")
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -37,12 +39,12 @@ def pictures(size: int = 16) -> torch.Tensor:
 def build(backbone: Path, *, head: str = "cosine", tuning: str = "lora", **options) -> LongTailClassifier:
     torch.manual_seed(2)
     model = LongTailClassifier.from_backbone(str(backbone), NAMES, head=head, **options)
-    apply_tuning(model, tuning, TuningOptions(lora_rank=2, lora_alpha=4))
+    apply_tuning(model, tuning, TuningOptions(lora_rank=2, lora_alpha=4, adapter_width=4, prompt_length=3))
     return model
 
 
 def train(model: LongTailClassifier, *, size: int = 16) -> LongTailClassifier:
-    """Two steps: the first cannot move the A of LoRA, because its B starts at 0."""
+    """Two steps: the first cannot move what is in front of a weight that starts at 0, as the A of LoRA."""
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
@@ -62,7 +64,7 @@ def assert_same(actual, expected) -> None:
 
 
 def is_trained(name: str, tuning: str) -> bool:
-    return name.startswith("head.") or tuning == "full" or (tuning == "lora" and ".lora_" in name)
+    return name.startswith("head.") or tuning == "full" or any(part in name for part in NEW)
 
 
 # ---- the model itself ----
@@ -135,34 +137,38 @@ def test_a_loaded_model_trains_and_saves_what_was_tuned(backbones, tmp_path, fam
     assert_same(logits_of(LongTailClassifier.from_pretrained(tmp_path / "second")), expected)
 
 
+SAVED = [f"{family}-{tuning}" for family in FAMILIES for tuning in ("lora", *INSERTED)]
+
+
 @pytest.fixture(scope="module")
 def fresh_process(backbones, tmp_path_factory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Per family: the logits of a saved LoRA model here, and those a new Python process gets from its folder."""
+    """By family and tuning: the logits of a saved model here, and those a new Python process gets from its folder."""
     root = tmp_path_factory.mktemp("saved")
     expected = {}
-    for family in FAMILIES:
-        model = train(build(backbones[family]))
-        expected[family] = logits_of(model)
-        model.save_pretrained(root / family)
+    for name in SAVED:
+        family, tuning = name.split("-")
+        model = train(build(backbones[family], tuning=tuning))
+        expected[name] = logits_of(model)
+        model.save_pretrained(root / name)
     np.save(root / "pictures.npy", pictures().numpy())
     script = (
         "import sys, numpy, torch\n"
         "from ft_focalsam import LongTailClassifier\n"
-        "root, *families = sys.argv[1:]\n"
+        "root, *names = sys.argv[1:]\n"
         "pictures = torch.from_numpy(numpy.load(root + '/pictures.npy'))\n"
-        "for family in families:\n"
-        "    logits = LongTailClassifier.from_pretrained(f'{root}/{family}')(pictures).logits\n"
-        "    numpy.save(f'{root}/{family}.npy', logits.detach().numpy())\n"
+        "for name in names:\n"
+        "    logits = LongTailClassifier.from_pretrained(f'{root}/{name}')(pictures).logits\n"
+        "    numpy.save(f'{root}/{name}.npy', logits.detach().numpy())\n"
     )
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    subprocess.run([sys.executable, "-c", script, str(root), *FAMILIES], env=environment, check=True, timeout=120)
-    return {family: (torch.from_numpy(np.load(root / f"{family}.npy")), expected[family]) for family in FAMILIES}
+    subprocess.run([sys.executable, "-c", script, str(root), *SAVED], env=environment, check=True, timeout=120)
+    return {name: (torch.from_numpy(np.load(root / f"{name}.npy")), expected[name]) for name in SAVED}
 
 
-@every_family
-def test_a_fresh_process_gives_the_same_logits(fresh_process, family):
-    assert_same(*fresh_process[family])
+@pytest.mark.parametrize("name", SAVED)
+def test_a_fresh_process_gives_the_same_logits(fresh_process, name):
+    assert_same(*fresh_process[name])
 
 
 @every_tuning

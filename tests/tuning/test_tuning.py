@@ -151,7 +151,7 @@ def test_rank_out_of_range(backbones, rank):
 def test_second_tuning_is_refused(backbones):
     model = build(backbones["vit"])
     apply_tuning(model, "lora")
-    with pytest.raises(ValueError, match=r"has an adapter \(lora\) already; start from a new one: from_backbone"):
+    with pytest.raises(ValueError, match=r"is tuned already, by lora; start from a new one: from_backbone"):
         apply_tuning(model, "linear_probe")
 
 

@@ -1,0 +1,134 @@
+"""Bottleneck adapters at the MLPs of a frozen transformer: AdaptFormer beside them, the sequential adapter behind.
+
+A bottleneck of width r maps tokens x of size D to up(relu(down(norm(x)))), with `down` of shape (r, D), `up` of shape
+(D, r) and a LayerNorm of its own, as in LIFT (arXiv 2309.10019). `up` starts at 0: a new adapter changes nothing.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from .registry import TuningOptions, find_layers, register_tuning
+
+
+class Bottleneck(nn.Module):
+    """up(relu(down(norm(x)))), in the dtype of its own weights.
+
+    Args:
+        size (`int`): D.
+        width (`int`): r.
+    """
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.down = nn.Linear(size, width)
+        self.up = nn.Linear(width, size)
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.up(torch.relu(self.down(self.norm(x.to(self.norm.weight.dtype)))))
+
+
+class Scale(nn.Module):
+    """s x with one trained number s.
+
+    Args:
+        start (`float`): First value of s.
+    """
+
+    def __init__(self, start: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([float(start)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+class ParallelAdapter(nn.Module):
+    """An MLP with a scaled bottleneck beside it: mlp(x) + s up(relu(down(norm(x)))).
+
+    Args:
+        mlp (`nn.Module`): The MLP of a block: (B, T, D) to (B, T, D).
+        size (`int`): D.
+        width (`int`): r.
+        scale (`float`): First value of s.
+    """
+
+    def __init__(self, mlp: nn.Module, size: int, width: int, scale: float):
+        super().__init__()
+        self.mlp = mlp
+        self.adapter = Bottleneck(size, width)
+        self.scale = Scale(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mlp(x)
+        return h + self.scale(self.adapter(x)).to(h.dtype)
+
+
+class SequentialAdapter(nn.Module):
+    """An MLP with a bottleneck behind it: h + up(relu(down(norm(h)))) with h = mlp(x).
+
+    Args:
+        mlp (`nn.Module`): The MLP of a block: (B, T, D) to (B, T, D).
+        size (`int`): D.
+        width (`int`): r.
+    """
+
+    def __init__(self, mlp: nn.Module, size: int, width: int):
+        super().__init__()
+        self.mlp = mlp
+        self.adapter = Bottleneck(size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mlp(x)
+        return h + self.adapter(h).to(h.dtype)
+
+
+@register_inserted("adaptformer")
+def insert_parallel(
+    backbone: nn.Module, family: BackboneFamily, *, layers: list[int], width: int, scale: float
+) -> None:
+    """A `ParallelAdapter` in the blocks numbered `layers`."""
+    blocks, size = family.blocks(backbone), backbone.config.hidden_size
+    for index in layers:
+        family.wrap_mlp(blocks[index], lambda mlp: ParallelAdapter(mlp, size, width, scale))
+
+
+@register_inserted("adapter")
+def insert_sequential(backbone: nn.Module, family: BackboneFamily, *, layers: list[int], width: int) -> None:
+    """A `SequentialAdapter` in the blocks numbered `layers`."""
+    blocks, size = family.blocks(backbone), backbone.config.hidden_size
+    for index in layers:
+        family.wrap_mlp(blocks[index], lambda mlp: SequentialAdapter(mlp, size, width))
+
+
+def default_width(num_classes: int, num_blocks: int) -> int:
+    """2^floor(log2(C / 2L)), at least 1: the tuned parameters grow with the classes (LIFT, arXiv 2309.10019)."""
+    return 1 << max(0, (num_classes // (2 * num_blocks)).bit_length() - 1)
+
+
+@register_tuning("adaptformer")
+def adaptformer(model: LongTailClassifier, options: TuningOptions) -> None:
+    """AdaptFormer (Chen et al., arXiv 2205.13535), with a trained scale as in LIFT."""
+    model.insert(
+        "adaptformer",
+        layers=find_layers(model, options),
+        width=_width(model, options),
+        scale=options.adapter_scale,
+    )
+
+
+@register_tuning("adapter")
+def adapter(model: LongTailClassifier, options: TuningOptions) -> None:
+    """Sequential adapters (Houlsby et al., arXiv 1902.00751), one a block (Pfeiffer et al., arXiv 2005.00247)."""
+    model.insert("adapter", layers=find_layers(model, options), width=_width(model, options))
+
+
+def _width(model: LongTailClassifier, options: TuningOptions) -> int:
+    if options.adapter_width is not None:
+        return options.adapter_width
+    return default_width(model.config.num_labels, len(model.family.blocks(model.backbone)))

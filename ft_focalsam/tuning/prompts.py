@@ -1,0 +1,73 @@
+"""Visual prompt tuning (Jia et al., arXiv 2203.12119): trained tokens in the sequence of a frozen transformer.
+
+The sequence is: class token, P prompts, patches. Shallow prompts enter in front of the first block and go through all
+of them; deep ones are replaced by fresh ones in front of every block. Features are read from the class token, at
+position 0, so what comes out in the place of the prompts is never read.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from .registry import TuningOptions, find_layers, register_tuning
+
+
+class Prompts(nn.Module):
+    """P trained tokens behind the class token.
+
+    They start uniform within sqrt(6 / (3 p^2 + D)), Xavier's bound for the projection of patches of p x p pixels.
+
+    Args:
+        length (`int`): P.
+        size (`int`): D.
+        patch_area (`int`): p^2.
+        replaces (`int`): How many tokens behind the class token they take the place of: those of an earlier block.
+    """
+
+    def __init__(self, length: int, size: int, patch_area: int, *, replaces: int = 0):
+        super().__init__()
+        self.replaces = replaces
+        bound = math.sqrt(6 / (3 * patch_area + size))
+        self.weight = nn.Parameter(torch.empty(length, size).uniform_(-bound, bound))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T + P - replaces, D)."""
+        prompts = self.weight.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + self.replaces :]], dim=1)
+
+
+class PromptedBlock(nn.Module):
+    """A transformer block with prompts in front of it; other arguments go to the block."""
+
+    def __init__(self, prompts: Prompts, block: nn.Module):
+        super().__init__()
+        self.prompts = prompts
+        self.block = block
+
+    def forward(self, tokens: Tensor, *args, **kwargs) -> Tensor:
+        return self.block(self.prompts(tokens), *args, **kwargs)
+
+
+@register_inserted("prompts")
+def insert_prompts(backbone: nn.Module, family: BackboneFamily, *, layers: list[int], length: int) -> None:
+    """`Prompts` in front of the blocks numbered `layers`; the first enter the sequence, the others replace them."""
+    blocks, size = family.blocks(backbone), backbone.config.hidden_size
+    patch = backbone.config.patch_size
+    area = patch**2 if isinstance(patch, int) else math.prod(patch)
+    for index in layers:
+        prompts = Prompts(length, size, area, replaces=0 if index == layers[0] else length)
+        blocks[index] = PromptedBlock(prompts, blocks[index])
+
+
+@register_tuning("vpt_shallow")
+def vpt_shallow(model: LongTailClassifier, options: TuningOptions) -> None:
+    """Prompts in front of the first block."""
+    model.insert("prompts", layers=[0], length=options.prompt_length)
+
+
+@register_tuning("vpt_deep")
+def vpt_deep(model: LongTailClassifier, options: TuningOptions) -> None:
+    """Fresh prompts in front of every tuned block; in front of another one the latest stay in the sequence."""
+    model.insert("prompts", layers=find_layers(model, options), length=options.prompt_length)
