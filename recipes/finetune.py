@@ -28,7 +28,9 @@ from ft_focalsam.tuning import describe_parameters
 ROW_BEFORE = {"text": "zero-shot", "class_means": "class means", "random": "random head"}
 
 
-def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+def main(
+    argv: list[str] | None = None, *, trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer
+) -> dict[str, dict[str, float]]:
     """Run the recipe; returns the metrics before and after fine-tuning, by name of the row."""
     data_args, model_args, tuning_options, args = parse_config(
         (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         templates=model_args.prompt_templates,
     )
     apply_tuning(model, model_args.tuning, tuning_options)
-    trainer = FocalSAMTrainer(
+    trainer = trainer_type(
         model,
         args,
         train_dataset=TransformedImages(data.train, augmented, seed=args.seed),

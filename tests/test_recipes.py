@@ -203,13 +203,38 @@ def test_an_image_folder_of_the_users_own(tmp_path):
         assert {row["name"] for row in csv.DictReader(file)} == {"ein Stück", "größer", "plain"}
 
 
-def test_the_benchmark_runs():
-    result = run(
-        [sys.executable, "recipes/benchmark_step.py", "--model", "vit_s14", "--batch_size", "2", "--steps", "1"]
-    )
+def benchmark(*arguments):
+    result = run([sys.executable, "recipes/benchmark_step.py", *arguments])
     assert result.returncode == 0, result.stderr[-3000:]
-    ratio = float(re.search(r"three backwards / ours: ([\d.]+)", result.stdout)[1])
-    assert 0.5 < ratio < 3
+    return result.stdout
+
+
+def test_the_benchmark_runs_on_a_vision_transformer():
+    output = benchmark("--model", "vit_s14", "--tuning", "adaptformer", "--batch_size", "2", "--steps", "1")
+    assert 0.5 < float(re.search(r"three backwards / ours: ([\d.]+)", output)[1]) < 3
+
+
+def test_the_benchmark_knows_every_kind_of_step():
+    kinds = ["sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
+    output = benchmark("--model", "resnet32", "--batch_size", "16", "--steps", "3", "--kinds", *kinds, "--profile")
+    rows = {
+        line.split("  ")[0]: line.split() for line in output.splitlines() if "," not in line or "Focal-SAM" in line
+    }
+    assert {"plain", "SAM", "Focal-SAM, ours", "every_k", "look_sam", "split_batch", "CC-SAM"} <= set(rows)
+    to_plain = {name: float(rows[name][-5]) for name in ("every_k", "split_batch", "Focal-SAM, ours")}
+    assert to_plain["every_k"] < to_plain["Focal-SAM, ours"] and to_plain["split_batch"] < to_plain["Focal-SAM, ours"]
+    assert "aten::convolution" in output
+
+
+def test_schedules_are_compared():
+    command = ["recipes/compare_schedules.py", QUICKSTART, "--num_seeds", "1", "--probe_steps", "3"]
+    schedules = ["--schedules", "plain", "exact", "split_batch"]
+    result = run([sys.executable, *command, *schedules, "--max_steps", "12"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = dict(re.findall(r"^\| ([\w ]+) \| ([\d.]+) \|", result.stdout, flags=re.MULTILINE))
+    assert float(rows["exact"]) == 0
+    assert 0 < float(rows["split_batch"]) < 0.5 < float(rows["another batch"])
+    assert 0 < float(rows["plain"]) < 0.5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -88,6 +88,8 @@ class SharpnessStep:
         self.scope = scope
         self.statistics = StepStatistics()
         self._collector = WeightedGradient(model)
+        self._devices: list[torch.device] = []
+        self._running_statistics: list[Tensor] = []
         self._micro_batches: list[_MicroBatch] = []
         self._epsilon: list[Tensor] | None = None
         self._pass: str | None = None
@@ -99,7 +101,7 @@ class SharpnessStep:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The trained parameters, as of the latest first pass."""
+        """The trained parameters, as of the step under way."""
         return self._collector.parameters
 
     @property
@@ -125,12 +127,19 @@ class SharpnessStep:
         """Gradient of L_c at w for each of `parameters`, on this process, after the first passes."""
         return self._collector.gradients()
 
-    def note_parameters(self) -> None:
-        """Bring `parameters` up to date; a first pass does so by itself."""
+    def look_at_model(self) -> None:
+        """Note what trains, where it is, and what has running statistics; `start` does so by itself."""
         self._collector.plan()
+        self._look_at_surroundings()
+
+    def _look_at_surroundings(self) -> None:
+        self._devices = list({p.device for p in self.model.parameters() if p.device.type not in ("cpu", "meta")})
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self._running_statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def start(self) -> None:
         """Begin an optimizer step."""
+        self._look_at_surroundings()
         self._micro_batches.clear()
         self._epsilon = None
         self._collector.clear()
@@ -155,7 +164,7 @@ class SharpnessStep:
                 with (
                     self._no_sync(),
                     self._forked_rng(self._current.rng_state),
-                    _kept_running_statistics(self.model),
+                    _kept(self._running_statistics),
                     self._collector.compare(self._current.weights),
                 ):
                     run()
@@ -193,9 +202,9 @@ class SharpnessStep:
         if not 0 < float(norm) < float("inf"):
             self.statistics.skipped_perturbations += 1
             return False
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.grad is not None:
-                parameter.grad -= gradient
+        with_gradient = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None]
+        if with_gradient:
+            torch._foreach_sub_(*map(list, zip(*with_gradient, strict=True)))
         self._collector.release()
         torch._foreach_mul_(direction, self.rho)
         self._epsilon = direction
@@ -241,7 +250,7 @@ class SharpnessStep:
             with ExitStack() as stack:
                 stack.enter_context(nullcontext() if synchronises else self._no_sync())
                 if name == "second" or epsilon is not None:
-                    stack.enter_context(_kept_running_statistics(self.model))
+                    stack.enter_context(_kept(self._running_statistics))
                 if epsilon is not None:
                     stack.enter_context(perturbed(self.parameters, epsilon))
                 yield
@@ -313,18 +322,15 @@ class SharpnessStep:
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
 
-    def _devices(self) -> list[torch.device]:
-        return list({p.device for p in self.model.parameters() if p.device.type not in ("cpu", "meta")})
-
     def _get_rng_state(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
-        for device in self._devices():
+        for device in self._devices:
             states[str(device)] = torch.get_device_module(device).get_rng_state(device)
         return states
 
     @contextmanager
     def _forked_rng(self, states: dict[str, Tensor]) -> Iterator[None]:
-        devices = self._devices()
+        devices = self._devices
         with ExitStack() as stack:
             if devices:
                 stack.enter_context(torch.random.fork_rng(devices, device_type=devices[0].type))
@@ -393,10 +399,8 @@ def world_size() -> int:
 
 
 @contextmanager
-def _kept_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation may normalise inside the block, but its running statistics come out as they went in."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+def _kept(buffers: list[Tensor]) -> Iterator[None]:
+    """The buffers may change inside the block, but come out as they went in."""
     kept = [buffer.clone() for buffer in buffers]
     try:
         yield

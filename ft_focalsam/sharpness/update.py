@@ -59,7 +59,7 @@ class SharpnessUpdate:
         if self._is_first:
             self._kind = self._choose(number)
             if self._kind in ("look", "split"):
-                self.step.note_parameters()
+                self.step.look_at_model()
         self._is_first = False
         try:
             if self._kind == "exact":

@@ -103,6 +103,7 @@ class WeightedGradient:
 
     def clear(self) -> None:
         """Begin an optimizer step with nothing collected."""
+        self.plan()
         if self._unchecked and self._patience > 0:
             self._patience -= 1
             self._comparison_is_due = True
@@ -138,7 +139,6 @@ class WeightedGradient:
 
     def needs_comparison(self, batch_size: int) -> bool:
         """Whether a batch is to be run under `compare` before it is collected."""
-        self.plan()
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
         return self.separate_reason is None and self._comparison_is_due and batch_size > 1
 
@@ -211,7 +211,7 @@ class WeightedGradient:
     # ---- which module collects for which parameter ----
 
     def plan(self) -> None:
-        """Note the trained parameters and who collects for them; anew only when they have changed."""
+        """Note the trained parameters and who collects for them, anew only when they have changed; `clear` does so."""
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         if trained.keys() == self._names.keys() and all(
             is_shadow_of(shadow, p) for p, shadow in self._shadows.items()
