@@ -11,7 +11,7 @@ PERTURBATION_SCOPES = ("global", "local")
 
 
 def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Mean of each tensor over all processes, by one all-reduce of their concatenation.
+    """Mean of each tensor over all processes, by one all-reduce of their concatenation, in float32 at least.
 
     Args:
         tensors (sequence of `Tensor`): The same shapes in the same order on every process.
@@ -21,7 +21,9 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return list(tensors)
-    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    dtype = torch.float64 if is_double else torch.float32
+    flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])

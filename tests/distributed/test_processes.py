@@ -8,43 +8,204 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharpness.models import make_model
+from sharpness.models import make_model, relative_error
 
 HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parents[1] / "accelerate_configs"
+GLOBAL, LOCAL = {"perturbation_scope": "global"}, {"perturbation_scope": "local"}
 
 
-def launch(folder, *, processes, arguments):
-    """Run `train.py` in so many processes; returns the weights of each."""
+def batches(size: int, accumulation: int = 1) -> dict:
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+
+
+# Name -> (settings, batches of one process, batches of each of two that see the same images in each optimizer step).
+# There are 24 images. In local scope the micro-batches are the same ones too, each perturbed by its own gradient.
+SAME = {
+    "joint": ({"tuning": "lora", **GLOBAL}, batches(12), batches(6)),
+    "joint, accumulated": ({"tuning": "lora", **GLOBAL}, batches(6, 2), batches(3, 2)),
+    "joint, full": ({"tuning": "full", **GLOBAL}, batches(12), batches(6)),
+    "joint, unevenly accumulated": ({"tuning": "lora", **GLOBAL}, batches(4, 4), batches(4, 2)),
+    "local": ({"tuning": "lora", **LOCAL}, batches(6, 2), batches(6)),
+    "local, full": ({"tuning": "full", **LOCAL}, batches(6, 2), batches(6)),
+    "local, unevenly accumulated": ({"tuning": "lora", **LOCAL}, batches(4, 4), batches(4, 2)),
+    # Most batches of two images have no rare class and are not perturbed, on the one process or the other.
+    "local, skipping": (
+        {"tuning": "lora", **LOCAL, "sharpness": "imbsam", "imbsam_eta": 3},
+        batches(2, 2),
+        batches(2),
+    ),
+    "joint, adaptive radius": ({"tuning": "lora", **GLOBAL, "adaptive_rho": True}, batches(12), batches(6)),
+    "joint, look_sam": (
+        {"tuning": "lora", **GLOBAL, "economy": "look_sam", "economy_interval": 3},
+        batches(12),
+        batches(6),
+    ),
+}
+# 24 images in batches of 5 do not divide evenly; each process is given some of them twice.
+PADDED = {
+    f"padded, {scope['perturbation_scope']}": {"tuning": "full", **scope, **batches(5, 2)} for scope in (GLOBAL, LOCAL)
+}
+# Each process draws, or perturbs, for itself.
+OWN = {
+    "split_batch": {"tuning": "lora", "economy": "split_batch", **batches(3, 2)},
+    "split_batch, sam": {"tuning": "lora", "economy": "split_batch", "sharpness": "sam", **batches(6)},
+    "cc_sam": {"tuning": "full", "sharpness": "cc_sam", **batches(6)},
+}
+COUNTED = {
+    f"counted, {kind}, {tuning}, {accumulation}": {
+        "tuning": tuning, "count": True, "max_steps": 10, **batches(12 // accumulation // 2, accumulation), **changes,
+    }
+    for kind, changes in {"none": {"sharpness": "none"}, "local": LOCAL, "global": GLOBAL}.items()
+    for tuning in ("lora", "full")
+    for accumulation in (1, 2)
+}  # fmt: skip
+
+
+def start(folder, config, runs, *, processes):
+    """Run `train.py` in so many processes under an accelerate configuration."""
     folder.mkdir()
-    config = HERE.parents[1] / "accelerate_configs" / ("multi_cpu.yaml" if processes > 1 else "cpu.yaml")
+    (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--main_process_port", "0"] if processes > 1 else []
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command += [str(HERE / "train.py"), str(folder), *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-4000:]
-    reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
-    assert [report["processes"] for report in reports] == [processes] * processes
-    assert all(report["separate_reason"] is None for report in reports)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+    command += [str(HERE / "train.py"), str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+class Launched:
+    """What the processes of one launch left behind."""
+
+    def __init__(self, folder, config, runs, *, processes):
+        self.folder, self.processes = folder, processes
+        result = start(folder, config, runs, processes=processes)
+        assert result.returncode == 0, result.stderr[-4000:]
+
+    def weights(self, run: str) -> list[dict]:
+        return [torch.load(self.folder / f"{run} {rank}.pt", weights_only=True) for rank in range(self.processes)]
+
+    def reports(self, run: str) -> list[dict]:
+        found = [json.loads((self.folder / f"{run} {rank}.json").read_text()) for rank in range(self.processes)]
+        assert [report["processes"] for report in found] == [self.processes] * self.processes
+        assert all(report["separate_reason"] is None for report in found)
+        return found
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    runs = {name: {**settings, **alone} for name, (settings, alone, _) in SAME.items()}
+    return Launched(tmp_path_factory.mktemp("one") / "runs", CONFIGS / "cpu.yaml", runs, processes=1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()} | PADDED | OWN | COUNTED
+    return Launched(tmp_path_factory.mktemp("two") / "runs", CONFIGS / "multi_cpu.yaml", runs, processes=2)
 
 
 def distance(a, b):
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize(("tuning", "accumulation"), [("lora", 1), ("lora", 2), ("full", 1)])
-def test_two_processes_do_what_one_does_with_the_joint_batch(tuning, accumulation, tmp_path):
-    (one,) = launch(tmp_path / "one", processes=1, arguments=[tuning, "global", 12 // accumulation, accumulation])
-    two = launch(tmp_path / "two", processes=2, arguments=[tuning, "global", 6 // accumulation, accumulation])
-    assert distance(two[0], two[1]) == 0
-    assert distance(one, make_model("dinov2", tuning).state_dict()) > 0.01  # it did train
-    assert distance(one, two[0]) < 1e-7
+def moved(weights, tuning):
+    before = make_model("dinov2", tuning).state_dict()
+    return {name: weights[name] - before[name] for name in weights}
 
 
-def test_local_scope_keeps_the_processes_equal_and_differs_from_global(tmp_path):
-    (one,) = launch(tmp_path / "one", processes=1, arguments=["lora", "global", 12, 1])
-    two = launch(tmp_path / "two", processes=2, arguments=["lora", "local", 6, 1])
-    assert distance(two[0], two[1]) == 0
-    assert distance(one, two[0]) > 1e-6
+@pytest.mark.parametrize("run", SAME)
+def test_two_processes_do_what_one_does_with_the_same_images(run, one, two):
+    (alone,) = one.weights(run)
+    change = moved(alone, SAME[run][0]["tuning"])
+    assert max(float(value.abs().max()) for value in change.values()) > 0.01  # it did train
+    one.reports(run), two.reports(run)
+    for weights in two.weights(run):
+        assert relative_error(moved(weights, SAME[run][0]["tuning"]), change) <= 1e-10
+
+
+@pytest.mark.parametrize("run", [*SAME, *PADDED, *OWN])
+def test_processes_hold_equal_weights(run, two):
+    assert distance(*two.weights(run)) == 0
+
+
+@pytest.mark.parametrize("tuning", ["", ", full", ", unevenly accumulated"])
+def test_local_scope_differs_from_global(tuning, two):
+    assert distance(two.weights("joint" + tuning)[0], two.weights("local" + tuning)[0]) > 1e-6
+
+
+def test_processes_skip_perturbations_each_for_itself(two):
+    skipped = [report["logs"][-1]["skipped_perturbations"] for report in two.reports("local, skipping")]
+    assert skipped[0] != skipped[1]
+    assert all(0 < count < 20 for count in skipped)
+
+
+# ---- what goes over the wire ----
+
+
+def steady_state(launched, kind, tuning, accumulation):
+    """(number of all-reduces, their elements, their bytes) of a step, once calibration and DDP's set-up are over."""
+    reports = launched.reports(f"counted, {kind}, {tuning}, {accumulation}")
+    assert len(reports[0]["all_reduces"]) == 10
+    assert reports[0]["all_reduces"] == reports[1]["all_reduces"]
+    last = reports[0]["all_reduces"][5:]
+    assert all(step == last[0] for step in last)
+    return len(last[0]), sum(elements for elements, _ in last[0]), sum(size for _, size in last[0])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_local_scope_sends_what_plain_training_does(tuning, accumulation, two):
+    plain = steady_state(two, "none", tuning, accumulation)
+    trained = two.reports(f"counted, none, {tuning}, {accumulation}")[0]["trained"]
+    if tuning == "lora":  # DDP that looks for unused parameters also sends which were used
+        assert plain == (1, trained, 8 * trained)
+    assert steady_state(two, "local", tuning, accumulation) == plain
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_global_scope_sends_the_class_weighted_gradient_beside(tuning, accumulation, two):
+    plain, sent = (steady_state(two, kind, tuning, accumulation) for kind in ("none", "global"))
+    trained = two.reports(f"counted, none, {tuning}, {accumulation}")[0]["trained"]
+    assert sent[:2] == (plain[0] + 1, plain[1] + trained)
+    assert sent[2] <= plain[2] + 8 * trained
+
+
+# ---- processes that shard the model ----
+
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: {use_cpu}
+num_machines: 1
+num_processes: {processes}
+machine_rank: 0
+mixed_precision: "no"
+rdzv_backend: static
+same_network: true
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: Dinov2Layer
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+"""
+
+
+def test_on_the_cpu_accelerate_runs_fsdp_as_plain_data_parallelism(two, tmp_path):
+    """So there is nothing to refuse: the weights are not sharded, and come out the same."""
+    (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="true", processes=2))
+    (settings, _, each) = SAME["joint"]
+    fsdp = Launched(tmp_path / "runs", tmp_path / "fsdp.yaml", {"joint": {**settings, **each}}, processes=2)
+    assert [report["wrapper"] for report in fsdp.reports("joint")] == ["DistributedDataParallel"] * 2
+    assert distance(fsdp.weights("joint")[0], two.weights("joint")[0]) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate shards on accelerators only")
+def test_fsdp_is_refused_with_what_to_use(tmp_path):
+    (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="false", processes=1))
+    runs = {"joint": {"tuning": "lora", "use_cpu": False}}
+    result = start(tmp_path / "runs", tmp_path / "fsdp.yaml", runs, processes=1)
+    assert result.returncode != 0
+    assert "FSDP shards the parameters that the sharpness step perturbs, which is not supported" in result.stderr
+    assert "use accelerate_configs/multi_gpu.yaml (plain data parallelism)" in result.stderr

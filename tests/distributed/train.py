@@ -1,26 +1,71 @@
-"""What each process of the tests runs: `train.py output_dir tuning scope batch_size accumulation`."""
+"""What each process of the tests runs: `train.py output_dir`, where runs.json holds the trainings to do, by name."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from sharpness.models import make_model
 from test_trainer import Images, trainer_for
+from torch.utils._python_dispatch import TorchDispatchMode
 
-if __name__ == "__main__":
-    folder, tuning, scope, batch_size, accumulation = sys.argv[1:]
-    torch.set_num_threads(1)
+
+class AllReduces(TorchDispatchMode):
+    """Notes (elements, bytes) of each all-reduce, be it called from Python or by DDP's reducer in C++."""
+
+    def __init__(self, calls: list):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.c10d.allreduce_.default:
+            (tensors, *_) = args
+            elements = sum(tensor.numel() for tensor in tensors)
+            self.calls.append((elements, sum(tensor.nbytes for tensor in tensors)))
+        return function(*args, **(kwargs or {}))
+
+
+def count_all_reduces(trainer) -> list[list[tuple[int, int]]]:
+    """The all-reduces of each optimizer step to come, inside the Trainer's training steps."""
+    steps, training_step = [[]], trainer.training_step
+
+    def counted(*args, **kwargs):
+        with AllReduces(steps[-1]):
+            loss = training_step(*args, **kwargs)
+        if trainer.accelerator.sync_gradients:
+            steps.append([])
+        return loss
+
+    trainer.training_step = counted
+    return steps
+
+
+def train(folder: Path, name: str, *, tuning: str, count: bool = False, **changes) -> None:
     model = make_model("dinov2", tuning)
-    trainer = trainer_for(
-        model, folder, dataset=Images(torch.float64), perturbation_scope=scope, max_steps=20, optim="adamw_torch",
-        per_device_train_batch_size=int(batch_size), gradient_accumulation_steps=int(accumulation),
-        learning_rate=0.003, seed=0, ddp_find_unused_parameters=tuning == "full",
-    )  # fmt: skip
+    settings = {"max_steps": 20, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
+    settings |= {"ddp_find_unused_parameters": tuning == "full", **changes}
+    trainer = trainer_for(model, folder, dataset=Images(torch.float64), **settings)
+    all_reduces = count_all_reduces(trainer) if count else []
     trainer.train()
     rank = trainer.args.process_index
-    torch.save(model.state_dict(), Path(folder) / f"rank{rank}.pt")
-    separate_reason = trainer._step.separate_reason
-    (Path(folder) / f"rank{rank}.json").write_text(
-        json.dumps({"processes": trainer.args.world_size, "separate_reason": separate_reason})
-    )
+    torch.save(model.state_dict(), folder / f"{name} {rank}.pt")
+    report = {
+        "processes": trainer.args.world_size,
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "separate_reason": trainer.sharpness_step.separate_reason,
+        "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "all_reduces": [step for step in all_reduces if step],
+    }
+    (folder / f"{name} {rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for name, settings in json.loads((folder / "runs.json").read_text()).items():
+        train(folder, name, **settings)
+    PartialState().wait_for_everyone()
+    os._exit(0)  # past torch's own clean-up, which aborts now and then after training over gloo (plain DDP's too)

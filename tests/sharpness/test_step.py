@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from models import BACKBONES, COUNTS, losses_of, make_batch, make_model, naive_gradient, relative_error
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ft_focalsam.sharpness import SharpnessStep, class_weights
 
@@ -383,6 +386,17 @@ def test_statistics_are_those_of_the_step():
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build(nn.Linear(2, 2))
+
+
+def test_a_sharded_model_is_refused_with_what_to_use(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model = make_model("vit", "lora", dtype=torch.float32)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"is sharded over processes.*use DistributedDataParallel"):
+            SharpnessStep(model, METHODS["sam"])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_reduced_loss_is_refused():

@@ -1,12 +1,14 @@
 """The collector on all a model may do with a parameter: exact by a rule, by an enclosing module, or announced."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import COUNTS
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from ft_focalsam.sharpness import WeightedGradient
@@ -161,6 +163,125 @@ class LateGradient(nn.Module):
         return x + self.gate * F.linear(x, self.child.weight)
 
 
+class ImageConvolution(nn.Module):
+    """Convolutions over images (B, channels, 5, 8), one of them depthwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+
+    def forward(self, x):
+        return self.layers(x[:, None]).mean(dim=3).transpose(1, 2)
+
+
+class PatchEmbedding(nn.Module):
+    """A strided convolution whose output is flattened to tokens, as in a ViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(1, 8, kernel_size=(5, 2), stride=(5, 2), bias=False)
+
+    def forward(self, x):
+        return self.projection(x[:, None]).flatten(2).transpose(1, 2)
+
+
+class TokenTable(nn.Module):
+    """An embedding of tokens (B, T)."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 8)
+
+    def forward(self, x):
+        return self.table((x[..., 0] > 0) + 2 * (x[..., 1] > 0)) * torch.tanh(x)
+
+
+class ChannelNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x):
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Prompts(nn.Module):
+    """A leaf that puts its prompts before the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompts = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        return torch.cat([self.prompts.expand(len(x), -1, -1), x], dim=1).tanh()
+
+
+class PromptSource(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.prompts = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self):
+        return self.prompts * 2
+
+
+class AsManyPromptsAsSamples(nn.Module):
+    """A leaf whose output, (6, 8), passes for one with a batch of six in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.source = PromptSource()
+
+    def forward(self, x):
+        return torch.tanh(x + self.source().mean(dim=0))
+
+
+class Returning(nn.Module):
+    """A leaf whose output is a structure that `pack` makes of two tensors, and `unpack` takes apart."""
+
+    class Leaf(nn.Module):
+        def __init__(self, pack, dependent):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+            self.pack, self.dependent = pack, dependent
+
+        def forward(self, x):
+            first = torch.tanh(x * self.scale)
+            return self.pack(first, (first if self.dependent else x) * self.shift)
+
+    def __init__(self, pack, unpack, *, dependent=False):
+        super().__init__()
+        self.leaf = Returning.Leaf(pack, dependent)
+        self.unpack = unpack
+
+    def forward(self, x):
+        first, second = self.unpack(self.leaf(x))
+        return first + second.sin()
+
+
+class Recurrent(nn.Module):
+    """A module that also returns its last state, (1, B, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x):
+        output, last = self.layer(x)
+        return output + last[0][:, None]
+
+
+class InPlace(nn.Module):
+    """Outputs that the parent changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(self.norm(x).tanh_()).mul_(x).relu_()
+
+
 BODIES = {
     "linear": lambda: nn.Linear(8, 8),
     "linear without bias": lambda: nn.Linear(8, 8, bias=False),
@@ -183,6 +304,21 @@ BODIES = {
     "checkpointing": lambda: Checkpointed(reentrant=False),
     "reentrant checkpointing": lambda: Checkpointed(reentrant=True),
     "late gradient": LateGradient,
+    "convolution over images": ImageConvolution,
+    "patch embedding": PatchEmbedding,
+    "token table": TokenTable,
+    "group norm": ChannelNorm,
+    "encoder layer in evaluation mode": lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(),
+    "prompts": Prompts,
+    "as many prompts as samples": AsManyPromptsAsSamples,
+    "tuple": lambda: Returning(lambda a, b: (a, b), lambda output: output),
+    "dictionary": lambda: Returning(lambda a, b: {"a": a, "b": [b]}, lambda output: (output["a"], output["b"][0])),
+    "object": lambda: Returning(lambda a, b: SimpleNamespace(a=a, b=b), lambda output: (output.a, output.b)),
+    "the same tensor twice": lambda: Returning(lambda a, b: 2 * (a + b,), lambda output: output),
+    "one output made of the other": lambda: Returning(lambda a, b: (a, b), lambda output: output, dependent=True),
+    "recurrent": Recurrent,
+    "in-place": InPlace,
+    "weight norm": lambda: weight_norm(nn.Linear(8, 8)),
 }
 
 
