@@ -418,6 +418,23 @@ def test_cc_sam_trains_on_its_own_loss(tuning, tmp_path):
     trainer.evaluate()
 
 
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({"bf16": True}, 0.05), ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, 1e-6)],
+    ids=["bf16", "compiled"],
+)
+def test_cc_sam_finds_the_classifier_under_autocast_and_in_a_compiled_model(changes, tolerance, tmp_path):
+    gradients = []
+    for settings in ({}, changes):
+        model = make_model("vit", "lora", dtype=torch.float32)
+        trainer = trainer_for(model, tmp_path, sharpness="cc_sam", max_steps=1, rho=1.0, **settings)
+        gradients.append(Recorded(model))
+        trainer.add_callback(gradients[-1])
+        trainer.train()
+    torch._dynamo.reset()
+    assert relative_error(gradients[1].gradients[0], gradients[0].gradients[0]) <= tolerance
+
+
 class Poisoned(Images):
     """The second batch of eight holds a picture that is not finite."""
 

@@ -354,6 +354,41 @@ def test_fp16_loss_scaling_skips_shrinks_and_then_trains():
     assert step.separate_reason is None
 
 
+@pytest.mark.parametrize("where", ["first", "second"])
+def test_a_pass_that_overflows_restores_the_weights_and_lets_the_scaler_shrink(where):
+    model = make_model("vit", "lora", dtype=torch.float32)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    images, labels = make_batch(dtype=torch.float32)
+    before = [p.detach().clone() for p in trained]
+    for overflows in (True, False):
+
+        def backward(name, overflows=overflows):
+            losses = losses_of(model, images, labels)
+            factor = float("inf") if overflows and name == where else 1.0
+            scaler.scale(step.reduce(losses) * factor).backward()
+
+        optimizer.zero_grad()
+        step.start()
+        with step.first_pass(labels):
+            backward("first")
+        if step.ascend():
+            with step.second_pass(0):
+                backward("second")
+        assert all(torch.equal(p, q) for p, q in zip(trained, before, strict=True))
+        assert step.drop_if_not_finite(drop=False) is overflows
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == (scale / 2 if overflows else scale)
+    assert not all(torch.equal(p, q) for p, q in zip(trained, before, strict=True))
+    counts = step.statistics.pop()
+    assert counts["skipped_steps"] == 1
+    assert counts["skipped_perturbations"] == (where == "first")
+
+
 def test_statistics_are_those_of_the_step():
     model = make_model("vit", "lora")
     c = METHODS["focal_sam"]
