@@ -4,14 +4,15 @@
 
 Runs the recipe once per schedule and seed and prints a Markdown table. At every `--probe_steps`-th step the gradient
 that the optimizer is about to step on is compared with the exact one, g, of the same batch at the same weights, and
-that of the batch before: `error` is the root mean square of ||gradient - g|| / ||g||, `cosine` the mean cosine of the
-two, and the row "another batch" shows what the choice of the batch alone does. Further `--key value` pairs go to every
-run. What a step costs is measured by `benchmark_step.py`.
+that of the batch before: `error` is the root of mean ||gradient - g||^2 / mean ||g||^2, `cosine` the mean cosine of
+the two, and the row "another batch" shows what the choice of the batch alone does. Further `--key value` pairs go
+to every run. What a step costs is measured by `benchmark_step.py`.
 """
 
 import argparse
 import statistics
 import tempfile
+from typing import NamedTuple
 
 import torch
 from finetune import main as finetune
@@ -31,14 +32,26 @@ SCHEDULES = {
 METRICS = ("accuracy", "many", "medium", "few")
 
 
+class Pair(NamedTuple):
+    """How two gradients compare."""
+
+    difference2: float
+    size2: float
+    cosine: float
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor, exact: torch.Tensor) -> "Pair":
+        cosine = torch.cosine_similarity(gradient, exact, dim=0)
+        return cls(float((gradient - exact).norm()) ** 2, float(exact.norm()) ** 2, float(cosine))
+
+
 class Probe:
     """Compares gradients during training; its passes leave no trace in the weights, gradients or random numbers."""
 
     def __init__(self, every: int):
         self.every = every
-        self.errors: list[float] = []
-        self.cosines: list[float] = []
-        self.between: list[tuple[float, float]] = []  # error and cosine of the exact gradients of two batches
+        self.pairs: list[Pair] = []  # the gradient stepped on, and the exact one
+        self.between: list[Pair] = []  # the exact gradients of a batch and of the one before
         self.previous: torch.Tensor | None = None  # exact gradient of the batch before
         self._step: SharpnessStep | None = None
 
@@ -75,11 +88,9 @@ class Probe:
         self._step = self.previous = None
 
     def note(self, exact: torch.Tensor, actual: torch.Tensor) -> None:
-        self.errors.append(float((actual - exact).norm() / exact.norm()))
-        self.cosines.append(float(torch.cosine_similarity(actual, exact, dim=0)))
+        self.pairs.append(Pair.of(actual, exact))
         if self.previous is not None:
-            error = (self.previous - exact).norm() / exact.norm()
-            self.between.append((float(error), float(torch.cosine_similarity(self.previous, exact, dim=0))))
+            self.between.append(Pair.of(self.previous, exact))
 
 
 def flat(parameters: list[torch.Tensor]) -> torch.Tensor:
@@ -123,21 +134,22 @@ def main() -> None:
     print_table(rows, between)
 
 
-def rms(values: list[float]) -> float:
-    return statistics.mean(value**2 for value in values) ** 0.5
+def cells_of(pairs: list[Pair]) -> list[str]:
+    """Error and cosine."""
+    error = (sum(pair.difference2 for pair in pairs) / sum(pair.size2 for pair in pairs)) ** 0.5
+    return [f"{error:.3f}", f"{statistics.mean(pair.cosine for pair in pairs):.3f}"]
 
 
-def print_table(rows: dict, between: list[tuple[float, float]]) -> None:
+def print_table(rows: dict[str, tuple[Probe, list[dict]]], between: list[Pair]) -> None:
     print("\n| schedule | error | cosine | top-1 | many | medium | few |\n|---|---|---|---|---|---|---|")
     for name, (probe, results) in rows.items():
-        cells = [f"{rms(probe.errors):.3f}", f"{statistics.mean(probe.cosines):.3f}"]
+        cells = cells_of(probe.pairs)
         for metric in METRICS:
             values = [100 * result[metric] for result in results]
             deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{deviation}")
         print(f"| {name} | " + " | ".join(cells) + " |")
-    errors, cosines = zip(*between, strict=True)
-    print(f"| another batch | {rms(errors):.3f} | {statistics.mean(cosines):.3f} | | | | |")
+    print("| another batch | " + " | ".join(cells_of(between)) + " | | | | |")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accu
 import sys
 
 import numpy as np
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import default_data_collator, set_seed
 
@@ -119,3 +120,4 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
+    PartialState().destroy_process_group()
