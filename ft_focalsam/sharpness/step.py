@@ -88,8 +88,7 @@ class SharpnessStep:
         self.scope = scope
         self.statistics = StepStatistics()
         self._collector = WeightedGradient(model)
-        self._devices: list[torch.device] = []
-        self._running_statistics: list[Tensor] = []
+        self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
         self._epsilon: list[Tensor] | None = None
         self._pass: str | None = None
@@ -128,21 +127,16 @@ class SharpnessStep:
         return self._collector.gradients()
 
     def look_at_model(self) -> None:
-        """Note what trains, where it is, and what has running statistics; `start` does so by itself."""
+        """Note what trains; `start` does so by itself."""
         self._collector.plan()
-        self._look_at_surroundings()
-
-    def _look_at_surroundings(self) -> None:
-        self._devices = list({p.device for p in self.model.parameters() if p.device.type not in ("cpu", "meta")})
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        self._running_statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._has_looked = True
 
     def start(self) -> None:
         """Begin an optimizer step."""
-        self._look_at_surroundings()
         self._micro_batches.clear()
         self._epsilon = None
         self._collector.clear()
+        self._has_looked = True
 
     def calibrate(self, labels: Tensor, run: Callable[[], object]) -> None:
         """Before a first pass over a batch: find out how one backward pass can give both gradients exactly.
@@ -164,7 +158,7 @@ class SharpnessStep:
                 with (
                     self._no_sync(),
                     self._forked_rng(self._current.rng_state),
-                    _kept(self._running_statistics),
+                    _kept_running_statistics(self._collector.survey.batch_norms),
                     self._collector.compare(self._current.weights),
                 ):
                     run()
@@ -250,7 +244,7 @@ class SharpnessStep:
             with ExitStack() as stack:
                 stack.enter_context(nullcontext() if synchronises else self._no_sync())
                 if name == "second" or epsilon is not None:
-                    stack.enter_context(_kept(self._running_statistics))
+                    stack.enter_context(_kept_running_statistics(self._collector.survey.batch_norms))
                 if epsilon is not None:
                     stack.enter_context(perturbed(self.parameters, epsilon))
                 yield
@@ -294,12 +288,15 @@ class SharpnessStep:
     def drop_if_not_finite(self, *, drop: bool = True) -> bool:
         """After the passes: whether the gradient has an infinite entry or one that is not a number, on which no
         optimizer is to step. It is then counted as a skipped step and, with `drop`, set to None."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not self._has_looked:
+            self.look_at_model()
+        self._has_looked = False
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients or math.isfinite(total_norm(gradients)):
             return False
         self.statistics.skipped_steps += 1
         if drop:
-            for parameter in self.model.parameters():
+            for parameter in self.parameters:
                 parameter.grad = None
         return True
 
@@ -310,7 +307,7 @@ class SharpnessStep:
 
     def sample_weights(self, labels: Tensor) -> Tensor:
         """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C)."""
-        parameter = next((p for p in self.model.parameters() if p.requires_grad), None)
+        parameter = next(iter(self._collector.survey.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -324,13 +321,13 @@ class SharpnessStep:
 
     def _get_rng_state(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
-        for device in self._devices:
+        for device in self._collector.survey.devices:
             states[str(device)] = torch.get_device_module(device).get_rng_state(device)
         return states
 
     @contextmanager
     def _forked_rng(self, states: dict[str, Tensor]) -> Iterator[None]:
-        devices = self._devices
+        devices = self._collector.survey.devices
         with ExitStack() as stack:
             if devices:
                 stack.enter_context(torch.random.fork_rng(devices, device_type=devices[0].type))
@@ -399,8 +396,9 @@ def world_size() -> int:
 
 
 @contextmanager
-def _kept(buffers: list[Tensor]) -> Iterator[None]:
-    """The buffers may change inside the block, but come out as they went in."""
+def _kept_running_statistics(norms: list[nn.Module]) -> Iterator[None]:
+    """Batch normalisation may normalise inside the block, but its running statistics come out as they went in."""
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     kept = [buffer.clone() for buffer in buffers]
     try:
         yield

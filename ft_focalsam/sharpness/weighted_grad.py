@@ -30,6 +30,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
+from .survey import Survey, survey
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class WeightedGradient:
 
     Attributes:
         separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
+        survey (`Survey`): The model as of the latest `plan`.
     """
 
     def __init__(self, model: nn.Module):
@@ -68,6 +70,7 @@ class WeightedGradient:
             model = model.module if hasattr(model, "module") else model._orig_mod
         self.model = model
         self.separate_reason: str | None = None
+        self.survey = Survey({}, [], [])
         self._names: dict[Tensor, str] = {}  # trained parameter -> its name
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
         self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
@@ -212,11 +215,17 @@ class WeightedGradient:
 
     def plan(self) -> None:
         """Note the trained parameters and who collects for them, anew only when they have changed; `clear` does so."""
+        self.survey = survey(self.model)
+        unchanged = self.survey.trained.keys() == self._names.keys()
+        if not unchanged or not all(is_shadow_of(shadow, p) for p, shadow in self._shadows.items()):
+            self._plan_anew()
+        if self.survey.batch_norms and self.separate_reason is None:
+            norm = self.survey.batch_norms[0]
+            name = next(name for name, module in self.model.named_modules() if module is norm)
+            self._separate(f"{name} ({type(norm).__name__}) makes the samples of a batch interact")
+
+    def _plan_anew(self) -> None:
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-        if trained.keys() == self._names.keys() and all(
-            is_shadow_of(shadow, p) for p, shadow in self._shadows.items()
-        ):
-            return
         self._names = trained
         self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
         self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
@@ -225,10 +234,6 @@ class WeightedGradient:
         self._comparison_is_due = True
         self._patience = PATIENCE
         self.separate_reason = None
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                self._separate(f"{name} ({type(module).__name__}) makes the samples of a batch interact")
-                break
 
     def _enclosing(self, name: str) -> str | None:
         """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
@@ -399,9 +404,11 @@ def _random_weights(weights: Tensor) -> Tensor:
 
 def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
     """a + b where None is 0."""
-    if a is None or b is None:
-        return next((tensor for tensor in (a, b) if tensor is not None), torch.zeros_like(like))
-    return a + b
+    if a is not None and b is not None:
+        return a + b
+    if a is None and b is None:
+        return torch.zeros_like(like)
+    return b if a is None else a
 
 
 def _norm(tensors) -> float:

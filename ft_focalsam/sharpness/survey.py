@@ -1,0 +1,41 @@
+"""What a step needs to know of a model, from one quick walk over its modules."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Survey(NamedTuple):
+    """
+    Attributes:
+        trained (`dict[Tensor, None]`): The parameters that require a gradient.
+        devices (`list[torch.device]`): Where parameters are, the CPU left out.
+        batch_norms (`list[nn.Module]`): Batch normalisations in training mode, which make samples interact.
+    """
+
+    trained: dict[Tensor, None]
+    devices: list[torch.device]
+    batch_norms: list[nn.Module]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Walk over a model; several times faster than `named_parameters()`, which matters where steps are short."""
+    trained: dict[Tensor, None] = {}
+    devices: dict[torch.device, None] = {}
+    batch_norms: list[nn.Module] = []
+    waiting, seen = [model], set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                devices[parameter.device] = None
+                if parameter.requires_grad:
+                    trained[parameter] = None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            batch_norms.append(module)
+        waiting.extend(child for child in reversed(module._modules.values()) if child is not None)
+    return Survey(trained, [device for device in devices if device.type not in ("cpu", "meta")], batch_norms)
