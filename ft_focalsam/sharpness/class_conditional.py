@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from .schedules import check_rho
-from .step import StepStatistics
+from .step_statistics import StepStatistics
 from .weights import as_class_counts
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed, total_norm
 from .schedules import check_rho
+from .step_statistics import StepStatistics
 from .weighted_grad import WeightedGradient
 
 
@@ -337,41 +338,6 @@ class SharpnessStep:
             for device in devices:
                 torch.get_device_module(device).set_rng_state(states[str(device)], device)
             yield
-
-
-class StepStatistics:
-    """What the updates since the last `pop` did, kept on the device until it is asked for.
-
-    Attributes:
-        skipped_perturbations (`int`): Perturbations skipped since the beginning, for a gradient that was 0 or not
-            finite.
-        skipped_steps (`int`): Optimizer steps skipped since the beginning, for a gradient that was not finite.
-    """
-
-    def __init__(self) -> None:
-        self.skipped_perturbations = 0
-        self.skipped_steps = 0
-        self._sums: dict[str, Tensor | float] = {}
-        self._perturbations = 0
-
-    def add_perturbation(self, epsilon: list[Tensor]) -> None:
-        self._perturbations += 1
-        self._add("perturbation_norm", total_norm(epsilon))
-
-    def add_sharpness(self, value: Tensor) -> None:
-        self._add("sharpness", value)
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def pop(self) -> dict[str, float]:
-        """Means over the perturbations since the last call: "perturbation_norm", ||eps||, and "sharpness", the
-        class-weighted loss at w + eps minus at w, as far as they were measured; and both counts so far.
-        """
-        means = {name: float(value) / self._perturbations for name, value in self._sums.items()}
-        self._sums, self._perturbations = {}, 0
-        counts = {"skipped_perturbations": self.skipped_perturbations, "skipped_steps": self.skipped_steps}
-        return {**means, **counts}
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -1,9 +1,11 @@
-"""What a step needs to know of a model, from one quick walk over its modules."""
+"""What a step needs to know of a model and of how its modules nest."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
 
 
 class Survey(NamedTuple):
@@ -39,3 +41,12 @@ def survey(model: nn.Module) -> Survey:
             batch_norms.append(module)
         waiting.extend(child for child in reversed(module._modules.values()) if child is not None)
     return Survey(trained, [device for device in devices if device.type not in ("cpu", "meta")], batch_norms)
+
+
+def enclosing(model: nn.Module, name: str) -> str | None:
+    """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
+    while name:
+        name = name.rpartition(".")[0]
+        if not isinstance(model.get_submodule(name), CONTAINERS):
+            return name
+    return None

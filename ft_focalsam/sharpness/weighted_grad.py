@@ -29,16 +29,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from .perturbation import total_norm
 from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
-from .survey import Survey, survey
+from .survey import Survey, enclosing, survey
 
 logger = logging.getLogger(__name__)
 
 # A parameter whose gradient is 0 (behind a zero-initialised LoRA or adapter) cannot be compared yet: comparisons go on
 # for so many steps, and are taken up again when its first gradient arrives.
 PATIENCE = 3
-
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
 
 
 class WeightedGradient:
@@ -227,7 +226,7 @@ class WeightedGradient:
     def _plan_anew(self) -> None:
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         self._names = trained
-        self._owners = {parameter: self._enclosing(name) for parameter, name in trained.items()}
+        self._owners = {parameter: enclosing(self.model, name) for parameter, name in trained.items()}
         self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
         self._forwards = None
         self._unchecked = set(trained)
@@ -235,19 +234,10 @@ class WeightedGradient:
         self._patience = PATIENCE
         self.separate_reason = None
 
-    def _enclosing(self, name: str) -> str | None:
-        """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
-        while name:
-            name = name.rpartition(".")[0]
-            module = self.model.get_submodule(name)
-            if not isinstance(module, CONTAINERS):
-                return name
-        return None
-
     def _hand_over(self, parameters: list[Tensor]) -> None:
         """Let the enclosing module collect for each parameter, or give up where there is none but the whole model."""
         for parameter in parameters:
-            owner = self._enclosing(self._owners[parameter])
+            owner = enclosing(self.model, self._owners[parameter])
             if not owner:
                 self._separate(f"no module's output gives the gradient of {self._names[parameter]}")
                 return
@@ -413,4 +403,4 @@ def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
 
 def _norm(tensors) -> float:
     tensors = list(tensors)
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))) if tensors else 0.0
+    return float(total_norm(tensors)) if tensors else 0.0
