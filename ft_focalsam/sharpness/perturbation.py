@@ -64,17 +64,20 @@ def ascent_direction(
 
 
 @contextmanager
-def perturbed(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor], *, consume: bool = False) -> Iterator[None]:
     """Move the weights to w + epsilon inside the block, then restore them bit for bit, also on an exception.
 
     Args:
         parameters (sequence of `Tensor`): The trained weights.
-        epsilon (sequence of `Tensor`): Shapes as `parameters`.
+        epsilon (list of `Tensor`): Shapes as `parameters`.
+        consume (`bool`): Empty the list once the weights have moved, to hold its memory no longer.
     """
     parameters = [parameter.detach() for parameter in parameters]
     kept = [parameter.clone() for parameter in parameters]
     try:
-        torch._foreach_add_(parameters, list(epsilon))
+        torch._foreach_add_(parameters, epsilon)
+        if consume:
+            epsilon.clear()
         yield
     finally:
         torch._foreach_copy_(parameters, kept)

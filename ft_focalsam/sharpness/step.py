@@ -215,7 +215,7 @@ class SharpnessStep:
     def second_pass(self, index: int) -> Iterator[None]:
         """Forward and backward of L_c at w + epsilon, over micro-batch `index` of this step; at w again afterwards.
 
-        The last one synchronises the gradients. After a skipped ascent it contributes nothing but that.
+        The last one synchronises the gradients and ends the step. After a skipped ascent it contributes nothing else.
         """
         batch = self._micro_batches[index]
         is_last = index == len(self._micro_batches) - 1
@@ -247,7 +247,8 @@ class SharpnessStep:
                 if name == "second" or epsilon is not None:
                     stack.enter_context(_kept_running_statistics(self._collector.survey.batch_norms))
                 if epsilon is not None:
-                    stack.enter_context(perturbed(self.parameters, epsilon))
+                    is_over = name == "second" and synchronises  # nothing needs epsilon any more
+                    stack.enter_context(perturbed(self.parameters, epsilon, consume=is_over))
                 yield
         finally:
             self._pass = self._current = None
