@@ -2,7 +2,7 @@
 
 from .losses import make_loss
 from .models import LongTailClassifier, LongTailClassifierConfig
-from .sharpness import FocalSAM, class_weights
+from .sharpness import ClassConditionalSAM, Economy, FocalSAM, class_weights, scheduled_rho
 from .trainer import FocalSAMTrainer
 from .training_args import FocalSAMTrainingArguments
 from .tuning import TuningOptions, apply_tuning
@@ -10,6 +10,8 @@ from .tuning import TuningOptions, apply_tuning
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassConditionalSAM",
+    "Economy",
     "FocalSAM",
     "FocalSAMTrainer",
     "FocalSAMTrainingArguments",
@@ -19,4 +21,5 @@ __all__ = [
     "apply_tuning",
     "class_weights",
     "make_loss",
+    "scheduled_rho",
 ]
