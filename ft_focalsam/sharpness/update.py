@@ -58,8 +58,6 @@ class SharpnessUpdate:
         """
         if self._is_first:
             self._kind = self._choose(number)
-            if self._kind in ("look", "split"):
-                self.step.look_at_model()
         self._is_first = False
         try:
             if self._kind == "exact":
@@ -107,6 +105,11 @@ class SharpnessUpdate:
         if self.economy.name in ("none", "every_k"):
             is_turn = self.economy.name == "none" or number % self.economy.interval == 0
             return "exact" if is_turn else "plain"
+        self.step.look_at_model()
+        if self._direction is not None and [d.shape for d in self._direction] != [
+            p.shape for p in self.step.parameters
+        ]:
+            self._direction = None  # other parameters train now
         if self._direction is None or (self.economy.name == "look_sam" and number % self.economy.interval == 0):
             return "exact"
         return "look" if self.economy.name == "look_sam" else "split"

@@ -231,6 +231,20 @@ def test_what_is_carried_survives_a_round_trip(name):
         make_update(nn.Linear(2, 2), Economy(name)).load_state_dict(update.state_dict())
 
 
+@pytest.mark.parametrize("name", ["look_sam", "split_batch"])
+def test_a_new_direction_is_found_when_other_parameters_train(name):
+    model = make_model("vit", "lora")
+    update = make_update(model, Economy(name))
+    for number in range(2):
+        run(update, model, *make_batch(seed=number), number=number)
+    frozen = next(p for n, p in model.named_parameters() if "layers.0" in n and "lora_A" in n)
+    frozen.requires_grad_(False)
+    images, labels = make_batch(seed=2)
+    expected = naive_gradient(model, images, labels, C, RHO)
+    assert relative_error(run(update, model, images, labels, number=2), expected) <= 1e-10
+    run(update, model, images, labels, number=3)
+
+
 def test_an_exception_leaves_the_next_step_whole():
     model = make_model("vit", "lora")
     update = make_update(model, None)
