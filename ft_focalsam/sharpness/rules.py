@@ -91,7 +91,9 @@ class _Linear(torch.autograd.Function):
                 for t in (x, weight, bias)
             )
         ctx.save_for_backward(x, weight, weights)
-        return F.linear(x, weight, bias)
+        output = F.linear(x, weight, bias)
+        # As of torch 2.6 linear may return a view, and a Function's view cannot be changed in place by what comes next.
+        return torch.ops.aten._unsafe_view.default(output, output.shape)
 
     @staticmethod
     @once_differentiable
