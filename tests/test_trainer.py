@@ -59,6 +59,15 @@ class Recorded(transformers.TrainerCallback):
         )
 
 
+def train_recorded(trainer):
+    """Train; returns the batches in their order, and the gradients of each optimizer step."""
+    batches, collate, recorded = [], trainer.data_collator, Recorded(trainer.model)
+    trainer.data_collator = lambda items: batches.append(collate(items)) or collate(items)
+    trainer.add_callback(recorded)
+    trainer.train()
+    return batches, recorded.gradients
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -110,15 +119,10 @@ def test_local_scope_perturbs_each_micro_batch_by_its_own_gradient(tmp_path):
         model, tmp_path, dataset=Images(torch.float64), max_steps=1, per_device_train_batch_size=12,
         gradient_accumulation_steps=2, perturbation_scope="local",
     )  # fmt: skip
-    batches = []
-    collate = trainer.data_collator
-    trainer.data_collator = lambda items: batches.append(collate(items)) or collate(items)
-    recorded = Recorded(model)
-    trainer.add_callback(recorded)
-    trainer.train()
+    batches, gradients = train_recorded(trainer)
     parts = [naive_gradient(start, b["pixel_values"], b["labels"], WEIGHTS, 0.1) for b in batches[:2]]
     expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
-    assert relative_error(recorded.gradients[0], expected) <= 1e-10
+    assert relative_error(gradients[0], expected) <= 1e-10
 
 
 @pytest.mark.parametrize("changes", [{"sharpness": "none"}, {"focal_lambda": 0.0}, {"rho": 0.0}])
@@ -396,12 +400,7 @@ def test_cc_sam_trains_on_its_own_loss(tuning, tmp_path):
         model, tmp_path, dataset=Images(torch.float64), sharpness="cc_sam", max_steps=2, cc_sam_ratio=0.4,
         per_device_train_batch_size=12, gradient_accumulation_steps=2,
     )  # fmt: skip
-    batches = []
-    collate = trainer.data_collator
-    trainer.data_collator = lambda items: batches.append(collate(items)) or collate(items)
-    recorded = Recorded(model)
-    trainer.add_callback(recorded)
-    trainer.train()
+    batches, gradients = train_recorded(trainer)
     cc_sam = ClassConditionalSAM(start, class_counts=[10, 6, 4, 3, 1], rho=0.1, ratio=0.4)
     start.zero_grad()
     for batch in batches[:2]:
@@ -412,7 +411,7 @@ def test_cc_sam_trains_on_its_own_loss(tuning, tmp_path):
             )  # fmt: skip
         (losses.sum() / 24).backward()
     expected = {name: p.grad for name, p in start.named_parameters() if p.requires_grad and p.grad is not None}
-    assert relative_error(recorded.gradients[0], expected) <= 1e-10
+    assert relative_error(gradients[0], expected) <= 1e-10
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["perturbation_norm"] > 0 and entry["rho"] == 0.1 for entry in logs)
     trainer.evaluate()
