@@ -69,11 +69,14 @@ class ModelArguments:
     Args:
         backbone (`str`): "tiny_clip" (ships with the package), a Hub name, or a path.
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
-        tuning (`str`): adapter, adaptformer, lora, vpt_deep, vpt_shallow, linear_probe or full.
-        head (`str`): cosine or linear.
-        head_scale (`float`, > 0): Scale of the cosine head.
-        head_start (`str`): text, class_means or random; by default text where the backbone has a text tower, else
-            class_means.
+        backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
+            mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
+        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, ia3, last_blocks, lora, norms, peft,
+            sparse, ssf, vpt_deep, vpt_shallow, linear_probe or full; several, joined by commas, are combined.
+        head (`str`): cosine, l2_normalized, layer_norm or linear.
+        head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
+        head_start (`str`): text, class_means, linear_probe or random; by default text where the backbone has a text
+            tower, else class_means.
         prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes.
     """
 
@@ -87,26 +90,39 @@ class ModelArguments:
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
+    backbone_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which output of the backbone is the feature vector of a picture: cls, mean or pooler; by default "
+            "the usual one of its architecture."
+        },
+    )
     tuning: str = field(
         default="lora",
         metadata={
-            "help": "What trains beside the head: adapter, adaptformer, lora, vpt_deep, vpt_shallow, linear_probe or "
-            "full."
+            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, ia3, "
+            "last_blocks, lora, norms, peft, sparse, ssf, vpt_deep, vpt_shallow, linear_probe or full."
         },
     )
-    head: str = field(default="cosine", metadata={"help": "Classification head: cosine or linear."})
-    head_scale: float = field(default=25.0, metadata={"help": "Scale of the cosine head."})
+    head: str = field(
+        default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
+    )
+    head_scale: float = field(default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."})
     head_start: str | None = field(
         default=None,
         metadata={
-            "help": "Start of the head: text, class_means or random; by default text where the backbone has a text "
-            "tower, else class_means."
+            "help": "Start of the head: text, class_means, linear_probe or random; by default text where the backbone "
+            "has a text tower, else class_means."
         },
     )
     prompt_templates: list[str] = field(
         default_factory=lambda: ["a photo of a {}."],
         metadata={"help": "Prompts for text starts, with {} where the class name goes."},
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tuning, list):
+            self.tuning = ",".join(map(str, self.tuning))
 
 
 class ConfigError(ValueError):

@@ -26,7 +26,12 @@ from ft_focalsam.evaluation import format_table, write_report
 from ft_focalsam.models import choose_head_start, load_image_processor, start_head
 from ft_focalsam.tuning import describe_parameters
 
-ROW_BEFORE = {"text": "zero-shot", "class_means": "class means", "random": "random head"}
+ROW_BEFORE = {
+    "text": "zero-shot",
+    "class_means": "class means",
+    "linear_probe": "linear probe",
+    "random": "random head",
+}
 
 
 def main(
@@ -67,6 +72,7 @@ def main(
         head_scale=model_args.head_scale,
         image_size=data_args.image_size,
         dtype=model_args.backbone_dtype,
+        features=model_args.backbone_features,
     ).to(args.device)
     start_head(
         model,

@@ -15,7 +15,8 @@ from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
 from ft_focalsam.training_args import CC_SAM
-from ft_focalsam.tuning import TUNING_METHODS
+from ft_focalsam.tuning import TUNING_METHODS, choose_methods
+from ft_focalsam.tuning.options import LORA_INITS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
@@ -119,6 +120,24 @@ def test_mappings_reach_the_trainer(write):
     path = write("lr_scheduler_kwargs: {num_cycles: 2}\nlr_scheduler_type: cosine\noutput_dir: x\n")
     *_, args = parse_config(ALL_TYPES, [path])
     assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize("written", ["[lora, norms]", "'lora,norms'", "lora,norms", "\n  - lora\n  - norms"])
+def test_tuning_methods_as_a_list(write, written):
+    assert parse_config((ModelArguments,), [write(f"tuning: {written}\n")])[0].tuning == "lora,norms"
+    assert parse_config((ModelArguments,), ["--tuning", "lora,norms"])[0].tuning == "lora,norms"
+
+
+def test_peft_config_as_a_mapping_or_as_json(write):
+    expected = {"peft_type": "LOHA", "r": 4, "target_modules": ["fc1"]}
+    path = write("peft_config: {peft_type: LOHA, r: 4, target_modules: [fc1]}\n")
+    assert parse_config((TuningOptions,), [path])[0].peft_config == expected
+    text = '{"peft_type": "LOHA", "r": 4, "target_modules": ["fc1"]}'
+    assert parse_config((TuningOptions,), ["--peft_config", text])[0].peft_config == expected
+    with pytest.raises(ValueError, match=r"peft_config is 'LOHA', which is not JSON .*; write a mapping in YAML, or"):
+        parse_config((TuningOptions,), ["--peft_config", "LOHA"])
+    with pytest.raises(ValueError, match=r"peft_config is \[1\]; set it to a mapping of peft_type"):
+        parse_config((TuningOptions,), ["--peft_config", "[1]"])
 
 
 def test_empty_file_changes_nothing(write):
@@ -278,11 +297,12 @@ def test_docstring_agrees_with_help_and_defaults():
         (FocalSAMTrainingArguments, "economy", ECONOMIES),
         (FocalSAMTrainingArguments, "loss", LOSSES),
         (ModelArguments, "tuning", TUNING_METHODS),
+        (TuningOptions, "lora_init", LORA_INITS),
         (ModelArguments, "head", HEADS),
         (ModelArguments, "head_start", HEAD_STARTS),
         (DataArguments, "augmentation", AUGMENTATIONS),
     ],
-    ids=["sharpness", "rho_schedule", "economy", "loss", "tuning", "head", "head_start", "augmentation"],
+    ids=["sharpness", "rho_schedule", "economy", "loss", "tuning", "lora_init", "head", "head_start", "augmentation"],
 )
 def test_help_lists_the_choices(arguments, name, choices):
     text = next(f for f in dataclasses.fields(arguments) if f.name == name).metadata["help"]
@@ -309,6 +329,6 @@ def test_recipe_parses(path):
     data, model, tuning, args = parse_config(ALL_TYPES, [str(path)])
     assert args.output_dir and data.dataset and tuning.lora_rank >= 1
     assert data.augmentation in AUGMENTATIONS
-    assert model.tuning in TUNING_METHODS and model.head in HEADS
+    assert choose_methods(model.tuning) and model.head in HEADS
     assert model.head_start is None or model.head_start in HEAD_STARTS
     assert all("{}" in template for template in model.prompt_templates)

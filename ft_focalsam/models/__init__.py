@@ -1,10 +1,11 @@
 """Backbones, heads, text features, and the classifier made of them."""
 
-from .backbones import BACKBONE_FAMILIES, BackboneFamily, load_backbone, load_image_processor
+from .backbones import BACKBONE_FAMILIES, BackboneFamily, choose_family, load_backbone, load_image_processor
 from .classifier import LongTailClassifier, LongTailClassifierConfig
-from .head_start import HEAD_STARTS, choose_head_start, class_means, start_head
+from .head_start import HEAD_STARTS, choose_head_start, class_means, collect_features, start_head
 from .heads import HEADS, register_head
 from .inserted import INSERTED_MODULES, register_inserted
+from .linear_probe import fit_linear_probe
 from .text import text_features
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "BackboneFamily",
     "LongTailClassifier",
     "LongTailClassifierConfig",
+    "choose_family",
     "choose_head_start",
     "class_means",
+    "collect_features",
+    "fit_linear_probe",
     "load_backbone",
     "load_image_processor",
     "register_head",

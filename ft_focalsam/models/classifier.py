@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
@@ -17,9 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .backbones import BACKBONE_FAMILIES, BackboneFamily, find_family, load_backbone, load_config
+from .backbones import BackboneFamily, choose_family, find_family, load_backbone, load_config
 from .heads import HEADS
-from .inserted import INSERTED_MODULES, describe_inserted, read_inserted
+from .inserted import INSERTED_MODULES, add_inserted, read_inserted
+from .precision import HALF, raise_to_float32
 
 
 class LongTailClassifierConfig(PreTrainedConfig):
@@ -27,13 +28,15 @@ class LongTailClassifierConfig(PreTrainedConfig):
 
     Args:
         backbone (`str`): Hub name or path of the backbone, or "tiny_clip".
-        backbone_family (`str`): A name in `BACKBONE_FAMILIES`.
+        backbone_family (`str`): Model type of the backbone: a name in `BACKBONE_FAMILIES` or, with
+            `backbone_features`, any of transformers.
+        backbone_features (`str`, *optional*): "cls", "mean" or "pooler", as in `choose_family`.
         feature_size (`int`): D, length of a feature vector.
-        head (`str`): A name in `HEADS`: "linear" or "cosine".
-        head_scale (`float`, > 0): Scale of a cosine head.
+        head (`str`): A name in `HEADS`: "linear", "cosine", "l2_normalized" or "layer_norm".
+        head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
         image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
         backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
-        inserted (`dict`, *optional*): What `LongTailClassifier.insert` put into the backbone.
+        inserted (`dict`, *optional*): What `LongTailClassifier.insert` put into the backbone, see `inserted.py`.
     """
 
     model_type = "long_tail_classifier"
@@ -47,6 +50,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         head_scale: float = 25.0,
         image_size: int | None = None,
         backbone_dtype: str = "float32",
+        backbone_features: str | None = None,
         inserted: dict | None = None,
         **kwargs,
     ):
@@ -57,6 +61,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         self.head_scale = head_scale
         self.image_size = image_size
         self.backbone_dtype = backbone_dtype
+        self.backbone_features = backbone_features
         self.inserted = inserted
         super().__init__(**kwargs)
 
@@ -92,16 +97,19 @@ class LongTailClassifier(PreTrainedModel):
         head_scale: float = 25.0,
         image_size: int | None = None,
         dtype: str = "float32",
+        features: str | None = None,
     ) -> "LongTailClassifier":
         """A new classifier: the pretrained backbone, frozen, with a random head to train.
 
         Args:
             backbone (`str`): Hub name or path, or "tiny_clip".
             class_names (sequence of `str`): One name a class, in the order of the labels.
-            head (`str`): "linear" or "cosine".
-            head_scale (`float`, > 0): Scale of a cosine head.
+            head (`str`): "linear", "cosine", "l2_normalized" or "layer_norm".
+            head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
             image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
             dtype (`str`): Of the backbone's weights: "float32", "bfloat16" or "float16".
+            features (`str`, *optional*): "cls", "mean" or "pooler": which output of the backbone is the feature vector
+                of a picture, if not the usual one; needed for architectures that are not in `BACKBONE_FAMILIES`.
 
         Raises:
             ValueError: If a choice is unknown or out of range, or the architecture is not supported.
@@ -109,11 +117,14 @@ class LongTailClassifier(PreTrainedModel):
         HEADS.choose(head)
         if not head_scale > 0:
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
-        family, description = find_family(backbone)
+        family, description = find_family(backbone, features)
+        backbone_config = load_config(backbone)
+        description.check_image_size(backbone_config, image_size)
         config = LongTailClassifierConfig(
             backbone=backbone,
             backbone_family=family,
-            feature_size=description.feature_size(load_config(backbone)),
+            backbone_features=features,
+            feature_size=description.feature_size(backbone_config),
             head=head,
             head_scale=head_scale,
             image_size=image_size,
@@ -121,21 +132,18 @@ class LongTailClassifier(PreTrainedModel):
             id2label=dict(enumerate(class_names)),
             label2id={name: index for index, name in enumerate(class_names)},
         )
-        return cls(config, load_backbone(backbone, dtype=dtype))
+        return cls(config, load_backbone(backbone, dtype=dtype, features=features))
 
     @property
     def family(self) -> BackboneFamily:
         """What the backbone is one of."""
-        return BACKBONE_FAMILIES[self.config.backbone_family]
+        config = self.config
+        return choose_family(config.backbone_family, config.backbone_features, backbone=config.backbone)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Feature vectors of pictures: (B, 3, H, W) to (B, D)."""
-        family = self.family
-        options = {}
-        if family.interpolates and self.config.image_size is not None:
-            options["interpolate_pos_encoding"] = True
         dtype = getattr(torch, self.config.backbone_dtype)
-        return family.features(self.backbone(pixel_values=pixel_values.to(dtype), **options))
+        return self.family.run(self.backbone, pixel_values.to(dtype), resized=self.config.image_size is not None)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
@@ -147,11 +155,15 @@ class LongTailClassifier(PreTrainedModel):
 
     def check_is_new(self) -> None:
         """Raise a `ValueError` where the backbone has a PEFT adapter or inserted modules."""
-        name = self.config.inserted and self.config.inserted["name"]
+        names = self._inserted_names()
         if isinstance(self.backbone, PeftModel):
-            name = self.backbone.active_peft_config.peft_type.value.lower()
-        if name:
-            raise ValueError(f"The classifier is tuned already, by {name}; start from a new one: from_backbone.")
+            names.insert(0, self.backbone.active_peft_config.peft_type.value.lower())
+        if names:
+            names = " and ".join(names)
+            raise ValueError(f"The classifier is tuned already, by {names}; start from a new one: from_backbone.")
+
+    def _inserted_names(self) -> list[str]:
+        return [name for name, _ in read_inserted(self.config.inserted, source=self.config.backbone)]
 
     def insert(self, name: str, **settings) -> None:
         """Put new modules, trainable and in float32, into the backbone, and note in `config` how to do so again.
@@ -161,22 +173,30 @@ class LongTailClassifier(PreTrainedModel):
             **settings: What the function of that name takes; kinds of values that JSON has.
 
         Raises:
-            ValueError: If the name is unknown, or the backbone has an adapter or inserted modules.
+            ValueError: If the name is unknown, or the backbone has modules of that name or cannot take them.
         """
         insert = INSERTED_MODULES.choose(name)
-        self.check_is_new()
+        self.family.check_takes(name)
+        if name in self._inserted_names():
+            raise ValueError(f"The backbone has modules of the kind {name!r} already; insert each kind once.")
         device = next(self.backbone.parameters()).device
         insert(self.backbone, self.family, **settings)
         self.backbone.to(device)
-        self.config.inserted = describe_inserted(name, settings)
+        self.config.inserted = add_inserted(self.config.inserted, name, settings)
 
     def wrap_backbone(self, config: PeftConfig) -> None:
-        """Put a PEFT adapter, in float32, around the backbone."""
+        """Put a PEFT adapter, in float32, around the backbone; what trains of the backbone goes on training."""
+        trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         config.base_model_name_or_path = None  # peft would warn of a name that is not the path it was loaded from
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use
             self.backbone = get_peft_model(self.backbone, config)
         config.base_model_name_or_path = self.config.backbone
+        for parameter in self.backbone.parameters():
+            if parameter.requires_grad and parameter.dtype in HALF:
+                parameter.data = parameter.data.float()
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
@@ -218,7 +238,9 @@ class LongTailClassifier(PreTrainedModel):
         _save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
         if isinstance(self.backbone, PeftModel):
             prefix = "backbone."
-            adapter = {name.removeprefix(prefix): v for name, v in trained.items() if name.startswith(prefix)}
+            # All of it, for peft to pick its own: that may be more than what trains.
+            values = self.state_dict() if state_dict is None else state_dict
+            adapter = {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
             # Without False, peft asks the Hub whether a vocabulary was resized.
             adapter = get_peft_model_state_dict(self.backbone, state_dict=adapter, save_embedding_layers=False)
             _save_tensors(adapter, folder / ADAPTER_WEIGHTS_NAME)
@@ -247,20 +269,25 @@ class LongTailClassifier(PreTrainedModel):
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
         inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None
+        has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
         try:
-            model = cls(config, load_backbone(config.backbone, dtype=config.backbone_dtype))
+            backbone = load_backbone(config.backbone, dtype=config.backbone_dtype, features=config.backbone_features)
+            model = cls(config, backbone)
         except OSError as error:
             raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error
-        if (path / ADAPTER_CONFIG_NAME).is_file():
+        if has_adapter:
             model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
-        if inserted is not None:
-            name, settings = inserted
+        for name, settings in inserted:
             model.insert(name, **settings)
         model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
+        if has_adapter and (path / ADAPTER_WEIGHTS_NAME).is_file():  # for what peft saves and does not train
+            set_peft_model_state_dict(model.backbone, load_file(path / ADAPTER_WEIGHTS_NAME))
         return model.eval()
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:
         """Take over saved weights and tune them from here on; the others stay as they are, frozen.
+
+        Weights that were saved in float32 are held in float32, also where the backbone is in half precision.
 
         Raises:
             ValueError: If the head or the adapter is missing or a name or a shape is not this model's.
@@ -273,6 +300,8 @@ class LongTailClassifier(PreTrainedModel):
                 f"The weights in '{source}' do not fit the model at {wrong[0]!r} (and {len(wrong) - 1} others); was "
                 "another backbone or another head saved there?"
             )
+        names = dict(self.named_parameters())
+        raise_to_float32(self, [n for n, value in tensors.items() if value.dtype == torch.float32 and n in names])
         self.load_state_dict(tensors, strict=False)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in tensors)
@@ -297,5 +326,10 @@ def _find_folder(folder: str | os.PathLike, *, revision: str | None) -> Path:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    contiguous: dict[str, Tensor] = {}
+    places = set()  # in memory, as safetensors takes no two tensors in the same
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        contiguous[name] = value.clone() if value.data_ptr() in places else value
+        places.add(value.data_ptr())
     save_file(contiguous, path, metadata={"format": "pt"})

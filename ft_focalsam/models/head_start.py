@@ -1,4 +1,4 @@
-"""Where a head starts: from class-name texts, from class means of the frozen features, or at random."""
+"""Where a head starts: from class-name texts, class means or a linear probe of the frozen features, or at random."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backbones import find_family
+from .backbones import BACKBONE_FAMILIES, load_config
 from .classifier import LongTailClassifier
+from .linear_probe import fit_linear_probe
 from .text import DEFAULT_TEMPLATE, require_text_tower, text_features
 
-HEAD_STARTS = ("text", "class_means", "random")
+HEAD_STARTS = ("text", "class_means", "linear_probe", "random")
 
 
 def choose_head_start(backbone: str, head_start: str | None = None) -> str:
@@ -21,7 +22,8 @@ def choose_head_start(backbone: str, head_start: str | None = None) -> str:
         ValueError: If the start is unknown, or "text" is asked of a backbone without text tower.
     """
     if head_start is None:
-        return "text" if find_family(backbone)[1].has_text_tower else "class_means"
+        family = BACKBONE_FAMILIES.get(load_config(backbone).model_type)
+        return "text" if family is not None and family.has_text_tower else "class_means"
     if head_start not in HEAD_STARTS:
         raise ValueError(f"Unknown head_start {head_start!r}; choose one of {', '.join(HEAD_STARTS)}.")
     if head_start == "text":
@@ -29,9 +31,8 @@ def choose_head_start(backbone: str, head_start: str | None = None) -> str:
     return head_start
 
 
-@torch.no_grad()
 def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Mean feature vector of each class.
+    """Mean direction of the features of each class.
 
     Args:
         model (`LongTailClassifier`): Its backbone as it is now, in evaluation mode.
@@ -43,20 +44,50 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
     Raises:
         ValueError: If a class has no picture.
     """
+    return _class_means(model, batches)[0]
+
+
+@torch.no_grad()
+def _class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, float]:
+    """Mean direction of the features of each class, shape (C, D), and the mean length of a feature."""
     was_training = model.training
     model.eval()
-    device = model.head.weight.device
+    device = next(model.head.parameters()).device
     totals = torch.zeros(model.config.num_labels, model.config.feature_size, device=device)
     counts = torch.zeros(model.config.num_labels, device=device)
+    length = torch.zeros((), device=device)
     for batch in batches:
-        features = F.normalize(model.features(batch["pixel_values"].to(device)).float(), dim=-1)
+        features = model.features(batch["pixel_values"].to(device)).float()
         labels = batch["labels"].to(device)
-        totals.index_add_(0, labels, features)
+        length += features.norm(dim=-1).sum()
+        totals.index_add_(0, labels, F.normalize(features, dim=-1))
         counts += torch.bincount(labels, minlength=len(counts))
     model.train(was_training)
     if (counts == 0).any():
         raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no picture to take the mean of.")
-    return totals / counts[:, None]
+    return totals / counts[:, None], float(length / counts.sum())
+
+
+@torch.no_grad()
+def collect_features(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features of pictures, from the backbone as it is now, in evaluation mode.
+
+    Args:
+        model (`LongTailClassifier`): Left in the mode it is in.
+        batches (iterable of mappings): "pixel_values" of shape (B, 3, H, W) and "labels" of shape (B,).
+
+    Returns:
+        Features of shape (N, D), float32, and labels of shape (N,), both on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.head.parameters()).device
+    features, labels = [], []
+    for batch in batches:
+        features.append(model.features(batch["pixel_values"].to(device)).float().cpu())
+        labels.append(batch["labels"].cpu())
+    model.train(was_training)
+    return torch.cat(features), torch.cat(labels)
 
 
 def start_head(
@@ -71,19 +102,40 @@ def start_head(
     Args:
         model (`LongTailClassifier`): Its head is changed in place.
         start (`str`): "text": text features of the class names (semantic-aware initialisation, LIFT, arXiv
-            2309.10019); "class_means": means of the backbone's normalised features; "random": as it was built.
+            2309.10019); "class_means": means of the backbone's normalised features; "linear_probe": class-balanced
+            ridge regression on the features, see `fit_linear_probe`; "random": as it was built.
         batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
-            `class_means` takes them; needed for "class_means" only.
+            `class_means` takes them; needed for "class_means" and "linear_probe" only.
         templates (sequence of `str`): Prompts for "text".
 
     Raises:
-        ValueError: If `start` is unknown, "text" is asked of a backbone without text tower, or "class_means" without
-            `batches`.
+        ValueError: If `start` is unknown or not one of the head's, "text" is asked of a backbone without text tower,
+            or `batches` is missing, or has a class without picture.
     """
-    if choose_head_start(model.config.backbone, start) == "text":
+    start, head = choose_head_start(model.config.backbone, start), model.head
+    if start == "random":
+        return
+    needed = ("prepare", "has_bias", "start_from_fit") if start == "linear_probe" else ("start_from",)
+    missing = [name for name in needed if not hasattr(head, name)]
+    if missing:
+        raise ValueError(
+            f"The head {model.config.head!r} has no start from {start}, for which it needs {', '.join(missing)}; set "
+            "head_start to random."
+        )
+    if start == "text":
+        require_text_tower(model.config.backbone, model.config.backbone_features)
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        model.head.start_from(text_features(model.config.backbone, names, templates=templates))
-    elif start == "class_means":
-        if batches is None:
-            raise ValueError('A head_start of "class_means" needs the training pictures; give `batches`.')
-        model.head.start_from(class_means(model, tqdm(batches(), desc="Class means", leave=False)))
+        head.start_from(text_features(model.config.backbone, names, templates=templates))
+        return
+    if batches is None:
+        raise ValueError(f'A head_start of "{start}" needs the training pictures; give `batches`.')
+    if start == "class_means":
+        means, length = _class_means(model, tqdm(batches(), desc="Class means", leave=False))
+        head.start_from(means, length=length)
+        return
+    features, labels = collect_features(model, tqdm(batches(), desc="Linear probe", leave=False))
+    device = next(head.parameters()).device
+    with torch.no_grad():
+        prepared = torch.cat([head.prepare(part.to(device)).cpu() for part in features.split(8192)])
+    fit = fit_linear_probe(prepared, labels, model.config.num_labels, has_bias=head.has_bias)
+    head.start_from_fit(fit.weight.to(device), None if fit.bias is None else fit.bias.to(device))

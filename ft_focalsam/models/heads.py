@@ -6,8 +6,12 @@ from torch import Tensor, nn
 
 from ..registry import Registry
 
-# A head is a class built as (feature_size, num_classes, scale). Its start_from(vectors) sets it up to answer by the
-# similarity of a feature to one vector a class.
+# A head is a class built as (feature_size, num_classes, scale). What it needs for its starts (`head_start.py`):
+#   start_from(vectors, length=1)  sets it up to answer by the similarity of a feature to one vector a class; `length`
+#                                  is that of a feature where the vectors are of features of length 1
+#   prepare(features)              what its weights multiply
+#   has_bias                       whether its logits have a bias
+#   start_from_fit(weight, bias)   sets it up to answer as weight @ prepare(f) + bias; bias is None without has_bias
 HEADS: Registry[type[nn.Module]] = Registry("head")
 register_head = HEADS.register
 
@@ -16,18 +20,31 @@ register_head = HEADS.register
 class LinearHead(nn.Linear):
     """z = W f + b. `scale` is not used."""
 
+    has_bias = True
+
     def __init__(self, feature_size: int, num_classes: int, scale: float):
         super().__init__(feature_size, num_classes)
 
     @torch.no_grad()
-    def start_from(self, vectors: Tensor) -> None:
-        """Nearest-prototype classifier: |f - v_i|^2 is least where f . v_i - |v_i|^2 / 2 is greatest.
+    def start_from(self, vectors: Tensor, *, length: float = 1.0) -> None:
+        """Nearest-prototype classifier: |f/l - v_i|^2 is least where f . v_i - l |v_i|^2 / 2 is greatest.
 
         Args:
-            vectors (`Tensor` of shape (C, D)): One prototype a class.
+            vectors (`Tensor` of shape (C, D)): v, one prototype a class.
+            length (`float`, > 0): l, the length of a feature that is to be compared as one of length 1.
         """
         self.weight.copy_(vectors)
-        self.bias.copy_(-vectors.square().sum(dim=1) / 2)
+        self.bias.copy_(-length * vectors.square().sum(dim=1) / 2)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """The features as they are, shape (B, D)."""
+        return features
+
+    @torch.no_grad()
+    def start_from_fit(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over W, shape (C, D), and b, shape (C,)."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
 
 @register_head("cosine")
@@ -40,6 +57,8 @@ class CosineHead(nn.Module):
         scale (`float`, > 0): Inverse temperature; 25 in LIFT (arXiv 2309.10019).
     """
 
+    has_bias = False
+
     def __init__(self, feature_size: int, num_classes: int, scale: float):
         super().__init__()
         self.scale = scale
@@ -50,6 +69,95 @@ class CosineHead(nn.Module):
         return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1)) * self.scale
 
     @torch.no_grad()
-    def start_from(self, vectors: Tensor) -> None:
+    def start_from(self, vectors: Tensor, *, length: float = 1.0) -> None:
         """Take the directions of `vectors`, shape (C, D), as class weights."""
         self.weight.copy_(F.normalize(vectors, dim=-1))
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """The directions of the features, shape (B, D)."""
+        return F.normalize(features, dim=-1)
+
+    def start_from_fit(self, weight: Tensor, bias: None) -> None:
+        """Take the directions of W, shape (C, D); their lengths have no place in the head."""
+        self.start_from(weight)
+
+
+@register_head("l2_normalized")
+class L2NormalizedHead(nn.Module):
+    """z = scale * W f / |f| + b: features on the sphere (Ranjan et al., arXiv 1703.09507), weights of any length.
+
+    Args:
+        feature_size (`int`): D.
+        num_classes (`int`): C.
+        scale (`float`, > 0): Radius of the sphere.
+    """
+
+    has_bias = True
+
+    def __init__(self, feature_size: int, num_classes: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.linear = nn.Linear(feature_size, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.prepare(features))
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, *, length: float = 1.0) -> None:
+        """Answer as a cosine head with `vectors`, shape (C, D), as class weights."""
+        self.linear.weight.copy_(F.normalize(vectors, dim=-1))
+        self.linear.bias.zero_()
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """The features with the length `scale`, shape (B, D)."""
+        return self.scale * F.normalize(features, dim=-1)
+
+    @torch.no_grad()
+    def start_from_fit(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over W, shape (C, D), and b, shape (C,)."""
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
+
+
+@register_head("layer_norm")
+class LayerNormHead(nn.Module):
+    """z = W layer_norm(f) + b, with a trained LayerNorm (Ba et al., arXiv 1607.06450).
+
+    Args:
+        feature_size (`int`): D.
+        num_classes (`int`): C.
+        scale (`float`, > 0): Of the logits when the head starts from vectors; trained from there on.
+    """
+
+    has_bias = True
+
+    def __init__(self, feature_size: int, num_classes: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.LayerNorm(feature_size)
+        self.linear = nn.Linear(feature_size, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.norm(features))
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, *, length: float = 1.0) -> None:
+        """Answer by scale * cos(f - mean(f), v_i), where mean(f) is the mean over the D entries of f: the features are
+        of length sqrt(D) behind the norm.
+
+        Args:
+            vectors (`Tensor` of shape (C, D)): v.
+        """
+        centred = vectors - vectors.mean(dim=-1, keepdim=True)
+        self.linear.weight.copy_(F.normalize(centred, dim=-1) * self.scale / vectors.shape[-1] ** 0.5)
+        self.linear.bias.zero_()
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """What comes out of the norm, shape (B, D)."""
+        return self.norm(features)
+
+    @torch.no_grad()
+    def start_from_fit(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over W, shape (C, D), and b, shape (C,)."""
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)

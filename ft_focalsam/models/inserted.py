@@ -9,27 +9,30 @@ from ..registry import Registry
 INSERTED_MODULES: Registry[Callable[..., None]] = Registry("kind of inserted modules")
 register_inserted = INSERTED_MODULES.register
 
-# Of the note in config.json: {"format": 1, "name": a name in INSERTED_MODULES, "settings": {name: value}}. To be
-# raised when a checkpoint of today could not be read by the code of tomorrow, or the other way round.
-FORMAT = 1
+# Of the note in config.json: {"format": 2, "modules": [{"name": a name in INSERTED_MODULES, "settings": {...}}, ...]},
+# in the order of insertion. To be raised when a checkpoint of today could not be read by the code of tomorrow, or the
+# other way round. Format 1 noted one kind: {"format": 1, "name": ..., "settings": ...}.
+FORMAT = 2
 
 
-def describe_inserted(name: str, settings: dict) -> dict:
-    """The note for `config.json`."""
-    return {"format": FORMAT, "name": name, "settings": settings}
+def add_inserted(note: dict | None, name: str, settings: dict) -> dict:
+    """The note for `config.json` with one more kind in it."""
+    return {"format": FORMAT, "modules": [*(note or {}).get("modules", ()), {"name": name, "settings": settings}]}
 
 
-def read_inserted(note: dict | None, *, source: str) -> tuple[str, dict] | None:
-    """Name and settings from a note; None where nothing was inserted.
+def read_inserted(note: dict | None, *, source: str) -> list[tuple[str, dict]]:
+    """Names and settings from a note, in the order of insertion; empty where nothing was inserted.
 
     Raises:
-        ValueError: If the note has another format than this version of the package writes.
+        ValueError: If this version of the package does not read the format of the note.
     """
     if note is None:
-        return None
+        return []
+    if note.get("format") == 1:
+        return [(note["name"], note["settings"])]
     if note.get("format") != FORMAT:
         raise ValueError(
             f"'{source}' notes its inserted modules in format {note.get('format')!r}, and this version of ft_focalsam "
-            f"reads format {FORMAT}; install the version that wrote it."
+            f"reads formats 1 to {FORMAT}; install the version that wrote it."
         )
-    return note["name"], note["settings"]
+    return [(module["name"], module["settings"]) for module in note["modules"]]

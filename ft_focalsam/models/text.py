@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from .backbones import find_family, quiet_loading, resolve_name
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+BATCH = 256  # prompts that are encoded at a time
 
 
 @torch.no_grad()
@@ -33,32 +33,22 @@ def text_features(
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
-    path = resolve_name(backbone)
-    tokenizer = AutoTokenizer.from_pretrained(path)
     with quiet_loading():
-        model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32).eval()
+        encode = find_family(backbone)[1].load_text(resolve_name(backbone))
     names = [name.replace("_", " ") for name in class_names]
-    total = torch.zeros(len(names), model.config.projection_dim)
+    total = 0
     for template in templates:
         prompts = [template.format(name) for name in names]
-        tokens = tokenizer(
-            prompts,
-            padding="max_length",
-            truncation=True,
-            max_length=model.config.max_position_embeddings,
-            return_tensors="pt",
-        )
-        for rows in torch.arange(len(names)).split(256):
-            batch = {key: tokens[key][rows] for key in ("input_ids", "attention_mask")}
-            total[rows] += F.normalize(model(**batch).text_embeds, dim=-1)
+        features = torch.cat([encode(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)])
+        total = total + F.normalize(features, dim=-1)
     return F.normalize(total, dim=-1)
 
 
-def require_text_tower(backbone: str) -> None:
-    """Raise a `ValueError` unless the backbone can encode class names."""
-    family, description = find_family(backbone)
+def require_text_tower(backbone: str, features: str | None = None) -> None:
+    """Raise a `ValueError` unless the backbone can encode class names into the space of its features."""
+    family, description = find_family(backbone, features)
     if not description.has_text_tower:
         raise ValueError(
             f"The backbone '{backbone}' ({family}) has no text tower to start a head from class names; set "
-            "head_start to class_means or random."
+            "head_start to class_means, linear_probe or random."
         )

@@ -92,7 +92,7 @@ class _Linear(torch.autograd.Function):
             )
         ctx.save_for_backward(x, weight, weights)
         output = F.linear(x, weight, bias)
-        # As of torch 2.6 linear may return a view, and a Function's view cannot be changed in place by what comes next.
+        # In torch 2.6 linear may return a view, and a Function's view cannot be changed in place by what comes next.
         return torch.ops.aten._unsafe_view.default(output, output.shape)
 
     @staticmethod

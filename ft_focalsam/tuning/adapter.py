@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import BackboneFamily, LongTailClassifier, register_inserted
-from .registry import TuningOptions, find_layers, register_tuning
+from .registry import MLP, TuningOptions, find_layers, register_tuning
 
 
 class Bottleneck(nn.Module):
@@ -111,7 +111,7 @@ def default_width(num_classes: int, num_blocks: int) -> int:
     return 1 << max(0, (num_classes // (2 * num_blocks)).bit_length() - 1)
 
 
-@register_tuning("adaptformer")
+@register_tuning("adaptformer", place=MLP)
 def adaptformer(model: LongTailClassifier, options: TuningOptions) -> None:
     """AdaptFormer (Chen et al., arXiv 2205.13535), with a trained scale as in LIFT."""
     model.insert(
@@ -122,7 +122,7 @@ def adaptformer(model: LongTailClassifier, options: TuningOptions) -> None:
     )
 
 
-@register_tuning("adapter")
+@register_tuning("adapter", place=MLP)
 def adapter(model: LongTailClassifier, options: TuningOptions) -> None:
     """Sequential adapters (Houlsby et al., arXiv 1902.00751), one a block (Pfeiffer et al., arXiv 2005.00247)."""
     model.insert("adapter", layers=find_layers(model, options), width=_width(model, options))

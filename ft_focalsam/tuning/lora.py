@@ -1,19 +1,21 @@
-"""LoRA (Hu et al., arXiv 2106.09685), through peft."""
+"""LoRA (Hu et al., arXiv 2106.09685), its variants and IA3, through peft."""
 
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig
 from torch import nn
 
 from ..models import LongTailClassifier
-from .registry import TuningOptions, register_tuning
+from .registry import PEFT, TuningOptions, find_parts, register_tuning
 
-# What the query and value projections are called in the backbones.
+# What the query, key and value projections and the last layer of the MLP are called in the backbones.
 QUERY_AND_VALUE = ("q_proj", "query", "v_proj", "value")
+KEY_AND_VALUE = ("k_proj", "key", "v_proj", "value")
+MLP_OUTPUT = ("fc2", "down_proj", "weights_out")
 
 
-@register_tuning("lora")
+@register_tuning("lora", place=PEFT)
 def lora(model: LongTailClassifier, options: TuningOptions) -> None:
     """Low-rank updates of linear layers, by default of the query and value projections."""
-    names = {name.rpartition(".")[2] for name, m in model.backbone.named_modules() if isinstance(m, nn.Linear)}
+    names = _linear_layers(model.backbone)
     targets = options.lora_target_modules or [name for name in QUERY_AND_VALUE if name in names]
     unknown = [name for name in targets if name.rpartition(".")[2] not in names]
     if unknown or not targets:
@@ -25,6 +27,52 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
         r=options.lora_rank,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=targets,
+        target_modules=_in_tuned_layers(model, options, targets),
+        use_rslora=options.lora_rslora,
+        use_dora=options.lora_dora,
+        init_lora_weights=True if options.lora_init == "default" else options.lora_init,
     )
     model.wrap_backbone(config)
+
+
+@register_tuning("ia3", place=PEFT)
+def ia3(model: LongTailClassifier, options: TuningOptions) -> None:
+    """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer."""
+    names = _linear_layers(model.backbone)
+    attention = [name for name in KEY_AND_VALUE if name in names]
+    mlp = [name for name in MLP_OUTPUT if name in names]
+    if not attention or not mlp:
+        raise ValueError(
+            f"The backbone '{model.config.backbone}' has no linear layers called {', '.join(KEY_AND_VALUE)} and "
+            f"{', '.join(MLP_OUTPUT)} for ia3; name its own in peft_config with tuning 'peft'."
+        )
+    mlp = _in_tuned_layers(model, options, mlp)
+    attention = _in_tuned_layers(model, options, attention)
+    model.wrap_backbone(IA3Config(target_modules=attention + mlp, feedforward_modules=mlp))
+
+
+def _linear_layers(backbone: nn.Module) -> set[str]:
+    """The last parts of their names."""
+    return {name.rpartition(".")[2] for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
+
+
+def _in_tuned_layers(model: LongTailClassifier, options: TuningOptions, targets: list[str]) -> list[str]:
+    """The targets as they are, or, where only some blocks are tuned, the full names of those in them.
+
+    Raises:
+        ValueError: If there are none in these blocks.
+    """
+    if not options.tuned_layers:
+        return list(targets)
+    found = [
+        f"{prefix}.{name}"
+        for prefix, block in find_parts(model, options).items()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and any(f"{prefix}.{name}".endswith(f".{target}") for target in targets)
+    ]
+    if not found:
+        raise ValueError(
+            f"tuned_layers is {options.tuned_layers}, and there is no layer {' or '.join(targets)} in these blocks; "
+            "choose other blocks or layers."
+        )
+    return found

@@ -2,7 +2,8 @@
 
 The sequence is: class token, P prompts, patches. Shallow prompts enter in front of the first block and go through all
 of them; deep ones are replaced by fresh ones in front of every block. Features are read from the class token, at
-position 0, so what comes out in the place of the prompts is never read.
+position 0, so what comes out in the place of the prompts is never read. A backbone without a class token (SigLIP) has
+the prompts behind its first patch, and pools over them too.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import BackboneFamily, LongTailClassifier, register_inserted
-from .registry import TuningOptions, find_layers, register_tuning
+from .registry import TOKENS, TuningOptions, find_layers, register_tuning
 
 
 class Prompts(nn.Module):
@@ -61,13 +62,13 @@ def insert_prompts(backbone: nn.Module, family: BackboneFamily, *, layers: list[
         blocks[index] = PromptedBlock(prompts, blocks[index])
 
 
-@register_tuning("vpt_shallow")
+@register_tuning("vpt_shallow", place=TOKENS)
 def vpt_shallow(model: LongTailClassifier, options: TuningOptions) -> None:
     """Prompts in front of the first block."""
     model.insert("prompts", layers=[0], length=options.prompt_length)
 
 
-@register_tuning("vpt_deep")
+@register_tuning("vpt_deep", place=TOKENS)
 def vpt_deep(model: LongTailClassifier, options: TuningOptions) -> None:
     """Fresh prompts in front of every tuned block; in front of another one the latest stay in the sequence."""
     model.insert("prompts", layers=find_layers(model, options), length=options.prompt_length)

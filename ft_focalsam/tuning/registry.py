@@ -1,87 +1,113 @@
 """Tuning methods by name. A new method is one file in this folder, imported in `__init__.py`."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..models import LongTailClassifier
 from ..registry import Registry
+from .options import TuningOptions
+
+# What a method acts on, in the order in which methods are applied, whatever the order they are named in: peft gets the
+# plain backbone, and what belongs to the backbone is still frozen when modules are put into it. Saving and loading
+# rely on that order. Two methods at one place exclude each other, but for OWN and PARAMETERS.
+WHOLE = "the whole backbone"
+PEFT = "peft's adapters"
+MLP = "an adapter at the MLPs"
+WEIGHTS = "the weights of layers"
+OUTPUTS = "the outputs of layers"
+TOKENS = "prompts in the sequence"
+OWN = "modules of its own"
+PARAMETERS = "parameters of the backbone"
+PLACES = (WHOLE, PEFT, MLP, WEIGHTS, OUTPUTS, TOKENS, OWN, PARAMETERS)
 
 
-@dataclass
-class TuningOptions:
-    """Sizes and places of what is tuned; each method reads its own.
-
-    Args:
-        lora_rank (`int`, >= 1): Rank r of the update.
-        lora_alpha (`float`, > 0): The update is scaled by alpha / r.
-        lora_dropout (`float`, 0 to 1): Dropout in front of the update.
-        lora_target_modules (`list[str]`): Names of the layers to act on; by default the query and value projections.
-        adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
-            at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
-        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 0.1 in its paper, 1 in LIFT.
-        prompt_length (`int`, >= 1): Prompts in front of a block.
-        tuned_layers (`list[int]`): Numbers, from 0, of the blocks that adapters and deep prompts act on; by default
-            all of them.
-
-    Raises:
-        ValueError: If a size is out of range.
+@dataclass(frozen=True)
+class TuningMethod:
+    """
+    Attributes:
+        apply (`Callable`): (model, options) -> None; makes exactly what it tunes require a gradient, in float32. It
+            finds the backbone frozen, but for what methods before it tune, and the head trainable.
+        place (`str`): What it acts on, one of `PLACES`.
     """
 
-    lora_rank: int = field(default=8, metadata={"help": "Rank r of the LoRA update."})
-    lora_alpha: float = field(default=8.0, metadata={"help": "The LoRA update is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA update, 0 to 1."})
-    lora_target_modules: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
-    )
-    adapter_width: int | None = field(
-        default=None,
-        metadata={
-            "help": "Width of the bottleneck of an adapter; by default the power of two at or below C / 2L for C "
-            "classes and L blocks."
-        },
-    )
-    adapter_scale: float = field(default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."})
-    prompt_length: int = field(default=10, metadata={"help": "Prompts in front of a block."})
-    tuned_layers: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Numbers, from 0, of the blocks that adapters and deep prompts act on; by default all."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.adapter_width is not None and self.adapter_width < 1:
-            raise ValueError(f"adapter_width is {self.adapter_width}; set it to 1 or more, or leave it out.")
-        if not (self.adapter_scale > 0 and math.isfinite(self.adapter_scale)):
-            raise ValueError(f"adapter_scale is {self.adapter_scale}; set it to a number above 0.")
-        if self.prompt_length < 1:
-            raise ValueError(f"prompt_length is {self.prompt_length}; set it to 1 or more.")
+    apply: Callable[[LongTailClassifier, TuningOptions], None]
+    place: str = OWN
 
 
-# A method is a function (model, options) that makes exactly what it tunes require a gradient, in float32. It finds the
-# backbone frozen and the head trainable.
-TUNING_METHODS: Registry[Callable[[LongTailClassifier, TuningOptions], None]] = Registry("tuning method")
-register_tuning = TUNING_METHODS.register
+TUNING_METHODS: Registry[TuningMethod] = Registry("tuning method")
 
 
-def apply_tuning(model: LongTailClassifier, name: str, options: TuningOptions | None = None) -> None:
+def register_tuning(name: str, *, place: str = OWN) -> Callable:
+    """Register a function (model, options) as a tuning method; see `TuningMethod`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def decorate(apply: Callable) -> Callable:
+        TUNING_METHODS.register(name)(TuningMethod(apply, place))
+        return apply
+
+    return decorate
+
+
+def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: TuningOptions | None = None) -> None:
     """Choose what of a classifier trains, beside its head.
 
     Args:
         model (`LongTailClassifier`): A new classifier; changed in place.
-        name (`str`): A name in `TUNING_METHODS`: "adapter", "adaptformer", "lora", "vpt_deep", "vpt_shallow",
-            "linear_probe" or "full".
+        name (`str` or sequence of `str`): Names in `TUNING_METHODS`, one or several, as a list or joined by commas:
+            "lora", "lora,norms", ["lora", "norms"]. The order means nothing.
         options (`TuningOptions`, *optional*): Sizes and places.
 
     Raises:
-        ValueError: If the method is unknown, an option does not fit the model, or an adapter or prompts are there.
+        ValueError: If a method is unknown, two exclude each other, an option does not fit the model, or the model was
+            tuned before.
     """
-    method = TUNING_METHODS.choose(name)
+    methods = choose_methods(name)
     model.check_is_new()
     model.backbone.requires_grad_(False)
-    method(model, options or TuningOptions())
+    for method in methods:
+        method.apply(model, options or TuningOptions())
+
+
+def choose_methods(name: str | Sequence[str]) -> list[TuningMethod]:
+    """The methods of these names, in the order in which they are applied.
+
+    Raises:
+        ValueError: If there is none, one is unknown, or two exclude each other.
+    """
+    parts = name.split(",") if isinstance(name, str) else [part for item in name for part in item.split(",")]
+    names = [part.strip() for part in parts]
+    if not names:
+        raise ValueError(f"tuning names no method; choose among {', '.join(TUNING_METHODS)}.")
+    chosen: dict[str, TuningMethod] = {}
+    for new in names:
+        method = TUNING_METHODS.choose(new)
+        for other, there in chosen.items():
+            reason = _conflict(new, method, other, there)
+            if reason:
+                raise ValueError(f"The tuning methods '{other}' and '{new}' exclude each other: {reason}; name one.")
+        chosen[new] = method
+    return sorted(chosen.values(), key=lambda method: PLACES.index(method.place))
+
+
+def _conflict(new: str, method: TuningMethod, other: str, there: TuningMethod) -> str | None:
+    if new == other:
+        return "they are the same"
+    for name, one in ((new, method), (other, there)):
+        if one.place == WHOLE:
+            return f"'{name}' decides on the whole backbone"
+    if method.place == there.place and method.place not in (PARAMETERS, OWN):
+        return f"both tune {method.place}"
+    return None
+
+
+# ---- for the methods ----
 
 
 def find_layers(model: LongTailClassifier, options: TuningOptions) -> list[int]:
@@ -98,6 +124,24 @@ def find_layers(model: LongTailClassifier, options: TuningOptions) -> list[int]:
             f"{count - 1}; choose among them, or leave it out for all."
         )
     return sorted(set(options.tuned_layers)) or list(range(count))
+
+
+def find_parts(model: LongTailClassifier, options: TuningOptions) -> dict[str, nn.Module]:
+    """What `tuned_layers` leaves to be tuned, by its name in the backbone: all of it (""), or the blocks named."""
+    if not options.tuned_layers:
+        return {"": model.backbone}
+    blocks = model.family.blocks(model.backbone)
+    prefix = next(name for name, module in model.backbone.named_modules() if module is blocks)
+    return {f"{prefix}.{index}": blocks[index] for index in find_layers(model, options)}
+
+
+def own_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules and their names as `named_modules` gives them, without those that peft added."""
+    yield name, module
+    for child_name, child in module.named_children():
+        added = isinstance(module, BaseTunerLayer) and child is not module._modules.get("base_layer")
+        if not added and not isinstance(child, AuxiliaryTrainingWrapper):
+            yield from own_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def describe_parameters(model: nn.Module) -> str:

@@ -1,15 +1,15 @@
 """The two ends of the scale: nothing of the backbone, and all of it."""
 
 from ..models import LongTailClassifier
-from .registry import TuningOptions, register_tuning
+from .registry import WHOLE, TuningOptions, register_tuning
 
 
-@register_tuning("linear_probe")
+@register_tuning("linear_probe", place=WHOLE)
 def linear_probe(model: LongTailClassifier, options: TuningOptions) -> None:
     """Only the head trains."""
 
 
-@register_tuning("full")
+@register_tuning("full", place=WHOLE)
 def full(model: LongTailClassifier, options: TuningOptions) -> None:
     """Every parameter of the backbone trains, in float32."""
     model.backbone.float().requires_grad_(True)

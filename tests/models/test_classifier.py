@@ -137,7 +137,11 @@ def test_a_loaded_model_trains_and_saves_what_was_tuned(backbones, tmp_path, fam
     assert_same(logits_of(LongTailClassifier.from_pretrained(tmp_path / "second")), expected)
 
 
-SAVED = [f"{family}-{tuning}" for family in FAMILIES for tuning in ("lora", *INSERTED)]
+SAVED = [
+    f"{family}-{tuning}"
+    for family in FAMILIES
+    for tuning in ("lora", *INSERTED, "sparse,norms", "ssf,bias,last_blocks")
+]
 
 
 @pytest.fixture(scope="module")
@@ -312,11 +316,6 @@ def test_unknown_tuning_method(backbones):
         build(backbones["vit"], tuning="lroa")
 
 
-def test_unsupported_architecture(backbones):
-    with pytest.raises(ValueError, match=rf"'{backbones['bert']}' is a 'bert' model; supported are vit, dinov2, clip"):
-        build(backbones["bert"])
-
-
 @pytest.mark.parametrize("place", ["absolute", "relative"])
 def test_missing_backbone_folder(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
@@ -337,7 +336,7 @@ def test_missing_classifier_folder(tmp_path, monkeypatch, place):
 @pytest.mark.parametrize("family", ["vit", "dinov2", "clip_vision"])
 def test_text_start_without_text_tower(backbones, family, head):
     model = build(backbones[family], head=head, tuning="linear_probe")
-    with pytest.raises(ValueError, match=rf"'{backbones[family]}'.*no text tower.*head_start to class_means or"):
+    with pytest.raises(ValueError, match=rf"'{backbones[family]}'.*no text tower.*head_start to class_means, lin"):
         start_head(model, "text", batches=list)
 
 

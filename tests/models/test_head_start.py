@@ -127,9 +127,14 @@ def test_class_means_start_classifies_by_the_nearest_mean(backbones, family):
     start_head(model, "class_means", batches=batches)
     means = naive_class_means(model)
     torch.testing.assert_close(model.head.weight.detach().double(), means, rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        model.head.bias.detach().double(), -0.5 * torch.stack([m @ m for m in means]), rtol=0, atol=1e-6
-    )
+    features = torch.cat([model.features(batch["pixel_values"]) for batch in batches()]).detach().double()
+    length = sum(float(f @ f) ** 0.5 for f in features) / len(features)
+    bias = -0.5 * length * torch.stack([m @ m for m in means])
+    torch.testing.assert_close(model.head.bias.detach().double(), bias, rtol=0, atol=1e-5)
+    for f in features:  # of the same length, and of any direction
+        direction = f / f.norm()
+        answer = model.head((length * direction).float()).argmax()
+        assert answer == min(range(3), key=lambda i: float((direction - means[i]).square().sum()))
 
 
 def test_random_start_leaves_the_head(backbones):
@@ -149,7 +154,7 @@ def test_best_start_of_a_backbone(backbones, family, expected):
 
 
 def test_unknown_start(backbones):
-    with pytest.raises(ValueError, match="Unknown head_start 'zeros'; choose one of text, class_means, random"):
+    with pytest.raises(ValueError, match="Unknown head_start 'zeros'; choose one of text, class_means, lin"):
         start_head(build(backbones["vit"]), "zeros", batches=list)
 
 

@@ -176,7 +176,7 @@ class Images(Dataset):
         return {"pixel_values": self.images[index], "labels": self.targets[index]}
 
 
-@every_method
+@pytest.mark.parametrize("tuning", [*METHODS, "norms,sparse", "lora,norms"])
 @pytest.mark.parametrize("family", ["vit", "clip"])
 def test_the_trainer_trains_saves_and_resumes(tiny_backbones, tmp_path, family, tuning):
     def trainer(folder: str, steps: int) -> FocalSAMTrainer:
@@ -213,7 +213,7 @@ def test_round_trip_with_chosen_layers(tiny_backbones, tmp_path, family, tuning)
     settings = {"layers": [0] if tuning == "vpt_shallow" else [1, 2]}
     settings |= {"length": 4} if KINDS[tuning] == "prompts" else {"width": 8}
     settings |= {"scale": 0.1} if tuning == "adaptformer" else {}
-    note = {"format": 1, "name": KINDS[tuning], "settings": settings}
+    note = {"format": 2, "modules": [{"name": KINDS[tuning], "settings": settings}]}
     assert json.loads((tmp_path / "config.json").read_text())["inserted"] == note
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     names = {f"backbone.{name}" for name in inserted(model)}
@@ -230,12 +230,26 @@ def test_nothing_is_noted_where_nothing_was_inserted(tiny_backbones, tmp_path):
     assert not inserted(LongTailClassifier.from_pretrained(tmp_path))
 
 
-def rewrite(folder, **changes) -> None:
-    """Change the note of a checkpoint."""
+def rewrite(folder, change) -> None:
+    """Replace the note of a checkpoint by change(note)."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["inserted"] |= changes
+    config["inserted"] = change(config["inserted"])
     path.write_text(json.dumps(config))
+
+
+def rewrite_module(folder, **changes) -> None:
+    rewrite(folder, lambda note: note | {"modules": [note["modules"][0] | changes]})
+
+
+@every_method
+def test_a_checkpoint_of_format_1_is_read(tiny_backbones, tmp_path, tuning):
+    model = randomise(build(tiny_backbones["vit"], tuning, **SIZES))
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda note: {"format": 1, **note["modules"][0]})
+    loaded = LongTailClassifier.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert loaded.config.inserted == model.config.inserted
 
 
 @every_method
@@ -259,24 +273,25 @@ def test_weights_that_are_not_in_the_checkpoint(tiny_backbones, tmp_path, tuning
 )
 def test_weights_of_another_size(tiny_backbones, tmp_path, tuning, settings, place):
     build(tiny_backbones["vit"], tuning, tuned_layers=[0], **SIZES).save_pretrained(tmp_path)
-    rewrite(tmp_path, settings=settings)
+    rewrite_module(tmp_path, settings=settings)
     with pytest.raises(ValueError, match=rf"weights in '{tmp_path}' do not fit the model at '.*{place}"):
         LongTailClassifier.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("number", [2, None])
+@pytest.mark.parametrize("number", [0, 3, None])
 def test_format_of_another_version(tiny_backbones, tmp_path, number):
     build(tiny_backbones["vit"], "adapter").save_pretrained(tmp_path)
-    rewrite(tmp_path, format=number)
+    rewrite(tmp_path, lambda note: note | {"format": number})
     with pytest.raises(
-        ValueError, match=rf"'{tmp_path}' notes its inserted modules in format {number}, .*reads format 1; install"
+        ValueError,
+        match=rf"'{tmp_path}' notes its inserted modules in format {number}, .*reads formats 1 to 2; install",
     ):
         LongTailClassifier.from_pretrained(tmp_path)
 
 
 def test_unknown_kind_of_inserted_modules(tiny_backbones, tmp_path):
     build(tiny_backbones["vit"], "adapter").save_pretrained(tmp_path)
-    rewrite(tmp_path, name="adaptor")
+    rewrite_module(tmp_path, name="adaptor")
     with pytest.raises(ValueError, match=r"Unknown kind of inserted modules 'adaptor'; choose one of .*adapter"):
         LongTailClassifier.from_pretrained(tmp_path)
 
@@ -302,11 +317,11 @@ def test_tuning_after_lora_is_refused(tiny_backbones, tuning):
     assert model.config.inserted is None
 
 
-def test_second_insertion_is_refused(tiny_backbones):
+def test_second_insertion_of_a_kind_is_refused(tiny_backbones):
     model = build(tiny_backbones["vit"], "adapter")
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(ValueError, match="is tuned already, by adapter; start from a new one: from_backbone"):
-        model.insert("prompts", layers=[0], length=2)
+    with pytest.raises(ValueError, match="has modules of the kind 'adapter' already; insert each kind once"):
+        model.insert("adapter", layers=[0], width=2)
     assert [name for name, _ in model.named_parameters()] == names
 
 

@@ -1,0 +1,75 @@
+"""Any other method of the peft library, as a mapping: `peft_config: {peft_type: LOHA, target_modules: [fc1]}`."""
+
+import dataclasses
+import difflib
+import warnings
+
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig
+
+from ..models import LongTailClassifier
+from .registry import PEFT, TuningOptions, register_tuning
+
+# Starts that loading could not repeat, as they are random or made from data: values of `init_lora_weights`.
+NOT_REPEATABLE = ("pissa_niter", "eva", "corda", "loftq", "lora_ga")
+
+
+@register_tuning("peft", place=PEFT)
+def peft(model: LongTailClassifier, options: TuningOptions) -> None:
+    """The adapter that `peft_config` describes.
+
+    Raises:
+        ValueError: If it is missing, or does not describe one that fits the backbone.
+    """
+    config = read_peft_config(options.peft_config)
+    try:
+        model.wrap_backbone(config)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"peft_config with peft_type {config.peft_type.value!r} does not fit the backbone "
+            f"'{model.config.backbone}': {_one_line(error)}; correct its fields."
+        ) from error
+
+
+def read_peft_config(fields: dict | None) -> PeftConfig:
+    """A configuration of the peft library from a mapping.
+
+    Args:
+        fields (`dict`): "peft_type", in any case, and fields of that type.
+
+    Raises:
+        ValueError: If the type or a field is unknown, or a value is refused by peft.
+    """
+    known = {
+        kind.value: config
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if not issubclass(config, PromptLearningConfig)
+    }
+    kind = str((fields or {}).get("peft_type", "")).upper()
+    if kind not in known:
+        given = f"names the peft_type {fields['peft_type']!r}" if kind else "names no peft_type"
+        raise ValueError(
+            f"The tuning method 'peft' reads peft_config, which {given}; set it to one that adapts a vision model: "
+            f"{', '.join(sorted(known))}."
+        )
+    config, fields = known[kind], {name: value for name, value in fields.items() if name != "peft_type"}
+    names = [f.name for f in dataclasses.fields(config) if f.init]
+    for name in fields:
+        if name not in names:
+            nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+            raise ValueError(f"peft_config has the unknown field {name!r} for {kind}; did you mean {nearest!r}?")
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(NOT_REPEATABLE):
+        raise ValueError(
+            f"peft_config sets init_lora_weights to {start!r}, a start that loading could not repeat; choose 'pissa', "
+            "'olora', 'gaussian' or 'orthogonal', or leave it out."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return config(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"peft_config for {kind} is refused by peft: {_one_line(error)}; correct it.") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".;")

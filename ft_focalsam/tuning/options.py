@@ -1,0 +1,106 @@
+"""Sizes and places of what is tuned."""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+# How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
+LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+
+
+@dataclass
+class TuningOptions:
+    """Sizes and places of what is tuned; each method reads its own.
+
+    Args:
+        lora_rank (`int`, >= 1): Rank r of the update.
+        lora_alpha (`float`, > 0): The update is scaled by alpha / r.
+        lora_dropout (`float`, 0 to 1): Dropout in front of the update.
+        lora_target_modules (`list[str]`): Names of the layers to act on; by default the query and value projections.
+        lora_rslora (`bool`): Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732).
+        lora_dora (`bool`): Train the magnitude of each row of the weights apart (DoRA, arXiv 2402.09353).
+        lora_init (`str`): default (A random, B zero), gaussian, orthogonal, pissa (the principal singular vectors,
+            arXiv 2404.02948) or olora (a QR factorisation, arXiv 2406.01775).
+        adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
+            at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
+        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 0.1 in its paper, 1 in LIFT.
+        prompt_length (`int`, >= 1): Prompts in front of a block.
+        last_blocks (`int`, >= 1): How many of the last blocks the method of that name trains.
+        sparse_ratio (`float`, above 0, to 1): Share of the entries of each weight matrix that sparse tuning trains.
+        sparse_seed (`int`, >= 0): Which entries these are.
+        peft_config (`dict`, or `str` of JSON, *optional*): What the method peft puts around the backbone: `peft_type`
+            and the fields of that configuration of the peft library.
+        tuned_layers (`list[int]`): Numbers, from 0, of the blocks that are tuned; by default all of them, and what is
+            outside of blocks too. Shallow prompts, last_blocks, peft and full do not read it.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+
+    lora_rank: int = field(default=8, metadata={"help": "Rank r of the LoRA update."})
+    lora_alpha: float = field(default=8.0, metadata={"help": "The LoRA update is scaled by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA update, 0 to 1."})
+    lora_target_modules: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
+    )
+    lora_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA update by alpha / sqrt(r): rsLoRA."})
+    lora_dora: bool = field(default=False, metadata={"help": "Train the magnitudes of the weights apart: DoRA."})
+    lora_init: str = field(
+        default="default", metadata={"help": "Start of LoRA: default, gaussian, orthogonal, pissa or olora."}
+    )
+    adapter_width: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the bottleneck of an adapter; by default the power of two at or below C / 2L for C "
+            "classes and L blocks."
+        },
+    )
+    adapter_scale: float = field(default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."})
+    prompt_length: int = field(default=10, metadata={"help": "Prompts in front of a block."})
+    last_blocks: int = field(default=1, metadata={"help": "How many of the last blocks last_blocks trains."})
+    sparse_ratio: float = field(
+        default=0.01, metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."}
+    )
+    sparse_seed: int = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
+    peft_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "What the method peft uses: peft_type and the fields of that peft configuration."},
+    )
+    tuned_layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers, from 0, of the blocks that are tuned; by default all."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "prompt_length", "last_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more.")
+        if self.adapter_width is not None and self.adapter_width < 1:
+            raise ValueError(f"adapter_width is {self.adapter_width}; set it to 1 or more, or leave it out.")
+        for name in ("lora_alpha", "adapter_scale"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to a number above 0.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}; set it to 0 or more and below 1.")
+        if self.lora_init not in LORA_INITS:
+            raise ValueError(f"lora_init is {self.lora_init!r}; choose one of {', '.join(LORA_INITS)}.")
+        if not 0 < self.sparse_ratio <= 1:
+            raise ValueError(f"sparse_ratio is {self.sparse_ratio}; set it above 0, to 1 at most.")
+        if not 0 <= self.sparse_seed < 2**32:
+            raise ValueError(f"sparse_seed is {self.sparse_seed}; set it to a whole number from 0 to 2^32 - 1.")
+        self.peft_config = _read_mapping(self.peft_config)
+
+
+def _read_mapping(value: dict | str | None) -> dict | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"peft_config is {value!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
+                """'{"peft_type": "LOHA", "target_modules": ["fc1"]}'."""
+            ) from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"peft_config is {value!r}; set it to a mapping of peft_type and the fields of its config.")
+    return value

@@ -1,0 +1,73 @@
+"""Scaling and shifting features (SSF, Lian et al., arXiv 2210.08823): y = gamma x + beta behind every layer.
+
+The layers are those of the paper: linear ones, normalisations and the patch embedding. gamma starts at 1 and beta at
+0, so that nothing changes; the paper adds normal noise of deviation 0.02 to both.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from .registry import OUTPUTS, TuningOptions, find_layers, own_modules, register_tuning
+from .unfrozen import is_norm
+
+
+class ScaleAndShift(nn.Module):
+    """gamma x + beta for each channel, in float32; the result has the dtype of x.
+
+    Args:
+        size (`int`): Number of channels D.
+        channel_dim (`int`): Where the channels of x are: -1 in (B, T, D), 1 in the pictures (B, D, H, W) of a
+            convolution.
+    """
+
+    def __init__(self, size: int, *, channel_dim: int = -1):
+        super().__init__()
+        self.channel_dim = channel_dim
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B, ...) to the same."""
+        shape = [1] * x.ndim
+        shape[self.channel_dim] = -1
+        return (x * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+def _behind(layer: nn.Module, args, output: Tensor) -> Tensor:
+    return layer.ssf(output)
+
+
+def _channels(layer: nn.Module) -> tuple[int, int] | None:
+    """How many channels a layer gives, and in which dimension; None where nothing is to be put behind it."""
+    if any(p is not None and p.requires_grad for p in (getattr(layer, "weight", None), getattr(layer, "bias", None))):
+        return None  # of a new module, which trains anyway
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        return None  # nn.MultiheadAttention uses its weights without calling it
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, -1
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, 1
+    return (layer.weight.numel(), -1) if is_norm(layer) else None
+
+
+@register_inserted("ssf")
+def insert_ssf(backbone: nn.Module, family: BackboneFamily, *, layers: list[int] | None) -> None:
+    """A `ScaleAndShift` called `ssf` in every layer, which acts on its output; `layers` None: also outside of blocks.
+
+    A layer stays what it is, with a child and a forward hook more, so that peft and the model find its attributes.
+    """
+    parts = [backbone] if layers is None else [family.blocks(backbone)[index] for index in layers]
+    for layer in [module for part in parts for _, module in own_modules(part)]:
+        channels = _channels(layer)
+        if channels is not None:
+            size, channel_dim = channels
+            layer.ssf = ScaleAndShift(size, channel_dim=channel_dim)
+            layer.register_forward_hook(_behind)
+
+
+@register_tuning("ssf", place=OUTPUTS)
+def ssf(model: LongTailClassifier, options: TuningOptions) -> None:
+    """Scale and shift behind the layers of the tuned blocks, by default of the whole backbone."""
+    model.insert("ssf", layers=find_layers(model, options) if options.tuned_layers else None)
