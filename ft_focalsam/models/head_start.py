@@ -1,6 +1,6 @@
 """Where a head starts: from class-name texts, class means or a linear probe of the frozen features, or at random."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,19 +50,14 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
 @torch.no_grad()
 def _class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, float]:
     """Mean direction of the features of each class, shape (C, D), and the mean length of a feature."""
-    was_training = model.training
-    model.eval()
     device = next(model.head.parameters()).device
     totals = torch.zeros(model.config.num_labels, model.config.feature_size, device=device)
     counts = torch.zeros(model.config.num_labels, device=device)
     length = torch.zeros((), device=device)
-    for batch in batches:
-        features = model.features(batch["pixel_values"].to(device)).float()
-        labels = batch["labels"].to(device)
+    for features, labels in _features(model, batches):
         length += features.norm(dim=-1).sum()
         totals.index_add_(0, labels, F.normalize(features, dim=-1))
         counts += torch.bincount(labels, minlength=len(counts))
-    model.train(was_training)
     if (counts == 0).any():
         raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no picture to take the mean of.")
     return totals / counts[:, None], float(length / counts.sum())
@@ -79,15 +74,19 @@ def collect_features(model: LongTailClassifier, batches: Iterable[dict[str, Tens
     Returns:
         Features of shape (N, D), float32, and labels of shape (N,), both on the CPU.
     """
+    features, labels = zip(*((f.cpu(), y.cpu()) for f, y in _features(model, batches)), strict=True)
+    return torch.cat(features), torch.cat(labels)
+
+
+@torch.no_grad()
+def _features(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features in float32 and labels, batch by batch, on the device of the head."""
     was_training = model.training
     model.eval()
     device = next(model.head.parameters()).device
-    features, labels = [], []
     for batch in batches:
-        features.append(model.features(batch["pixel_values"].to(device)).float().cpu())
-        labels.append(batch["labels"].cpu())
+        yield model.features(batch["pixel_values"].to(device)).float(), batch["labels"].to(device)
     model.train(was_training)
-    return torch.cat(features), torch.cat(labels)
 
 
 def start_head(

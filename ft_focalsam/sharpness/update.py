@@ -106,9 +106,8 @@ class SharpnessUpdate:
             is_turn = self.economy.name == "none" or number % self.economy.interval == 0
             return "exact" if is_turn else "plain"
         self.step.look_at_model()
-        if self._direction is not None and [d.shape for d in self._direction] != [
-            p.shape for p in self.step.parameters
-        ]:
+        shapes = [parameter.shape for parameter in self.step.parameters]
+        if self._direction is not None and [part.shape for part in self._direction] != shapes:
             self._direction = None  # other parameters train now
         if self._direction is None or (self.economy.name == "look_sam" and number % self.economy.interval == 0):
             return "exact"

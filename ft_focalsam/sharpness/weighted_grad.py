@@ -29,15 +29,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from .comparison import PATIENCE, random_weights, tolerances
 from .perturbation import total_norm
 from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
 from .survey import Survey, enclosing, survey
 
 logger = logging.getLogger(__name__)
-
-# A parameter whose gradient is 0 (behind a zero-initialised LoRA or adapter) cannot be compared yet: comparisons go on
-# for so many steps, and are taken up again when its first gradient arrives.
-PATIENCE = 3
 
 
 class WeightedGradient:
@@ -197,7 +194,7 @@ class WeightedGradient:
     @contextmanager
     def _pass(self, mode: str, weights: Tensor) -> Iterator[None]:
         self._mode, self._class_weights = mode, weights
-        self._weights = weights if mode == "single" else _random_weights(weights)
+        self._weights = weights if mode == "single" else random_weights(weights)
         try:
             with ExitStack() as stack:
                 if mode != "separate":
@@ -349,7 +346,7 @@ class WeightedGradient:
         if not scale < float("inf"):  # loss scaling overflowed: no comparison, but one is due as long as it does
             self._patience = PATIENCE
             return
-        tolerance, floor = self._tolerances()
+        tolerance, floor = tolerances(self._names, self._reduced_precision)
         wrong = []
         for parameter in list(self._unchecked):
             reference = self._reference.get(parameter)
@@ -370,26 +367,11 @@ class WeightedGradient:
             return False
         whole = torch.stack(torch._foreach_norm([p.grad for p in self._names if p.grad is not None]))
         largest = torch.stack(torch._foreach_norm(unchecked)).max()
-        return bool(largest > self._tolerances()[1] * torch.linalg.vector_norm(whole))
-
-    def _tolerances(self) -> tuple[float, float]:
-        """Relative error allowed for a parameter, and the share of the whole gradient's norm below which it is noise.
-
-        A wrong rule misses by tens of percent; what correct ones differ by is rounding (TF32 included).
-        """
-        if self._reduced_precision:
-            return 5e-2, 1e-2
-        return (1e-6, 1e-8) if all(p.dtype == torch.float64 for p in self._names) else (1e-2, 1e-4)
+        return bool(largest > tolerances(self._names, self._reduced_precision)[1] * torch.linalg.vector_norm(whole))
 
     def _note_precision(self, tensor: Tensor) -> None:
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         self._reduced_precision |= half or torch.is_autocast_enabled(tensor.device.type)
-
-
-def _random_weights(weights: Tensor) -> Tensor:
-    """Weights between 0.5 and 1.5 that tell the samples apart; drawn without touching the global random state."""
-    generator = torch.Generator().manual_seed(0)
-    return (0.5 + torch.rand(len(weights), generator=generator)).to(weights)
 
 
 def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:

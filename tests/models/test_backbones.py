@@ -6,7 +6,7 @@ import torch
 from families import FAMILIES, LETTERS, REGISTERS, TEXT, pictures, plain_features, save_families
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sharpness.models import COUNTS, losses_of, make_batch, naive_gradient, relative_error
+from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error, run_step
 from transformers import AutoModel, SiglipModel
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning, class_weights
@@ -227,21 +227,6 @@ def test_round_trip_of_every_tuning_method(folders, tmp_path, family, tuning):
     assert_same(logits_of(LongTailClassifier.from_pretrained(tmp_path), pictures()), expected, atol=1e-5)
 
 
-def focal_sam_gradient(step: SharpnessStep, model, images, labels) -> dict[str, torch.Tensor]:
-    def run():
-        step.reduce(losses_of(model, images, labels)).backward()
-
-    model.zero_grad()
-    step.start()
-    step.calibrate(labels, run)
-    with step.first_pass(labels):
-        run()
-    step.ascend()
-    with step.second_pass(0):
-        run()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize(("family", "tuning"), pairs(("lora", "adaptformer", "vpt_deep", "full")))
 def test_gradient_equals_the_three_backward_algorithm(folders, family, tuning):
     model = build(folders[family], tuning, head="layer_norm").double()
@@ -253,7 +238,7 @@ def test_gradient_equals_the_three_backward_algorithm(folders, family, tuning):
         torch.manual_seed(seed)
         expected = {n: g for n, g in naive_gradient(model, images, labels, weights, 0.1).items() if g.any()}
         assert any("norm" in name for name in expected) and len(expected) > 4
-        assert relative_error(focal_sam_gradient(step, model, images, labels), expected) <= 1e-10
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
     assert step.separate_reason is None
     assert step.backward_passes == 1
 

@@ -143,3 +143,25 @@ def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
     """||actual - expected|| / ||expected|| over all tensors."""
     difference = sum(float(((actual[name] - expected[name]).double() ** 2).sum()) for name in expected)
     return (difference / sum(float((value.double() ** 2).sum()) for value in expected.values())) ** 0.5
+
+
+def run_step(step, model: nn.Module, images: Tensor, labels: Tensor, micro_batches: int = 1) -> dict[str, Tensor]:
+    """Both passes of one update; returns the gradient left for the base optimizer, by name."""
+    model.zero_grad()
+    parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
+    step.start()
+    for x, y in parts:
+        step.calibrate(y, lambda x=x, y=y: step.reduce(losses_of(model, x, y), count=len(labels)).backward())
+        with step.first_pass(y):
+            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
+    step.ascend()
+    for index, (x, y) in enumerate(parts):
+        with step.second_pass(index):
+            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
+    return gradients_of(model)
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """`p.grad` of each trained parameter by its name, 0 where there is none."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from models import BACKBONES, COUNTS, make_batch, make_model, relative_error
-from test_step import gradients_of
+from models import BACKBONES, COUNTS, gradients_of, make_batch, make_model, relative_error
 from torch import nn
 
 from ft_focalsam.sharpness import ClassConditionalSAM

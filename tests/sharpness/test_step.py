@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from models import BACKBONES, COUNTS, losses_of, make_batch, make_model, naive_gradient, relative_error
+from models import (
+    BACKBONES,
+    COUNTS,
+    gradients_of,
+    losses_of,
+    make_batch,
+    make_model,
+    naive_gradient,
+    relative_error,
+    run_step,
+)
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,27 +30,6 @@ METHODS = {
     "imbsam": class_weights("imbsam", COUNTS, {"eta": 30}),
     "focal_sam": class_weights("focal_sam", COUNTS, {"gamma": 2.0, "lam": 1.1}),
 }
-
-
-def run_step(step, model, images, labels, micro_batches=1):
-    """Both passes of one update; returns the gradient left for the base optimizer, by name."""
-    model.zero_grad()
-    parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
-    step.start()
-    for x, y in parts:
-        step.calibrate(y, lambda x=x, y=y: step.reduce(losses_of(model, x, y), count=len(labels)).backward())
-        with step.first_pass(y):
-            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
-    step.ascend()
-    for index, (x, y) in enumerate(parts):
-        with step.second_pass(index):
-            step.reduce(losses_of(model, x, y), count=len(labels)).backward()
-    return gradients_of(model)
-
-
-def gradients_of(model):
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import COUNTS, losses_of, make_batch, make_model, naive_gradient, relative_error
-from test_step import gradients_of
+from models import COUNTS, gradients_of, losses_of, make_batch, make_model, naive_gradient, relative_error
 from torch import nn
 
 from ft_focalsam.sharpness import Economy, FocalSAM, SharpnessStep, SharpnessUpdate, class_weights

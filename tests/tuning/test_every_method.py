@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
-from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error
+from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error, run_step
 from torch.nn import functional as F
 from tuning.table import CASES
-from tuning.test_inserted import LABELS, focal_sam_gradient
+from tuning.test_inserted import LABELS
 from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, pictures, randomise
 
 from ft_focalsam import LongTailClassifier, class_weights
@@ -49,7 +49,7 @@ def test_gradient_equals_the_three_backward_algorithm(tiny_backbones, family, ca
     for seed in range(3):
         images, labels = make_batch(seed=seed)
         expected = naive_gradient(model, images, labels, weights, 0.1)
-        assert relative_error(focal_sam_gradient(step, model, images, labels), expected) <= 1e-10
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
     assert step.separate_reason is None
     assert step.backward_passes == 1
     assert any(value.any() for name, value in expected.items() if name.startswith("backbone."))
@@ -64,7 +64,7 @@ def test_gradient_under_activation_checkpointing(tiny_backbones, case):
     model.gradient_checkpointing_enable({"use_reentrant": False})
     step = SharpnessStep(model, weights, rho=0.1)
     for _ in range(2):
-        assert relative_error(focal_sam_gradient(step, model, pictures(), LABELS), expected) <= 1e-4
+        assert relative_error(run_step(step, model, pictures(), LABELS), expected) <= 1e-4
     assert step.backward_passes == 1 and step.separate_reason is None
 
 
@@ -115,7 +115,7 @@ def test_one_step_in_half_precision(tiny_backbones, case):
     weights = class_weights("focal_sam", COUNTS).float()
     step = SharpnessStep(model, weights, rho=0.01)
     for _ in range(2):
-        gradient = focal_sam_gradient(step, model, pictures(), LABELS)
+        gradient = run_step(step, model, pictures(), LABELS)
     assert step.backward_passes == 1 and step.separate_reason is None
     before = {name: p.detach().clone() for name, p in inserted(model).items()}
     for p in inserted(model).values():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sharpness.models import COUNTS, losses_of, make_batch, naive_gradient, relative_error
+from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error, run_step
 from torch import nn
 from torch.utils.data import Dataset
 from tuning.tiny import FAMILIES, LAYERS, NAMES, build, inserted, logits_of, pictures, randomise
@@ -64,21 +64,6 @@ def test_training_moves_all_of_it_and_nothing_else(tiny_backbones, family, tunin
 # ---- the sharpness-aware update ----
 
 
-def focal_sam_gradient(step: SharpnessStep, model: nn.Module, images, labels) -> dict[str, torch.Tensor]:
-    def run():
-        step.reduce(losses_of(model, images, labels)).backward()
-
-    model.zero_grad()
-    step.start()
-    step.calibrate(labels, run)
-    with step.first_pass(labels):
-        run()
-    step.ascend()
-    with step.second_pass(0):
-        run()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
 @every_method
 @every_family
 def test_gradient_equals_the_three_backward_algorithm(tiny_backbones, family, tuning):
@@ -88,7 +73,7 @@ def test_gradient_equals_the_three_backward_algorithm(tiny_backbones, family, tu
     for seed in range(4):
         images, labels = make_batch(seed=seed)
         expected = naive_gradient(model, images, labels, weights, 0.1)
-        assert relative_error(focal_sam_gradient(step, model, images, labels), expected) <= 1e-10
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
         assert all(value.dtype == torch.float64 and value.any() for value in expected.values())
     assert step.separate_reason is None
     assert step.backward_passes == 1
@@ -104,7 +89,7 @@ def test_one_backward_pass_also_from_the_zero_start(tiny_backbones, tuning):
     for seed in range(8):
         images, labels = make_batch(seed=seed)
         expected = naive_gradient(model, images, labels, weights, 0.1)
-        assert relative_error(focal_sam_gradient(step, model, images, labels), expected) <= 1e-10
+        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
         optimizer.step()
     assert step.separate_reason is None
     assert step.backward_passes == 1
@@ -142,7 +127,7 @@ def test_activation_checkpointing_gives_the_same_gradients(tiny_backbones, famil
     assert len(runs) == 2  # once more in the backward pass
     assert relative_error(actual, expected) <= 1e-6
     step = SharpnessStep(model, weights, rho=0.1)
-    assert relative_error(focal_sam_gradient(step, model, pictures(), LABELS), naive) <= 1e-4
+    assert relative_error(run_step(step, model, pictures(), LABELS), naive) <= 1e-4
     assert step.backward_passes == 1
 
 
