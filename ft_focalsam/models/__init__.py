@@ -1,6 +1,16 @@
 """Backbones, heads, text features, and the classifier made of them."""
 
-from .backbones import BACKBONE_FAMILIES, BackboneFamily, choose_family, load_backbone, load_image_processor
+from .backbones import (
+    BACKBONE_FAMILIES,
+    LIBRARIES,
+    BackboneFamily,
+    TransformersFamily,
+    choose_family,
+    load_backbone,
+    load_image_processor,
+    load_text_tower,
+    register_library,
+)
 from .classifier import LongTailClassifier, LongTailClassifierConfig
 from .head_start import HEAD_STARTS, choose_head_start, class_means, collect_features, start_head
 from .heads import HEADS, register_head
@@ -13,9 +23,11 @@ __all__ = [
     "HEADS",
     "HEAD_STARTS",
     "INSERTED_MODULES",
+    "LIBRARIES",
     "BackboneFamily",
     "LongTailClassifier",
     "LongTailClassifierConfig",
+    "TransformersFamily",
     "choose_family",
     "choose_head_start",
     "class_means",
@@ -23,8 +35,10 @@ __all__ = [
     "fit_linear_probe",
     "load_backbone",
     "load_image_processor",
+    "load_text_tower",
     "register_head",
     "register_inserted",
+    "register_library",
     "start_head",
     "text_features",
 ]

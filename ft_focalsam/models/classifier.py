@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .backbones import BackboneFamily, choose_family, find_family, load_backbone, load_config
+from .backbones import BackboneFamily, choose_family, find_family, load_backbone
 from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
 from .precision import HALF, raise_to_float32
@@ -27,9 +27,8 @@ class LongTailClassifierConfig(PreTrainedConfig):
     """What is needed to build a `LongTailClassifier` again, around its backbone.
 
     Args:
-        backbone (`str`): Hub name or path of the backbone, or "tiny_clip".
-        backbone_family (`str`): Model type of the backbone: a name in `BACKBONE_FAMILIES` or, with
-            `backbone_features`, any of transformers.
+        backbone (`str`): Name of the backbone, as in `load_backbone`.
+        backbone_family (`str`): Its architecture, as in `choose_family`.
         backbone_features (`str`, *optional*): "cls", "mean" or "pooler", as in `choose_family`.
         feature_size (`int`): D, length of a feature vector.
         head (`str`): A name in `HEADS`: "linear", "cosine", "l2_normalized" or "layer_norm".
@@ -85,6 +84,7 @@ class LongTailClassifier(PreTrainedModel):
     def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
         super().__init__(config)
         self.backbone = backbone
+        self.neck = nn.Identity()  # between the two, for what is inserted there
         self.head = HEADS.choose(config.head)(config.feature_size, config.num_labels, config.head_scale)
 
     @classmethod
@@ -102,7 +102,8 @@ class LongTailClassifier(PreTrainedModel):
         """A new classifier: the pretrained backbone, frozen, with a random head to train.
 
         Args:
-            backbone (`str`): Hub name or path, or "tiny_clip".
+            backbone (`str`): Hub name or path of a model of transformers, "tiny_clip", or the name of a model of
+                another library behind its prefix: "timm:..." or "open_clip:...".
             class_names (sequence of `str`): One name a class, in the order of the labels.
             head (`str`): "linear", "cosine", "l2_normalized" or "layer_norm".
             head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
@@ -113,18 +114,18 @@ class LongTailClassifier(PreTrainedModel):
 
         Raises:
             ValueError: If a choice is unknown or out of range, or the architecture is not supported.
+            OSError: If the backbone can neither be found locally nor fetched.
         """
         HEADS.choose(head)
         if not head_scale > 0:
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
-        family, description = find_family(backbone, features)
-        backbone_config = load_config(backbone)
-        description.check_image_size(backbone_config, image_size)
+        architecture, family = find_family(backbone, features)
+        model = load_backbone(backbone, dtype=dtype, features=features, image_size=image_size)
         config = LongTailClassifierConfig(
             backbone=backbone,
-            backbone_family=family,
+            backbone_family=architecture,
             backbone_features=features,
-            feature_size=description.feature_size(backbone_config),
+            feature_size=family.feature_size(model),
             head=head,
             head_scale=head_scale,
             image_size=image_size,
@@ -132,7 +133,7 @@ class LongTailClassifier(PreTrainedModel):
             id2label=dict(enumerate(class_names)),
             label2id={name: index for index, name in enumerate(class_names)},
         )
-        return cls(config, load_backbone(backbone, dtype=dtype, features=features))
+        return cls(config, model)
 
     @property
     def family(self) -> BackboneFamily:
@@ -141,15 +142,21 @@ class LongTailClassifier(PreTrainedModel):
         return choose_family(config.backbone_family, config.backbone_features, backbone=config.backbone)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Feature vectors of pictures: (B, 3, H, W) to (B, D)."""
-        dtype = getattr(torch, self.config.backbone_dtype)
-        return self.family.run(self.backbone, pixel_values.to(dtype), resized=self.config.image_size is not None)
+        """Feature vectors of pictures, as the head gets them: (B, 3, H, W) to (B, D)."""
+        pixel_values = pixel_values.to(getattr(torch, self.config.backbone_dtype))
+        resized = self.config.image_size is not None
+        return self.neck(self.family.features(self.backbone, pixel_values, resized=resized))
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
         logits = self.head(self.features(pixel_values).to(next(self.head.parameters()).dtype))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        """Activation checkpointing of the backbone, by the switch of its library."""
+        if not self.family.set_gradient_checkpointing(self.backbone, enable):
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
     # ---- what is added to the backbone ----
 
@@ -166,7 +173,7 @@ class LongTailClassifier(PreTrainedModel):
         return [name for name, _ in read_inserted(self.config.inserted, source=self.config.backbone)]
 
     def insert(self, name: str, **settings) -> None:
-        """Put new modules, trainable and in float32, into the backbone, and note in `config` how to do so again.
+        """Put new modules, trainable and in float32, into the model, and note in `config` how to do so again.
 
         Args:
             name (`str`): A name in `INSERTED_MODULES`.
@@ -176,12 +183,14 @@ class LongTailClassifier(PreTrainedModel):
             ValueError: If the name is unknown, or the backbone has modules of that name or cannot take them.
         """
         insert = INSERTED_MODULES.choose(name)
-        self.family.check_takes(name)
+        refused = self.family.refuses(self.backbone)
+        if name in refused:
+            raise ValueError(f"The backbone takes no {name}: it {refused[name]}; choose another tuning method.")
         if name in self._inserted_names():
             raise ValueError(f"The backbone has modules of the kind {name!r} already; insert each kind once.")
         device = next(self.backbone.parameters()).device
-        insert(self.backbone, self.family, **settings)
-        self.backbone.to(device)
+        insert(self, **settings)
+        self.to(device)
         self.config.inserted = add_inserted(self.config.inserted, name, settings)
 
     def wrap_backbone(self, config: PeftConfig) -> None:
@@ -271,7 +280,12 @@ class LongTailClassifier(PreTrainedModel):
         inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None
         has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
         try:
-            backbone = load_backbone(config.backbone, dtype=config.backbone_dtype, features=config.backbone_features)
+            backbone = load_backbone(
+                config.backbone,
+                dtype=config.backbone_dtype,
+                features=config.backbone_features,
+                image_size=config.image_size,
+            )
             model = cls(config, backbone)
         except OSError as error:
             raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error

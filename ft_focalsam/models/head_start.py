@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backbones import BACKBONE_FAMILIES, load_config
+from .backbones import has_text_tower
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe
 from .text import DEFAULT_TEMPLATE, require_text_tower, text_features
@@ -22,8 +22,7 @@ def choose_head_start(backbone: str, head_start: str | None = None) -> str:
         ValueError: If the start is unknown, or "text" is asked of a backbone without text tower.
     """
     if head_start is None:
-        family = BACKBONE_FAMILIES.get(load_config(backbone).model_type)
-        return "text" if family is not None and family.has_text_tower else "class_means"
+        return "text" if has_text_tower(backbone) else "class_means"
     if head_start not in HEAD_STARTS:
         raise ValueError(f"Unknown head_start {head_start!r}; choose one of {', '.join(HEAD_STARTS)}.")
     if head_start == "text":

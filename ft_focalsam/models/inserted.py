@@ -1,10 +1,10 @@
-"""Modules that are inserted into a frozen backbone: what there is, and how a checkpoint notes what was inserted."""
+"""Modules that are inserted into a classifier: what there is, and how a checkpoint notes what was inserted."""
 
 from collections.abc import Callable
 
 from ..registry import Registry
 
-# An entry is a function (backbone, family, **settings) that puts new modules into a backbone, trainable and in
+# An entry is a function (model, **settings) that puts new modules into a `LongTailClassifier`, trainable and in
 # float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings that were saved.
 INSERTED_MODULES: Registry[Callable[..., None]] = Registry("kind of inserted modules")
 register_inserted = INSERTED_MODULES.register

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import find_family, quiet_loading, resolve_name
+from .backbones import find_family, load_text_tower
 
 DEFAULT_TEMPLATE = "a photo of a {}."
-BATCH = 256  # prompts that are encoded at a time
 
 
 @torch.no_grad()
@@ -33,22 +32,19 @@ def text_features(
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
-    with quiet_loading():
-        encode = find_family(backbone)[1].load_text(resolve_name(backbone))
+    tower = load_text_tower(backbone)
     names = [name.replace("_", " ") for name in class_names]
     total = 0
     for template in templates:
-        prompts = [template.format(name) for name in names]
-        features = torch.cat([encode(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)])
-        total = total + F.normalize(features, dim=-1)
+        total = total + F.normalize(tower.encode([template.format(name) for name in names]), dim=-1)
     return F.normalize(total, dim=-1)
 
 
 def require_text_tower(backbone: str, features: str | None = None) -> None:
     """Raise a `ValueError` unless the backbone can encode class names into the space of its features."""
-    family, description = find_family(backbone, features)
-    if not description.has_text_tower:
+    architecture, family = find_family(backbone, features)
+    if not family.has_text_tower:
         raise ValueError(
-            f"The backbone '{backbone}' ({family}) has no text tower to start a head from class names; set "
+            f"The backbone '{backbone}' ({architecture}) has no text tower to start a head from class names; set "
             "head_start to class_means, linear_probe or random."
         )

@@ -7,7 +7,7 @@ A bottleneck of width r maps tokens x of size D to up(relu(down(norm(x)))), with
 import torch
 from torch import Tensor, nn
 
-from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from ..models import LongTailClassifier, register_inserted
 from .registry import MLP, TuningOptions, find_layers, register_tuning
 
 
@@ -89,21 +89,19 @@ class SequentialAdapter(nn.Module):
 
 
 @register_inserted("adaptformer")
-def insert_parallel(
-    backbone: nn.Module, family: BackboneFamily, *, layers: list[int], width: int, scale: float
-) -> None:
+def insert_parallel(model: LongTailClassifier, *, layers: list[int], width: int, scale: float) -> None:
     """A `ParallelAdapter` in the blocks numbered `layers`."""
-    blocks, size = family.blocks(backbone), backbone.config.hidden_size
+    blocks, size = model.family.blocks(model.backbone), model.family.hidden_size(model.backbone)
     for index in layers:
-        family.wrap_mlp(blocks[index], lambda mlp: ParallelAdapter(mlp, size, width, scale))
+        model.family.wrap_mlp(blocks[index], lambda mlp: ParallelAdapter(mlp, size, width, scale))
 
 
 @register_inserted("adapter")
-def insert_sequential(backbone: nn.Module, family: BackboneFamily, *, layers: list[int], width: int) -> None:
+def insert_sequential(model: LongTailClassifier, *, layers: list[int], width: int) -> None:
     """A `SequentialAdapter` in the blocks numbered `layers`."""
-    blocks, size = family.blocks(backbone), backbone.config.hidden_size
+    blocks, size = model.family.blocks(model.backbone), model.family.hidden_size(model.backbone)
     for index in layers:
-        family.wrap_mlp(blocks[index], lambda mlp: SequentialAdapter(mlp, size, width))
+        model.family.wrap_mlp(blocks[index], lambda mlp: SequentialAdapter(mlp, size, width))
 
 
 def default_width(num_classes: int, num_blocks: int) -> int:

@@ -3,7 +3,8 @@
 The sequence is: class token, P prompts, patches. Shallow prompts enter in front of the first block and go through all
 of them; deep ones are replaced by fresh ones in front of every block. Features are read from the class token, at
 position 0, so what comes out in the place of the prompts is never read. A backbone without a class token (SigLIP) has
-the prompts behind its first patch, and pools over them too.
+the prompts behind its first patch, and pools over them too. Where it counts on more tokens in front than the class
+token (timm's registers and distillation token), the prompts come behind them.
 """
 
 import math
@@ -11,12 +12,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from ..models import LongTailClassifier, register_inserted
 from .registry import TOKENS, TuningOptions, find_layers, register_tuning
 
 
 class Prompts(nn.Module):
-    """P trained tokens behind the class token.
+    """P trained tokens behind the class token, or behind the first `first` tokens.
 
     They start uniform within sqrt(6 / (3 p^2 + D)), Xavier's bound for the projection of patches of p x p pixels.
 
@@ -24,19 +25,21 @@ class Prompts(nn.Module):
         length (`int`): P.
         size (`int`): D.
         patch_area (`int`): p^2.
-        replaces (`int`): How many tokens behind the class token they take the place of: those of an earlier block.
+        replaces (`int`): How many tokens they take the place of: those of an earlier block.
+        first (`int`): How many tokens keep their places in front of them.
     """
 
-    def __init__(self, length: int, size: int, patch_area: int, *, replaces: int = 0):
+    def __init__(self, length: int, size: int, patch_area: int, *, replaces: int = 0, first: int = 1):
         super().__init__()
         self.replaces = replaces
+        self.first = first
         bound = math.sqrt(6 / (3 * patch_area + size))
         self.weight = nn.Parameter(torch.empty(length, size).uniform_(-bound, bound))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, T + P - replaces, D)."""
         prompts = self.weight.to(tokens.dtype).expand(len(tokens), -1, -1)
-        return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + self.replaces :]], dim=1)
+        return torch.cat([tokens[:, : self.first], prompts, tokens[:, self.first + self.replaces :]], dim=1)
 
 
 class PromptedBlock(nn.Module):
@@ -52,13 +55,13 @@ class PromptedBlock(nn.Module):
 
 
 @register_inserted("prompts")
-def insert_prompts(backbone: nn.Module, family: BackboneFamily, *, layers: list[int], length: int) -> None:
+def insert_prompts(model: LongTailClassifier, *, layers: list[int], length: int) -> None:
     """`Prompts` in front of the blocks numbered `layers`; the first enter the sequence, the others replace them."""
-    blocks, size = family.blocks(backbone), backbone.config.hidden_size
-    patch = backbone.config.patch_size
-    area = patch**2 if isinstance(patch, int) else math.prod(patch)
+    family, backbone = model.family, model.backbone
+    blocks, size, area = family.blocks(backbone), family.hidden_size(backbone), family.patch_area(backbone)
     for index in layers:
-        prompts = Prompts(length, size, area, replaces=0 if index == layers[0] else length)
+        replaces = 0 if index == layers[0] else length
+        prompts = Prompts(length, size, area, replaces=replaces, first=family.first_tokens(backbone))
         blocks[index] = PromptedBlock(prompts, blocks[index])
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from ..models import LongTailClassifier, register_inserted
 from .registry import WEIGHTS, TuningOptions, find_layers, own_modules, register_tuning
 
 
@@ -44,9 +44,9 @@ class SparselyTunedLinear(nn.Linear):
 
 
 @register_inserted("sparse")
-def insert_sparse(backbone: nn.Module, family: BackboneFamily, *, layers: list[int], ratio: float, seed: int) -> None:
+def insert_sparse(model: LongTailClassifier, *, layers: list[int], ratio: float, seed: int) -> None:
     """A `SparselyTunedLinear` for each linear layer of the blocks numbered `layers`."""
-    blocks = family.blocks(backbone)
+    blocks = model.family.blocks(model.backbone)
     for number in layers:
         linears = {n: m for n, m in own_modules(blocks[number]) if isinstance(m, nn.Linear)}
         frozen = {name: m for name, m in linears.items() if not m.weight.requires_grad}  # those of the backbone

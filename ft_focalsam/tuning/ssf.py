@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..models import BackboneFamily, LongTailClassifier, register_inserted
+from ..models import LongTailClassifier, register_inserted
 from .registry import OUTPUTS, TuningOptions, find_layers, own_modules, register_tuning
 from .unfrozen import is_norm
 
@@ -53,12 +53,13 @@ def _channels(layer: nn.Module) -> tuple[int, int] | None:
 
 
 @register_inserted("ssf")
-def insert_ssf(backbone: nn.Module, family: BackboneFamily, *, layers: list[int] | None) -> None:
+def insert_ssf(model: LongTailClassifier, *, layers: list[int] | None) -> None:
     """A `ScaleAndShift` called `ssf` in every layer, which acts on its output; `layers` None: also outside of blocks.
 
     A layer stays what it is, with a child and a forward hook more, so that peft and the model find its attributes.
     """
-    parts = [backbone] if layers is None else [family.blocks(backbone)[index] for index in layers]
+    blocks = [] if layers is None else model.family.blocks(model.backbone)
+    parts = [model.backbone] if layers is None else [blocks[index] for index in layers]
     for layer in [module for part in parts for _, module in own_modules(part)]:
         channels = _channels(layer)
         if channels is not None:

@@ -327,8 +327,8 @@ def test_a_kind_of_your_own_is_saved_and_loaded(tiny_backbones, tmp_path, monkey
         def forward(self, x):
             return self.mlp(x) + self.shift
 
-    def insert_shift(backbone, family, *, start):
-        family.wrap_mlp(family.blocks(backbone)[-1], lambda mlp: Shifted(mlp, start))
+    def insert_shift(model, *, start):
+        model.family.wrap_mlp(model.family.blocks(model.backbone)[-1], lambda mlp: Shifted(mlp, start))
 
     monkeypatch.setitem(INSERTED_MODULES, "shift", insert_shift)
     model = LongTailClassifier.from_backbone(tiny_backbones["dinov2"], NAMES).eval()

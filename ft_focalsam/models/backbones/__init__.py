@@ -1,0 +1,37 @@
+"""Backbones: any pretrained vision model as a map from pictures to one feature vector each.
+
+`protocol.py` says what the toolkit asks of one; each library is a file: `transformers_models.py`, `open_clip_models.py`
+and `timm_models.py`.
+"""
+
+from .transformers_models import BACKBONE_FAMILIES, TransformersFamily  # isort: skip  (names without prefix)
+from . import open_clip_models, timm_models  # noqa: F401  (importing a file registers its library)
+from .protocol import (
+    LIBRARIES,
+    BackboneFamily,
+    Library,
+    choose_family,
+    find_family,
+    has_text_tower,
+    load_backbone,
+    load_image_processor,
+    load_text_tower,
+    register_library,
+)
+from .text_tower import TextTower
+
+__all__ = [
+    "BACKBONE_FAMILIES",
+    "LIBRARIES",
+    "BackboneFamily",
+    "Library",
+    "TextTower",
+    "TransformersFamily",
+    "choose_family",
+    "find_family",
+    "has_text_tower",
+    "load_backbone",
+    "load_image_processor",
+    "load_text_tower",
+    "register_library",
+]

@@ -1,0 +1,176 @@
+"""Backbones of open_clip, by name: `open_clip:ViT-B-16@laion2b_s34b_b88k` with a tag of pretrained weights or a file of
+them behind the @, `open_clip:hf-hub:owner/repository`, or `open_clip:path/to/folder` with an open_clip_config.json."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BaseImageProcessor
+
+from .protocol import BackboneFamily, Library, check_path, register_library
+from .split_attention import split_attention
+from .text_tower import TextTower
+from .timm_models import TimmFamily, make_image_processor
+
+
+class OpenClipFamily(BackboneFamily):
+    """Image towers of open_clip, whose projected features lie in the space of the texts.
+
+    Their `nn.MultiheadAttention` is taken apart into linear layers, see `split_attention.py`. An image tower that is a
+    timm model inside (`TimmModel`) is tuned as one of timm's.
+    """
+
+    has_text_tower = True
+    _timm = TimmFamily()
+
+    def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
+        visual = create(name, image_size=image_size).visual
+        if getattr(visual, "output_tokens", False):  # CoCa, which also wants the tokens
+            visual.output_tokens = False
+        return split_attention(visual).to(dtype)
+
+    def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
+        return backbone(pixel_values)
+
+    @torch.no_grad()
+    def feature_size(self, backbone: nn.Module) -> int:
+        if hasattr(backbone, "output_dim"):
+            return backbone.output_dim
+        parameter = next(backbone.parameters())
+        height, width = backbone.image_size
+        return backbone(torch.zeros(1, 3, height, width).to(parameter)).shape[1]
+
+    def hidden_size(self, backbone: nn.Module) -> int:
+        return self._timm.hidden_size(backbone.trunk) if hasattr(backbone, "trunk") else backbone.transformer.width
+
+    def patch_area(self, backbone: nn.Module) -> int:
+        return self._timm.patch_area(backbone.trunk) if hasattr(backbone, "trunk") else prod(backbone.patch_size)
+
+    def text_tower(self, name: str) -> TextTower:
+        import open_clip
+
+        model = create(name)
+        del model.visual
+        encoder = EncodeText(model)
+        tokenizer = open_clip.get_tokenizer(split_weights(name)[0], context_length=model.context_length)
+        inside = getattr(model, "text", model)
+        embedding = inside.token_embedding if hasattr(inside, "token_embedding") else None
+        if embedding is None:  # a text model of transformers
+            embedding = inside.transformer.get_input_embeddings()
+        return TextTower(
+            split_attention(encoder), lambda prompts: {"text": tokenizer(list(prompts))}, embedding=embedding
+        )
+
+    def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
+        if hasattr(backbone, "trunk"):
+            return self._timm.blocks(backbone.trunk)
+        blocks = getattr(getattr(backbone, "transformer", None), "resblocks", None)
+        if blocks is None:
+            raise ValueError(
+                f"The backbone, a {type(backbone).__name__}, has no transformer blocks for adapters or prompts to act "
+                "on; choose another tuning method."
+            )
+        return blocks
+
+    def first_tokens(self, backbone: nn.Module) -> int:
+        return self._timm.first_tokens(backbone.trunk) if hasattr(backbone, "trunk") else 1
+
+    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+        if hasattr(backbone, "trunk"):
+            return self._timm.refuses(backbone.trunk)
+        if getattr(backbone, "pool_type", "") == "avg":
+            return {"prompts": "has the mean of its tokens as features, which prompts would shift"}
+        return {}
+
+    def set_gradient_checkpointing(self, backbone: nn.Module, enable: bool) -> bool:
+        backbone.set_grad_checkpointing(enable)
+        return True
+
+
+class EncodeText(nn.Module):
+    """The text side of an open_clip model as a module: token ids (C, T) to features (C, D), not normalised."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.model.encode_text(text)
+
+
+@register_library("open_clip")
+class OpenClip(Library):
+    """Any model of `open_clip.create_model` by name."""
+
+    def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
+        return "open_clip", self.choose("open_clip", features, backbone=name)
+
+    def choose(self, architecture: str, features: str | None, *, backbone: str) -> BackboneFamily:
+        if features is not None:
+            raise ValueError(f"The features of '{backbone}' are open_clip's own; leave backbone_features out.")
+        return OpenClipFamily()
+
+    def image_processor(self, name: str) -> BaseImageProcessor:
+        wanted = create(name, load_weights=False).visual.preprocess_cfg
+        size = wanted["size"]
+        return make_image_processor(
+            (size, size) if isinstance(size, int) else tuple(size),
+            mean=wanted["mean"],
+            std=wanted["std"],
+            interpolation=wanted["interpolation"],
+            mode=wanted["resize_mode"],
+            name=name,
+        )
+
+
+def split_weights(name: str) -> tuple[str, str | None]:
+    """Name of a model as `open_clip.create_model` takes it, and the tag or file of its weights if there is one."""
+    model, _, weights = name.partition("@")
+    path = Path(check_path(model))
+    if path.is_dir():
+        return f"local-dir:{path}", None
+    return model, check_path(weights) if weights else None
+
+
+def create(name: str, *, image_size: int | None = None, load_weights: bool = True) -> nn.Module:
+    """A whole open_clip model in float32.
+
+    Args:
+        name (`str`): As at the top of this file, without the prefix of the library.
+        image_size (`int`, *optional*): Side of the pictures in pixels, by default the model's own.
+        load_weights (`bool`): Whether to load its weights, which otherwise are random.
+
+    Raises:
+        ValueError: If open_clip is not installed or does not know the name, or weights are missing or do not fit.
+        OSError: If they can neither be found locally nor fetched.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            f"The backbone 'open_clip:{name}' needs the package open_clip_torch; install it by pip install "
+            "'ft_focalsam[open_clip]'."
+        ) from error
+    model, weights = split_weights(name)
+    if weights is None and ":" not in model:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none known"
+        raise ValueError(
+            f"The backbone 'open_clip:{name}' names no weights; write open_clip:{name}@TAG with one of its tags "
+            f"({tags}) or a file, or open_clip:hf-hub:OWNER/REPOSITORY."
+        )
+    try:
+        return open_clip.create_model(
+            model,
+            pretrained=weights,
+            force_image_size=image_size,
+            load_weights=load_weights,
+            require_pretrained=load_weights,
+            weights_only=True,
+        )
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".;")
+        raise ValueError(
+            f"open_clip has no usable model '{name}': {reason}; open_clip.list_pretrained() lists names and tags."
+        ) from error

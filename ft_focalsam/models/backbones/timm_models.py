@@ -1,0 +1,169 @@
+"""Backbones of timm, by name: `timm:vit_base_patch16_224.augreg2_in21k_ft_in1k`, `timm:hf-hub:owner/repository`,
+`timm:path/to/folder` as timm's `save_for_hf` writes it, or `timm:vit_base_patch16_224@weights.safetensors`."""
+
+from collections.abc import Mapping
+from math import floor, prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, CLIPImageProcessor
+
+from .protocol import BackboneFamily, Library, check_path, register_library
+
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+
+
+class TimmFamily(BackboneFamily):
+    """timm models, whose pooled features in front of their classifier are the feature vector of a picture."""
+
+    def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
+        backbone = create(name, pretrained=True)
+        if image_size is not None:
+            if not hasattr(backbone, "set_input_size"):
+                raise ValueError(
+                    f"image_size is {image_size}, and '{name}', a {type(backbone).__name__}, takes no other size than "
+                    "its own; leave image_size out."
+                )
+            backbone.set_input_size(img_size=(image_size, image_size))
+        return backbone.to(dtype)
+
+    def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
+        return backbone(pixel_values)
+
+    def feature_size(self, backbone: nn.Module) -> int:
+        return backbone.num_features
+
+    def hidden_size(self, backbone: nn.Module) -> int:
+        return backbone.embed_dim
+
+    def patch_area(self, backbone: nn.Module) -> int:
+        return prod(backbone.patch_embed.patch_size)
+
+    def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
+        """Of a model that keeps one sequence of tokens from the first block to the last, as ViT, BEiT and EVA do."""
+        blocks = getattr(backbone, "blocks", None)
+        if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not hasattr(backbone, "num_prefix_tokens"):
+            raise ValueError(
+                f"The backbone, a {type(backbone).__name__}, has no transformer blocks for adapters or prompts to act "
+                "on; choose another tuning method."
+            )
+        return blocks
+
+    def first_tokens(self, backbone: nn.Module) -> int:
+        return max(1, backbone.num_prefix_tokens)
+
+    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+        if getattr(backbone, "rope", None) is not None:
+            return {"prompts": "rotates the positions of its own tokens, in which prompts have no place"}
+        if any("rel_pos" in name or "relative_position" in name for name, _ in backbone.named_parameters()):
+            return {"prompts": "has a position bias for each pair of its own tokens, in which prompts have no place"}
+        if getattr(backbone, "global_pool", "") not in ("token", "map"):
+            return {"prompts": "has the mean of its tokens as features, which prompts would shift"}
+        return {}
+
+    def set_gradient_checkpointing(self, backbone: nn.Module, enable: bool) -> bool:
+        backbone.set_grad_checkpointing(enable)
+        return True
+
+
+@register_library("timm")
+class Timm(Library):
+    """Any ViT-like model of timm by name; others for the methods that need no transformer blocks."""
+
+    def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
+        return "timm", self.choose("timm", features, backbone=name)
+
+    def choose(self, architecture: str, features: str | None, *, backbone: str) -> BackboneFamily:
+        if features is not None:
+            raise ValueError(f"The features of '{backbone}' are timm's own; leave backbone_features out.")
+        return TimmFamily()
+
+    def image_processor(self, name: str) -> BaseImageProcessor:
+        from timm.data import resolve_model_data_config
+
+        data = resolve_model_data_config(create(name, pretrained=False))
+        return make_image_processor(
+            data["input_size"][-2:],
+            mean=data["mean"],
+            std=data["std"],
+            interpolation=data["interpolation"],
+            mode={"center": "shortest"}.get(data["crop_mode"], data["crop_mode"]),
+            crop_share=data["crop_pct"],
+            name=name,
+        )
+
+
+def create(name: str, *, pretrained: bool) -> nn.Module:
+    """A timm model without its classifier.
+
+    Args:
+        name (`str`): As at the top of this file, without the prefix of the library.
+        pretrained (`bool`): Whether to load its weights.
+
+    Raises:
+        ValueError: If timm is not installed or does not know the name, or the weights do not fit.
+        OSError: If they can neither be found locally nor fetched.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"The backbone 'timm:{name}' needs the package timm; install it by pip install 'ft_focalsam[timm]'."
+        ) from error
+    model, _, weights = name.partition("@") if ".safetensors" in name else (name, "", "")
+    options = {"pretrained_cfg_overlay": {"file": check_path(weights)}} if weights else {}
+    path = Path(check_path(model))
+    if path.is_dir():
+        model = f"local-dir:{path}"
+    try:
+        return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"timm has no usable model '{name}': {_one_line(error)}; timm.list_models(pretrained=True) lists the names."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".;")
+
+
+def make_image_processor(
+    size: tuple[int, int],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str,
+    mode: str,
+    crop_share: float = 1.0,
+    name: str,
+) -> BaseImageProcessor:
+    """The settings of a library's evaluation transform as an image processor of transformers.
+
+    Args:
+        size (`tuple[int, int]`): (height, width) in pixels of what the model sees.
+        mean, std (`tuple[float, ...]`): One a channel, of values from 0 to 1.
+        interpolation (`str`): Of the resize: nearest, bilinear, bicubic or lanczos.
+        mode (`str`): "shortest" resizes the shortest edge and crops, "squash" changes the ratio of the edges.
+        crop_share (`float`, above 0, to 1): Side of the crop as a share of what it is cut from.
+        name (`str`): Of the backbone, for error messages.
+
+    Raises:
+        ValueError: If the mode or the interpolation is another one, or a crop is not square.
+    """
+    if mode not in ("shortest", "squash") or (mode == "shortest" and size[0] != size[1]):
+        raise ValueError(
+            f"The backbone '{name}' wants pictures resized by {mode!r} to {size[0]} x {size[1]} pixels, which is not "
+            "supported; choose another checkpoint."
+        )
+    if interpolation not in RESAMPLE:
+        raise ValueError(f"The backbone '{name}' wants the interpolation {interpolation!r}, which is not supported.")
+    height, width = (floor(side / crop_share) for side in size)
+    return CLIPImageProcessor(
+        size={"shortest_edge": min(height, width)} if mode == "shortest" else {"height": height, "width": width},
+        resample=RESAMPLE[interpolation],
+        do_center_crop=mode == "shortest" or crop_share < 1,
+        crop_size={"height": size[0], "width": size[1]},
+        image_mean=list(mean),
+        image_std=list(std),
+    )
