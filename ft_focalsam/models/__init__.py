@@ -4,6 +4,7 @@ from .backbones import (
     BACKBONE_FAMILIES,
     LIBRARIES,
     BackboneFamily,
+    TextTower,
     TransformersFamily,
     choose_family,
     load_backbone,
@@ -16,7 +17,8 @@ from .head_start import HEAD_STARTS, choose_head_start, class_means, collect_fea
 from .heads import HEADS, register_head
 from .inserted import INSERTED_MODULES, register_inserted
 from .linear_probe import fit_linear_probe
-from .text import text_features
+from .text import prompt_names, text_features
+from .text_head import TextHead
 
 __all__ = [
     "BACKBONE_FAMILIES",
@@ -27,6 +29,8 @@ __all__ = [
     "BackboneFamily",
     "LongTailClassifier",
     "LongTailClassifierConfig",
+    "TextHead",
+    "TextTower",
     "TransformersFamily",
     "choose_family",
     "choose_head_start",
@@ -36,6 +40,7 @@ __all__ = [
     "load_backbone",
     "load_image_processor",
     "load_text_tower",
+    "prompt_names",
     "register_head",
     "register_inserted",
     "register_library",

@@ -1,26 +1,28 @@
 """`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .backbones import BackboneFamily, choose_family, find_family, load_backbone
+from .checkpoints import find_folder, save_tensors
 from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
-from .precision import HALF, raise_to_float32
+from .peft_adapter import save_peft_adapter, wrap_with_peft
+from .precision import raise_to_float32
+
+TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
+TEXT_ADAPTER_FOLDER = "text_adapter"
 
 
 class LongTailClassifierConfig(PreTrainedConfig):
@@ -35,6 +37,8 @@ class LongTailClassifierConfig(PreTrainedConfig):
         head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
         image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
         backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
+        prompt_templates, prompt_names (`list[str]`, *optional*): Prompts with {} where the class name goes, and the
+            names there, where they are not those of `id2label`; what the head was started from or is computed from.
         inserted (`dict`, *optional*): What `LongTailClassifier.insert` put into the backbone, see `inserted.py`.
     """
 
@@ -50,6 +54,8 @@ class LongTailClassifierConfig(PreTrainedConfig):
         image_size: int | None = None,
         backbone_dtype: str = "float32",
         backbone_features: str | None = None,
+        prompt_templates: list[str] | None = None,
+        prompt_names: list[str] | None = None,
         inserted: dict | None = None,
         **kwargs,
     ):
@@ -61,6 +67,8 @@ class LongTailClassifierConfig(PreTrainedConfig):
         self.image_size = image_size
         self.backbone_dtype = backbone_dtype
         self.backbone_features = backbone_features
+        self.prompt_templates = prompt_templates
+        self.prompt_names = prompt_names
         self.inserted = inserted
         super().__init__(**kwargs)
 
@@ -195,23 +203,13 @@ class LongTailClassifier(PreTrainedModel):
 
     def wrap_backbone(self, config: PeftConfig) -> None:
         """Put a PEFT adapter, in float32, around the backbone; what trains of the backbone goes on training."""
-        trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        config.base_model_name_or_path = None  # peft would warn of a name that is not the path it was loaded from
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's own use
-            self.backbone = get_peft_model(self.backbone, config)
-        config.base_model_name_or_path = self.config.backbone
-        for parameter in self.backbone.parameters():
-            if parameter.requires_grad and parameter.dtype in HALF:
-                parameter.data = parameter.data.float()
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        self.backbone = wrap_with_peft(self.backbone, config, base=self.config.backbone)
 
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
     def trained_state_dict(self) -> dict[str, Tensor]:
-        """The head and every parameter that was trained, by its name."""
-        names = {name for name, p in self.named_parameters() if p.requires_grad or name.startswith("head.")}
+        """The head and every parameter that was trained, by its name; of a `TextHead`, what is tuned of it."""
+        names = {name for name, p in self.named_parameters() if p.requires_grad or _is_of_head(name)}
         return {name: value for name, value in self.state_dict().items() if name in names}
 
     @property
@@ -228,7 +226,7 @@ class LongTailClassifier(PreTrainedModel):
 
         `config.json` and `model.safetensors` hold the head and everything that was trained, inserted modules included;
         where PEFT tuned the backbone, its adapter is also written in PEFT's own format, for
-        `PeftModel.from_pretrained` on the backbone.
+        `PeftModel.from_pretrained` on the backbone; that of the text tower goes to the folder `text_adapter`.
 
         Args:
             save_directory (`str` or path): The folder; it is made where it does not exist.
@@ -244,16 +242,15 @@ class LongTailClassifier(PreTrainedModel):
             trained = {name: state_dict[name] for name in trained}
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
-        _save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
-        if isinstance(self.backbone, PeftModel):
-            prefix = "backbone."
-            # All of it, for peft to pick its own: that may be more than what trains.
-            values = self.state_dict() if state_dict is None else state_dict
-            adapter = {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
-            # Without False, peft asks the Hub whether a vocabulary was resized.
-            adapter = get_peft_model_state_dict(self.backbone, state_dict=adapter, save_embedding_layers=False)
-            _save_tensors(adapter, folder / ADAPTER_WEIGHTS_NAME)
-            self.backbone.active_peft_config.save_pretrained(folder)
+        save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
+        # All of it, for peft to pick its own: that may be more than what trains.
+        values = self.state_dict() if state_dict is None else state_dict
+        modules = dict(self.named_modules())
+        for place, adapter_folder in (("backbone", folder), (TEXT_MODEL, folder / TEXT_ADAPTER_FOLDER)):
+            adapted = modules.get(place)
+            if isinstance(adapted, PeftModel):
+                own = {n.removeprefix(f"{place}."): v for n, v in values.items() if n.startswith(f"{place}.")}
+                save_peft_adapter(adapted, own, adapter_folder)
 
     @classmethod
     def from_pretrained(
@@ -271,7 +268,7 @@ class LongTailClassifier(PreTrainedModel):
             ValueError: If the tensors are not those of this model, or it has inserted modules that this version of the
                 package does not know.
         """
-        path = _find_folder(folder, revision=revision)
+        path = find_folder(folder, revision=revision)
         for name in ("config.json", SAFE_WEIGHTS_NAME):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
@@ -321,29 +318,6 @@ class LongTailClassifier(PreTrainedModel):
             parameter.requires_grad_(name in tensors)
 
 
-def _find_folder(folder: str | os.PathLike, *, revision: str | None) -> Path:
-    """A local folder, or the download of a Hub repository.
-
-    Raises:
-        FileNotFoundError: If it is neither.
-    """
-    path = Path(folder).expanduser()
-    if path.exists():
-        return path
-    try:
-        return Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"The classifier '{folder}' is neither a local folder nor to be had from the Hub; check the path, or the "
-            "name and the network."
-        ) from error
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    contiguous: dict[str, Tensor] = {}
-    places = set()  # in memory, as safetensors takes no two tensors in the same
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        contiguous[name] = value.clone() if value.data_ptr() in places else value
-        places.add(value.data_ptr())
-    save_file(contiguous, path, metadata={"format": "pt"})
+def _is_of_head(name: str) -> bool:
+    """Whether a parameter belongs to the head, and not to a text tower that the head has inside."""
+    return name.startswith("head.") and not name.startswith("head.tower.")

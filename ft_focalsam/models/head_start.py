@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from .backbones import has_text_tower
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe
-from .text import DEFAULT_TEMPLATE, require_text_tower, text_features
+from .text import DEFAULT_TEMPLATE, prompt_names, require_text_tower, text_features
 
 HEAD_STARTS = ("text", "class_means", "linear_probe", "random")
 
@@ -94,6 +94,7 @@ def start_head(
     *,
     batches: Callable[[], Iterable[dict[str, Tensor]]] | None = None,
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Initialise the head of a classifier.
 
@@ -104,7 +105,8 @@ def start_head(
             ridge regression on the features, see `fit_linear_probe`; "random": as it was built.
         batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
             `class_means` takes them; needed for "class_means" and "linear_probe" only.
-        templates (sequence of `str`): Prompts for "text".
+        templates (sequence of `str`): Prompts for "text", with {} where the class name goes.
+        class_names (sequence of `str`, *optional*): Names of the classes in the prompts, if not those of the model.
 
     Raises:
         ValueError: If `start` is unknown or not one of the head's, "text" is asked of a backbone without text tower,
@@ -122,8 +124,9 @@ def start_head(
         )
     if start == "text":
         require_text_tower(model.config.backbone, model.config.backbone_features)
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        head.start_from(text_features(model.config.backbone, names, templates=templates))
+        model.config.prompt_templates = list(templates)
+        model.config.prompt_names = None if class_names is None else list(class_names)
+        head.start_from(text_features(model.config.backbone, prompt_names(model.config), templates=templates))
         return
     if batches is None:
         raise ValueError(f'A head_start of "{start}" needs the training pictures; give `batches`.')

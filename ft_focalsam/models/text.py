@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from .backbones import find_family, load_text_tower
 
@@ -29,15 +30,34 @@ def text_features(
         ValueError: If the backbone has no text tower, or a template has no `{}`.
     """
     require_text_tower(backbone)
+    prompts = class_prompts(class_names, templates)
+    tower = load_text_tower(backbone)
+    total = sum(F.normalize(tower.encode(row), dim=-1) for row in prompts)
+    return F.normalize(total, dim=-1)
+
+
+def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """For each template the prompts of all classes; underscores in their names are read as spaces.
+
+    Raises:
+        ValueError: If there is no template, or one has no `{}`.
+    """
+    if not templates:
+        raise ValueError('prompt_templates is empty; give one or several, as "a photo of a {}.".')
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
-    tower = load_text_tower(backbone)
     names = [name.replace("_", " ") for name in class_names]
-    total = 0
-    for template in templates:
-        total = total + F.normalize(tower.encode([template.format(name) for name in names]), dim=-1)
-    return F.normalize(total, dim=-1)
+    return [[template.replace("{}", name) for name in names] for template in templates]
+
+
+def prompt_names(config: PreTrainedConfig) -> list[str]:
+    """Names of the classes in prompts.
+
+    Args:
+        config (`LongTailClassifierConfig`): Of the classifier.
+    """
+    return config.prompt_names or [config.id2label[index] for index in range(config.num_labels)]
 
 
 def require_text_tower(backbone: str, features: str | None = None) -> None:

@@ -1,6 +1,17 @@
 """Which parameters train."""
 
-from . import adapter, any_peft, lora, prompts, sparse, ssf, unfrozen, whole  # noqa: F401  (importing a file registers its methods)
+from . import (  # noqa: F401  (importing a file registers its methods)
+    adapter,
+    any_peft,
+    clip_adapter,
+    lora,
+    prompts,
+    sparse,
+    ssf,
+    text_side,
+    unfrozen,
+    whole,
+)
 from .options import TuningOptions
 from .registry import TUNING_METHODS, apply_tuning, choose_methods, describe_parameters, register_tuning
 

@@ -15,7 +15,7 @@ MLP_OUTPUT = ("fc2", "down_proj", "weights_out")
 @register_tuning("lora", place=PEFT)
 def lora(model: LongTailClassifier, options: TuningOptions) -> None:
     """Low-rank updates of linear layers, by default of the query and value projections."""
-    names = _linear_layers(model.backbone)
+    names = linear_layers(model.backbone)
     targets = options.lora_target_modules or [name for name in QUERY_AND_VALUE if name in names]
     unknown = [name for name in targets if name.rpartition(".")[2] not in names]
     if unknown or not targets:
@@ -38,7 +38,7 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
 @register_tuning("ia3", place=PEFT)
 def ia3(model: LongTailClassifier, options: TuningOptions) -> None:
     """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer."""
-    names = _linear_layers(model.backbone)
+    names = linear_layers(model.backbone)
     attention = [name for name in KEY_AND_VALUE if name in names]
     mlp = [name for name in MLP_OUTPUT if name in names]
     if not attention or not mlp:
@@ -51,9 +51,9 @@ def ia3(model: LongTailClassifier, options: TuningOptions) -> None:
     model.wrap_backbone(IA3Config(target_modules=attention + mlp, feedforward_modules=mlp))
 
 
-def _linear_layers(backbone: nn.Module) -> set[str]:
+def linear_layers(tower: nn.Module) -> set[str]:
     """The last parts of their names."""
-    return {name.rpartition(".")[2] for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
+    return {name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)}
 
 
 def _in_tuned_layers(model: LongTailClassifier, options: TuningOptions, targets: list[str]) -> list[str]:

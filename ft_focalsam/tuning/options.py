@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 # How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+# Where the class name is in a prompt with a trained context.
+CONTEXT_POSITIONS = ("end", "middle", "front")
 
 
 @dataclass
@@ -28,6 +30,12 @@ class TuningOptions:
         last_blocks (`int`, >= 1): How many of the last blocks the method of that name trains.
         sparse_ratio (`float`, above 0, to 1): Share of the entries of each weight matrix that sparse tuning trains.
         sparse_seed (`int`, >= 0): Which entries these are.
+        clip_adapter_reduction (`int`, >= 1): The features are squeezed to 1 / this by a CLIP-Adapter.
+        clip_adapter_ratio (`float`, 0 to 1): Share of what the CLIP-Adapter gives in the features.
+        context_length (`int`, >= 1): Trained vectors beside a class name; that of `context_init` where it is given.
+        context_position (`str`): Place of the class name among them: end, middle or front.
+        context_init (`str`, *optional*): Words that the context starts as, e.g. "a photo of a"; by default noise.
+        context_per_class (`bool`): One context for each class, not one for all.
         peft_config (`dict`, or `str` of JSON, *optional*): What the method peft puts around the backbone: `peft_type`
             and the fields of that configuration of the peft library.
         tuned_layers (`list[int]`): Numbers, from 0, of the blocks that are tuned; by default all of them, and what is
@@ -63,6 +71,20 @@ class TuningOptions:
         default=0.01, metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."}
     )
     sparse_seed: int = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
+    clip_adapter_reduction: int = field(
+        default=4, metadata={"help": "The features are squeezed to 1 / this by a CLIP-Adapter."}
+    )
+    clip_adapter_ratio: float = field(
+        default=0.2, metadata={"help": "Share of what the CLIP-Adapter gives in the features, 0 to 1."}
+    )
+    context_length: int = field(default=16, metadata={"help": "Trained vectors beside a class name."})
+    context_position: str = field(
+        default="end", metadata={"help": "Place of the class name among them: end, middle or front."}
+    )
+    context_init: str | None = field(
+        default=None, metadata={"help": "Words that the context starts as, e.g. 'a photo of a'; by default noise."}
+    )
+    context_per_class: bool = field(default=False, metadata={"help": "One context for each class, not one for all."})
     peft_config: dict | str | None = field(
         default=None,
         metadata={"help": "What the method peft uses: peft_type and the fields of that peft configuration."},
@@ -73,7 +95,7 @@ class TuningOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "prompt_length", "last_blocks"):
+        for name in ("lora_rank", "prompt_length", "last_blocks", "clip_adapter_reduction", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more.")
         if self.adapter_width is not None and self.adapter_width < 1:
@@ -81,6 +103,12 @@ class TuningOptions:
         for name in ("lora_alpha", "adapter_scale"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to a number above 0.")
+        if not 0 <= self.clip_adapter_ratio <= 1:
+            raise ValueError(f"clip_adapter_ratio is {self.clip_adapter_ratio}; set it to a share from 0 to 1.")
+        if self.context_position not in CONTEXT_POSITIONS:
+            raise ValueError(
+                f"context_position is {self.context_position!r}; choose one of {', '.join(CONTEXT_POSITIONS)}."
+            )
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; set it to 0 or more and below 1.")
         if self.lora_init not in LORA_INITS:

@@ -20,9 +20,12 @@ MLP = "an adapter at the MLPs"
 WEIGHTS = "the weights of layers"
 OUTPUTS = "the outputs of layers"
 TOKENS = "prompts in the sequence"
+FEATURES = "an adapter at the features"
+TEXT = "the text tower's adapters"
+CONTEXT = "the context of the class names"
 OWN = "modules of its own"
 PARAMETERS = "parameters of the backbone"
-PLACES = (WHOLE, PEFT, MLP, WEIGHTS, OUTPUTS, TOKENS, OWN, PARAMETERS)
+PLACES = (WHOLE, PEFT, MLP, WEIGHTS, OUTPUTS, TOKENS, FEATURES, TEXT, CONTEXT, OWN, PARAMETERS)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,13 @@
-"""The two ends of the scale: nothing of the backbone, and all of it."""
+"""The ends of the scale: nothing at all, nothing of the backbone, and all of it."""
 
 from ..models import LongTailClassifier
 from .registry import WHOLE, TuningOptions, register_tuning
+
+
+@register_tuning("zero_shot", place=WHOLE)
+def zero_shot(model: LongTailClassifier, options: TuningOptions) -> None:
+    """Nothing trains: the head stays where it started, from texts for zero-shot classification."""
+    model.head.requires_grad_(False)
 
 
 @register_tuning("linear_probe", place=WHOLE)

@@ -1,7 +1,7 @@
 """Backbones: any pretrained vision model as a map from pictures to one feature vector each.
 
-`protocol.py` says what the toolkit asks of one; each library is a file: `transformers_models.py`, `open_clip_models.py`
-and `timm_models.py`.
+`protocol.py` says what the toolkit asks of one; each library is a file: `transformers_models.py`,
+`open_clip_models.py` and `timm_models.py`.
 """
 
 from .transformers_models import BACKBONE_FAMILIES, TransformersFamily  # isort: skip  (names without prefix)

@@ -1,5 +1,6 @@
-"""Backbones of open_clip, by name: `open_clip:ViT-B-16@laion2b_s34b_b88k` with a tag of pretrained weights or a file of
-them behind the @, `open_clip:hf-hub:owner/repository`, or `open_clip:path/to/folder` with an open_clip_config.json."""
+"""Backbones of open_clip, by name: `open_clip:ViT-B-16@laion2b_s34b_b88k` with a tag of pretrained weights or a file
+of them behind the @, `open_clip:hf-hub:owner/repository`, or `open_clip:path/to/folder` with an open_clip_config.json.
+"""
 
 from collections.abc import Mapping
 from math import prod

@@ -120,7 +120,7 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
-            f"timm has no usable model '{name}': {_one_line(error)}; timm.list_models(pretrained=True) lists the names."
+            f"timm has no usable model '{name}': {_one_line(error)}; timm.list_models(pretrained=True) lists names."
         ) from error
 
 

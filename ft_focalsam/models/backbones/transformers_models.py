@@ -182,7 +182,9 @@ _NO_PROMPTS = {"prompts": "has a position bias for each pair of its own tokens, 
 # BACKBONE_FAMILIES["its_model_type"] = TransformersFamily(...).
 BACKBONE_FAMILIES: dict[str, TransformersFamily] = {
     "vit": TransformersFamily(partial(ViTModel.from_pretrained, add_pooling_layer=False), image_sizes="interpolated"),
-    "deit": TransformersFamily(partial(DeiTModel.from_pretrained, add_pooling_layer=False), image_sizes="interpolated"),
+    "deit": TransformersFamily(
+        partial(DeiTModel.from_pretrained, add_pooling_layer=False), image_sizes="interpolated"
+    ),
     "beit": TransformersFamily(
         BeitModel.from_pretrained,
         reading=_pooled,  # the normalised mean of the patches, or the class token where use_mean_pooling is False

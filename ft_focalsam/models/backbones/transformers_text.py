@@ -10,11 +10,15 @@ from .text_tower import TextTower
 
 
 def load_clip_text(path: str) -> TextTower:
-    """The text tower of CLIP; padded tokens are masked."""
+    """The text tower of CLIP, where no token sees those behind it; padded ones are masked."""
     model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32)
     tokenize = _tokenizer(AutoTokenizer.from_pretrained(path), model.config.max_position_embeddings)
     return TextTower(
-        model, tokenize, read=lambda output: output.text_embeds, embedding=model.get_input_embeddings()
+        model,
+        tokenize,
+        read=lambda output: output.text_embeds,
+        embedding=model.get_input_embeddings(),
+        may_trim=True,
     )
 
 

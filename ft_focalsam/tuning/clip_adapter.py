@@ -1,0 +1,42 @@
+"""An adapter between the backbone and the head (CLIP-Adapter, Gao et al., arXiv 2110.04544)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..models import LongTailClassifier, register_inserted
+from .registry import FEATURES, TuningOptions, register_tuning
+
+
+class FeatureAdapter(nn.Module):
+    """a relu(up(relu(down(f)))) + (1 - a) f, in float32, with layers without bias.
+
+    Args:
+        size (`int`): D.
+        width (`int`): Of what is between `down` and `up`.
+        ratio (`float`, 0 to 1): a.
+    """
+
+    def __init__(self, size: int, width: int, ratio: float):
+        super().__init__()
+        self.down = nn.Linear(size, width, bias=False)
+        self.up = nn.Linear(width, size, bias=False)
+        self.ratio = ratio
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to (B, D)."""
+        features = features.to(self.down.weight.dtype)
+        adapted = torch.relu(self.up(torch.relu(self.down(features))))
+        return self.ratio * adapted + (1 - self.ratio) * features
+
+
+@register_inserted("clip_adapter")
+def insert_clip_adapter(model: LongTailClassifier, *, width: int, ratio: float) -> None:
+    """A `FeatureAdapter` in front of the head."""
+    model.neck = FeatureAdapter(model.config.feature_size, width, ratio)
+
+
+@register_tuning("clip_adapter", place=FEATURES)
+def clip_adapter(model: LongTailClassifier, options: TuningOptions) -> None:
+    """A bottleneck on the features, with a share of them passed by."""
+    width = max(1, model.config.feature_size // options.clip_adapter_reduction)
+    model.insert("clip_adapter", width=width, ratio=options.clip_adapter_ratio)
