@@ -6,15 +6,17 @@ from torch import nn
 from ..models import LongTailClassifier
 from .registry import PEFT, TuningOptions, find_parts, register_tuning
 
-# What the query, key and value projections and the last layer of the MLP are called in the backbones.
-QUERY_AND_VALUE = ("q_proj", "query", "v_proj", "value")
-KEY_AND_VALUE = ("k_proj", "key", "v_proj", "value")
-MLP_OUTPUT = ("fc2", "down_proj", "weights_out")
+# What the query, key and value projections and the last layer of the MLP are called in the backbones; timm has the
+# three projections in one layer.
+QUERY_AND_VALUE = ("q_proj", "query", "v_proj", "value", "qkv")
+KEY_AND_VALUE = ("k_proj", "key", "v_proj", "value", "qkv")
+MLP_OUTPUT = ("fc2", "down_proj", "weights_out", "c_proj")
 
 
 @register_tuning("lora", place=PEFT)
 def lora(model: LongTailClassifier, options: TuningOptions) -> None:
-    """Low-rank updates of linear layers, by default of the query and value projections."""
+    """Low-rank updates of linear layers, by default of the query and value projections, and of the key's too where
+    the three are one layer."""
     names = linear_layers(model.backbone)
     targets = options.lora_target_modules or [name for name in QUERY_AND_VALUE if name in names]
     unknown = [name for name in targets if name.rpartition(".")[2] not in names]
@@ -37,7 +39,8 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
 
 @register_tuning("ia3", place=PEFT)
 def ia3(model: LongTailClassifier, options: TuningOptions) -> None:
-    """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer."""
+    """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer; of the
+    queries too where the three are one layer."""
     names = linear_layers(model.backbone)
     attention = [name for name in KEY_AND_VALUE if name in names]
     mlp = [name for name in MLP_OUTPUT if name in names]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
+from families import tiny_tokenizer
 from transformers import (
     BertConfig,
     BertModel,
@@ -30,14 +30,6 @@ SIZE = {
     "initializer_range": 0.2,
 }
 VISION = SIZE | {"image_size": 16, "patch_size": 8}
-
-
-def tiny_tokenizer() -> CLIPTokenizer:
-    """One token a letter, one a last letter."""
-    letters = sorted(ByteLevel.alphabet())
-    tokens = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab, [], pad_token="<|pad|>", model_max_length=48)
 
 
 def tiny_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import (
     Aimv2VisionConfig,
@@ -15,6 +16,7 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    CLIPTokenizer,
     Data2VecVisionConfig,
     Data2VecVisionModel,
     DeiTConfig,
@@ -40,12 +42,25 @@ REGISTERS = 3
 BASE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VISION = BASE | {"image_size": 8, "patch_size": 4}
 TEXT = BASE | {"vocab_size": 64, "max_position_embeddings": 32}
-BIAS = {"layer_scale_init_value": 0.5, "use_mask_token": True}
+BIAS = {"layer_scale_init_value": 0.5, "use_mask_token": True, "drop_path_rate": 0.0}
 LETTERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", ".", ",", "!", *map(chr, range(ord("a"), ord("z") + 1))]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP_MEAN = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """CLIP's, with one token a letter, one a last letter."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab, [], pad_token="<|pad|>", model_max_length=48)
+
+
+CLIP_TOKENIZER = tiny_tokenizer()
+SPECIAL = {name: getattr(CLIP_TOKENIZER, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+CLIP_TEXT = BASE | SPECIAL | {"vocab_size": len(CLIP_TOKENIZER), "max_position_embeddings": 48, "projection_dim": 12}
 
 # Name of the architecture -> configuration, image processor, published mean and deviation of its pictures.
 FAMILIES = {
@@ -60,9 +75,13 @@ FAMILIES = {
         BitImageProcessor,
         IMAGENET,
     ),
-    "dinov3_vit": (DINOv3ViTConfig(**VISION, num_register_tokens=REGISTERS), DINOv3ViTImageProcessor, IMAGENET),
+    "dinov3_vit": (  # whose positions move at random in training by default
+        DINOv3ViTConfig(**VISION, num_register_tokens=REGISTERS, pos_embed_rescale=None),
+        DINOv3ViTImageProcessor,
+        IMAGENET,
+    ),
     "clip": (
-        CLIPConfig(vision_config=VISION | {"projection_dim": 12}, text_config=TEXT, projection_dim=12),
+        CLIPConfig(vision_config=VISION | {"projection_dim": 12}, text_config=CLIP_TEXT, projection_dim=12),
         CLIPImageProcessor,
         CLIP_MEAN,
     ),
@@ -92,6 +111,7 @@ def save_families(root: Path) -> dict[str, str]:
         if name in FAMILIES:
             _, processor, (mean, std) = FAMILIES[name]
             processor(size=size, crop_size=size, image_mean=mean, image_std=std).save_pretrained(root / name)
+    CLIP_TOKENIZER.save_pretrained(root / "clip")
     tokenizer.save_pretrained(root / "siglip")
     path = root / "siglip" / "tokenizer_config.json"  # as SigLIP 2 is published, with a tokenizer of upper case too
     path.write_text(path.read_text().replace("Siglip2Tokenizer", "GemmaTokenizer"))

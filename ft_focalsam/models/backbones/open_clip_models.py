@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .split_attention import split_attention
 from .text_tower import TextTower
-from .timm_models import TimmFamily, make_image_processor
+from .timm_models import TimmFamily, call_qkv_layers, make_image_processor
 
 
 class OpenClipFamily(BackboneFamily):
@@ -30,7 +30,7 @@ class OpenClipFamily(BackboneFamily):
         visual = create(name, image_size=image_size).visual
         if getattr(visual, "output_tokens", False):  # CoCa, which also wants the tokens
             visual.output_tokens = False
-        return split_attention(visual).to(dtype)
+        return call_qkv_layers(split_attention(visual)).to(dtype)
 
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
         return backbone(pixel_values)
@@ -53,7 +53,9 @@ class OpenClipFamily(BackboneFamily):
         import open_clip
 
         model = create(name)
-        del model.visual
+        for part in ("visual", "text_decoder"):  # of which the latter is CoCa's
+            if hasattr(model, part):
+                delattr(model, part)
         encoder = EncodeText(model)
         tokenizer = open_clip.get_tokenizer(split_weights(name)[0], context_length=model.context_length)
         inside = getattr(model, "text", model)
@@ -93,12 +95,12 @@ class OpenClipFamily(BackboneFamily):
 class EncodeText(nn.Module):
     """The text side of an open_clip model as a module: token ids (C, T) to features (C, D), not normalised."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, clip: nn.Module):
         super().__init__()
-        self.model = model
+        self.clip = clip  # a name that peft does not use for its own parts
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.model.encode_text(text)
+        return self.clip.encode_text(text)
 
 
 @register_library("open_clip")

@@ -26,7 +26,7 @@ class TimmFamily(BackboneFamily):
                     "its own; leave image_size out."
                 )
             backbone.set_input_size(img_size=(image_size, image_size))
-        return backbone.to(dtype)
+        return call_qkv_layers(backbone).to(dtype)
 
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
         return backbone(pixel_values)
@@ -65,6 +65,38 @@ class TimmFamily(BackboneFamily):
     def set_gradient_checkpointing(self, backbone: nn.Module, enable: bool) -> bool:
         backbone.set_grad_checkpointing(enable)
         return True
+
+
+def call_qkv_layers(model: nn.Module) -> nn.Module:
+    """Let the attention of BEiT and EVA call its layer `qkv`, in place.
+
+    They keep the biases of queries and values apart and use the weight of the layer functionally, where no adapter
+    around the layer would act. With the biases in the layer they call it.
+    """
+    for attention in model.modules():
+        if isinstance(getattr(attention, "qkv", None), nn.Linear) and getattr(attention, "q_bias", None) is not None:
+            biases = (attention.q_bias, attention.k_bias, attention.v_bias)
+            attention.qkv.bias = nn.Parameter(torch.cat(biases).detach())
+            attention.q_bias = attention.k_bias = attention.v_bias = None
+    return model
+
+
+def split_qkv_biases(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The state dict of a model from `call_qkv_layers` under the names that it had before.
+
+    Args:
+        state (mapping): Tensors by name.
+        names (`set[str]`): What the plain model calls its tensors; it has no place for a bias of the keys, which
+            adds the same to every attention logit of a query.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        attention = name.removesuffix(".qkv.bias")
+        if name not in names and attention != name and f"{attention}.q_bias" in names:
+            plain[f"{attention}.q_bias"], _, plain[f"{attention}.v_bias"] = value.chunk(3)
+        else:
+            plain[name] = value
+    return plain
 
 
 @register_library("timm")
