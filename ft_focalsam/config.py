@@ -67,21 +67,30 @@ class ModelArguments:
     """Backbone, head, and what of the backbone is tuned.
 
     Args:
-        backbone (`str`): "tiny_clip" (ships with the package), a Hub name, or a path.
+        backbone (`str`): "tiny_clip" (ships with the package), a Hub name or a path of a model of transformers, or
+            "timm:" or "open_clip:" and a name there.
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
         backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
-        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, ia3, last_blocks, lora, norms, peft,
-            sparse, ssf, vpt_deep, vpt_shallow, linear_probe or full; several, joined by commas, are combined.
+        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, clip_adapter, context_prompts, ia3,
+            last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, vpt_shallow, linear_probe, zero_shot or
+            full; several, joined by commas, are combined.
         head (`str`): cosine, l2_normalized, layer_norm or linear.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
         head_start (`str`): text, class_means, linear_probe or random; by default text where the backbone has a text
             tower, else class_means.
-        prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes.
+        prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes; or "imagenet" for
+            the 80 of CLIP, or "imagenet_simple" for 7 of them.
+        prompt_names (`str`, *optional*): Names of the classes in prompts: a text file with one a line, or "imagenet";
+            by default those of the data.
     """
 
     backbone: str = field(
-        default="tiny_clip", metadata={"help": "tiny_clip (ships with the package), a Hub name, or a path."}
+        default="tiny_clip",
+        metadata={
+            "help": "tiny_clip (ships with the package), a Hub name or a path of a model of transformers, or timm: or "
+            "open_clip: and a name there."
+        },
     )
     backbone_dtype: str = field(
         default="float32",
@@ -100,8 +109,9 @@ class ModelArguments:
     tuning: str = field(
         default="lora",
         metadata={
-            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, ia3, "
-            "last_blocks, lora, norms, peft, sparse, ssf, vpt_deep, vpt_shallow, linear_probe or full."
+            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, "
+            "clip_adapter, context_prompts, ia3, last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, "
+            "vpt_shallow, linear_probe, zero_shot or full."
         },
     )
     head: str = field(
@@ -117,7 +127,17 @@ class ModelArguments:
     )
     prompt_templates: list[str] = field(
         default_factory=lambda: ["a photo of a {}."],
-        metadata={"help": "Prompts for text starts, with {} where the class name goes."},
+        metadata={
+            "help": "Prompts for text starts, with {} where the class name goes; or imagenet for the 80 of CLIP, or "
+            "imagenet_simple for 7 of them."
+        },
+    )
+    prompt_names: str | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes in prompts: a text file with one a line, or imagenet; by default those of "
+            "the data."
+        },
     )
 
     def __post_init__(self) -> None:

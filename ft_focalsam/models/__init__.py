@@ -17,7 +17,7 @@ from .head_start import HEAD_STARTS, choose_head_start, class_means, collect_fea
 from .heads import HEADS, register_head
 from .inserted import INSERTED_MODULES, register_inserted
 from .linear_probe import fit_linear_probe
-from .text import prompt_names, text_features
+from .text import prompt_names, read_class_names, text_features
 from .text_head import TextHead
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "load_image_processor",
     "load_text_tower",
     "prompt_names",
+    "read_class_names",
     "register_head",
     "register_inserted",
     "register_library",

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from .backbones import has_text_tower
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe
-from .text import DEFAULT_TEMPLATE, prompt_names, require_text_tower, text_features
+from .text import DEFAULT_TEMPLATE, choose_templates, prompt_names, require_text_tower, text_features
 
 HEAD_STARTS = ("text", "class_means", "linear_probe", "random")
 
@@ -105,7 +105,8 @@ def start_head(
             ridge regression on the features, see `fit_linear_probe`; "random": as it was built.
         batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
             `class_means` takes them; needed for "class_means" and "linear_probe" only.
-        templates (sequence of `str`): Prompts for "text", with {} where the class name goes.
+        templates (sequence of `str`): Prompts for "text" with {} where the class name goes, or a name, see
+            `choose_templates`.
         class_names (sequence of `str`, *optional*): Names of the classes in the prompts, if not those of the model.
 
     Raises:
@@ -124,7 +125,7 @@ def start_head(
         )
     if start == "text":
         require_text_tower(model.config.backbone, model.config.backbone_features)
-        model.config.prompt_templates = list(templates)
+        model.config.prompt_templates = templates = choose_templates(templates)
         model.config.prompt_names = None if class_names is None else list(class_names)
         head.start_from(text_features(model.config.backbone, prompt_names(model.config), templates=templates))
         return

@@ -1,6 +1,7 @@
 """Class names to text features: zero-shot classification and semantic-aware starts of a head."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from transformers import PreTrainedConfig
 from .backbones import find_family, load_text_tower
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+# Names of templates and class names that open_clip ships, and what it calls them.
+NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": "SIMPLE_IMAGENET_TEMPLATES"}
+NAMED_CLASSES = {"imagenet": "IMAGENET_CLASSNAMES"}
 
 
 @torch.no_grad()
@@ -21,7 +25,7 @@ def text_features(
     Args:
         backbone (`str`): A backbone with a text tower, by Hub name, path, or "tiny_clip".
         class_names (sequence of `str`): One name a class; underscores are read as spaces.
-        templates (sequence of `str`): Prompts with `{}` where the name goes.
+        templates (sequence of `str`): Prompts with `{}` where the name goes, or a name, see `choose_templates`.
 
     Returns:
         `Tensor` of shape (C, D), float32: unit vectors in the space of the image features.
@@ -30,10 +34,66 @@ def text_features(
         ValueError: If the backbone has no text tower, or a template has no `{}`.
     """
     require_text_tower(backbone)
-    prompts = class_prompts(class_names, templates)
+    prompts = class_prompts(class_names, choose_templates(templates))
     tower = load_text_tower(backbone)
     total = sum(F.normalize(tower.encode(row), dim=-1) for row in prompts)
     return F.normalize(total, dim=-1)
+
+
+def choose_templates(templates: Sequence[str]) -> list[str]:
+    """Templates as they are, or the ones that go by a name.
+
+    Args:
+        templates (sequence of `str`): Prompts with `{}`, or one name: "imagenet" for the 80 of CLIP (Radford et al.,
+            arXiv 2103.00020), "imagenet_simple" for 7 of them that do as well.
+
+    Raises:
+        ValueError: If open_clip, which ships the named ones, is not installed.
+    """
+    if len(templates) == 1 and templates[0] in NAMED_TEMPLATES:
+        return [template("{}") for template in _of_open_clip(NAMED_TEMPLATES[templates[0]], "prompt_templates")]
+    return list(templates)
+
+
+def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
+    """Names of classes for prompts, where they are not those of the data set.
+
+    Args:
+        source (`str`, *optional*): A text file with one name a line, or "imagenet" for the curated names of its 1,000
+            classes, in their usual order.
+        num_classes (`int`): C.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are not C names, or open_clip, which ships ImageNet's, is not installed.
+    """
+    if source is None:
+        return None
+    if source in NAMED_CLASSES:
+        names = list(_of_open_clip(NAMED_CLASSES[source], "prompt_names"))
+    elif Path(source).is_file():
+        names = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        raise FileNotFoundError(
+            f"prompt_names is '{source}', which is no file; give one with a class name a line, or one of "
+            f"{', '.join(NAMED_CLASSES)}."
+        )
+    if len(names) != num_classes:
+        raise ValueError(
+            f"prompt_names '{source}' has {len(names)} names and the data {num_classes} classes; give one a class."
+        )
+    return names
+
+
+def _of_open_clip(name: str, key: str) -> Sequence:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            f"{key} names what open_clip_torch ships; install it by pip install 'ft_focalsam[open_clip]', or write "
+            "your own."
+        ) from error
+    return getattr(open_clip, name)
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:

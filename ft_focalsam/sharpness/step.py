@@ -8,6 +8,7 @@ With c(n) the sharpness weight of sample n's class and L_c(w) = 1/B sum_n c(n) l
 gives both gradients at w (`weighted_grad.py`).
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed, total_norm
 from .schedules import check_rho
 from .step_statistics import StepStatistics
+from .survey import refuse_wrapped
 from .weighted_grad import WeightedGradient
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,7 +83,7 @@ class SharpnessStep:
         check_rho(rho)
         if scope not in PERTURBATION_SCOPES:
             raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
-        _refuse_wrapped(model)
+        refuse_wrapped(model)
         self.model = model
         self.class_weights = class_weights
         self._class_weights = class_weights  # where and as the model needs them
@@ -89,6 +93,7 @@ class SharpnessStep:
         self.scope = scope
         self.statistics = StepStatistics()
         self._collector = WeightedGradient(model)
+        self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
         self._epsilon: list[Tensor] | None = None
@@ -293,6 +298,7 @@ class SharpnessStep:
         if not self._has_looked:
             self.look_at_model()
         self._has_looked = False
+        self._warn_of_unreached()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients or math.isfinite(total_norm(gradients)):
             return False
@@ -303,6 +309,22 @@ class SharpnessStep:
         return True
 
     # ---- details ----
+
+    def _warn_of_unreached(self) -> None:
+        """Once: name trained parameters that no gradient reaches, as those of an adapter around a layer that its
+        parent never calls."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        unreached = [name for name, p in self.named_trained_parameters() if p.grad is None]
+        if unreached:
+            logger.warning(
+                "No gradient reaches %d of %d trained parameters, among them %s: the model does not use them, and they "
+                "stay as they are.",
+                len(unreached),
+                len(self.parameters),
+                unreached[0],
+            )
 
     def _micro_batch(self, labels: Tensor) -> _MicroBatch:
         return _MicroBatch(self.sample_weights(labels), self._get_rng_state(), len(labels))
@@ -339,22 +361,6 @@ class SharpnessStep:
             for device in devices:
                 torch.get_device_module(device).set_rng_state(states[str(device)], device)
             yield
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    """Raise a `ValueError` for wrappers in which the step would not be exact."""
-    if isinstance(model, nn.DataParallel):
-        raise ValueError(
-            "nn.DataParallel replicates the model inside one process, where per-class gradients cannot be collected; "
-            "start one process per device with `accelerate launch`."
-        )
-    wrapper = type(model).__name__
-    is_sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
-    if is_sharded or wrapper in ("FullyShardedDataParallel", "DeepSpeedEngine"):
-        raise ValueError(
-            f"The model ({wrapper}) is sharded over processes, and the sharpness step perturbs whole parameters; use "
-            "DistributedDataParallel (accelerate_configs/multi_gpu.yaml)."
-        )
 
 
 def world_size() -> int:

@@ -50,3 +50,19 @@ def enclosing(model: nn.Module, name: str) -> str | None:
         if not isinstance(model.get_submodule(name), CONTAINERS):
             return name
     return None
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise a `ValueError` for wrappers in which the step would not be exact."""
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "nn.DataParallel replicates the model inside one process, where per-class gradients cannot be collected; "
+            "start one process per device with `accelerate launch`."
+        )
+    wrapper = type(model).__name__
+    is_sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    if is_sharded or wrapper in ("FullyShardedDataParallel", "DeepSpeedEngine"):
+        raise ValueError(
+            f"The model ({wrapper}) is sharded over processes, and the sharpness step perturbs whole parameters; use "
+            "DistributedDataParallel (accelerate_configs/multi_gpu.yaml)."
+        )

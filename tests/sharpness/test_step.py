@@ -437,3 +437,21 @@ def test_a_model_without_trained_parameters_is_refused():
     step = SharpnessStep(model, METHODS["sam"])
     with pytest.raises(ValueError, match="no parameter that requires a gradient"), step.first_pass(torch.tensor([0])):
         pass
+
+
+def test_trained_parameters_that_the_model_does_not_use_are_named_once(caplog):
+    model = make_model("vit", "lora")
+    model.unused = nn.Linear(2, 3)
+    images, labels = make_batch()
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    for _ in range(2):
+        run_step(step, model, images, labels)
+        assert not step.drop_if_not_finite()
+    messages = [r.getMessage() for r in caplog.records if "No gradient reaches" in r.getMessage()]
+    assert len(messages) == 1
+    assert "reaches 2 of " in messages[0] and "unused.weight" in messages[0]
+    used = make_model("vit", "lora")
+    step = SharpnessStep(used, METHODS["focal_sam"], rho=RHO)
+    run_step(step, used, images, labels)
+    step.drop_if_not_finite()
+    assert len([r for r in caplog.records if "No gradient reaches" in r.getMessage()]) == 1
