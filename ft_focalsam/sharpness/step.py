@@ -319,7 +319,7 @@ class SharpnessStep:
         unreached = [name for name, p in self.named_trained_parameters() if p.grad is None]
         if unreached:
             logger.warning(
-                "No gradient reaches %d of %d trained parameters, among them %s: the model does not use them, and they "
+                "No gradient reaches %d of %d trained parameters, among them %s: the model does not use them, so they "
                 "stay as they are.",
                 len(unreached),
                 len(self.parameters),

@@ -20,6 +20,7 @@ TIMM = {
     "timm_eva": ("eva02_tiny_patch14_224", SIZE),
     "timm_beit": ("beit_base_patch16_224", SIZE),
     "timm_swin": ("swin_tiny_patch4_window7_224", {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 1, 1)}),
+    "timm_resnet": ("test_resnet", {}),
 }
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -39,7 +40,12 @@ OPEN_CLIP = {
     "open_clip_resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT},
 }
 PREPROCESSING = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
-SIDES = {"timm_swin": 32, "open_clip_timm": 32, "open_clip_resnet": 32}  # of pictures, where it is not 8
+SIDES = {
+    "timm_swin": 32,
+    "timm_resnet": 32,
+    "open_clip_timm": 32,
+    "open_clip_resnet": 32,
+}  # of pictures, where it is not 8
 
 
 def side_of(name: str) -> int:

@@ -88,23 +88,21 @@ def split_attention(model: nn.Module) -> nn.Module:
     return model
 
 
-def join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_projections(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
     """The state dict of a model whose attention was split, under the names that it had before.
 
-    Where the three projections have the same input size they become one `in_proj_weight` again, else
-    `q_proj_weight` and so on.
+    Args:
+        state (mapping): Tensors by name.
+        names (`set[str]`): What the plain model calls its tensors.
     """
     joined: dict[str, Tensor] = {}
-    for name, value in state.items():
-        parent, _, part = name.rpartition(".q_proj.")
-        if part == "weight":
-            weights = [state[f"{parent}.{p}_proj.weight"] for p in "qkv"]
-            if len({weight.shape for weight in weights}) == 1:
-                joined[f"{parent}.in_proj_weight"] = torch.cat(weights)
-            else:
-                joined |= {f"{parent}.{p}_proj_weight": w for p, w in zip("qkv", weights, strict=True)}
-        elif part == "bias":
-            joined[f"{parent}.in_proj_bias"] = torch.cat([state[f"{parent}.{p}_proj.bias"] for p in "qkv"])
-        elif not any(f".{p}_proj." in name for p in "kv"):
-            joined[name] = value
+    for name in names:
+        parent, _, part = name.rpartition(".")
+        if name in state:
+            joined[name] = state[name]
+        elif part in ("in_proj_weight", "in_proj_bias"):
+            kind = part.removeprefix("in_proj_")
+            joined[name] = torch.cat([state[f"{parent}.{p}_proj.{kind}"] for p in "qkv"])
+        else:  # q_proj_weight and so on, where the three have inputs of different sizes
+            joined[name] = state[f"{parent}.{part.removesuffix('_weight')}.weight"]
     return joined
