@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from .data.labels import dataset_labels
+from .data.mixing import MixingCollator
+from .data.samplers import ClassSampler
 from .evaluation import LongTailMetrics
-from .losses import make_loss
+from .losses import PerSampleLoss
 from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
+from .sharpness.classifier_input import ClassifierInput
 from .training_args import CC_SAM, FocalSAMTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -92,13 +96,18 @@ class FocalSAMTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.add_callback(_SetEpoch(train_dataset))
+        self._set_epoch = _SetEpoch(train_dataset)
+        self.add_callback(self._set_epoch)
         self._refuse_what_is_not_exact()
         self.class_counts = self._count_classes(class_counts)
         self._losses_of = compute_loss_func
+        self._loss: PerSampleLoss | None = None  # of the arguments, where the user gave no function
+        self._classifier_input: ClassifierInput | None = None  # for a loss that needs features
         if self.class_counts is not None:
             if self._losses_of is None:
-                self._losses_of = self._default_loss()
+                head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
+                self._loss = args.make_loss(self.class_counts, head_scale=head_scale)
+                self._losses_of = self._losses_of_arguments
             if self.compute_metrics is None:
                 self.compute_metrics = LongTailMetrics(
                     self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
@@ -141,6 +150,40 @@ class FocalSAMTrainer(Trainer):
                 return self._end_step(run(None))
         number, is_last = self.state.global_step, self.accelerator.sync_gradients
         return self._end_step(self._update.micro_batch(inputs["labels"], run, number=number, is_last=is_last))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
+        """As the Trainer does; for a loss that needs features, what reaches the classifier is noted on the way."""
+        if self._loss is None or not self._loss.needs_features:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        if self._classifier_input is None or self._classifier_input.model is not self.model:
+            self._classifier_input = ClassifierInput(self.model)
+        with self._classifier_input.watch():
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches to train on, mixed if the arguments ask for it; those to evaluate on are never mixed."""
+        mixing = self.args.make_mixing()
+        if not mixing.is_on:
+            return super().get_train_dataloader()
+        if self.class_counts is None:
+            raise ValueError("Mixing needs class_counts; give them to FocalSAMTrainer.")
+        collate = self.data_collator
+        self.data_collator = MixingCollator(collate, mixing, self.class_counts, seed=self.args.seed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        args = self.args
+        if args.train_sampler == "instance":
+            return super()._get_train_sampler(train_dataset)
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._set_epoch.sampler = ClassSampler(
+            dataset_labels(train_dataset), args.train_sampler, seed=seed, beta=args.effective_number_beta
+        )
+        return self._set_epoch.sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside a training loss what the sharpness step did since the last time."""
@@ -206,14 +249,16 @@ class FocalSAMTrainer(Trainer):
         logits = outputs["logits"] if names_logits else outputs[0]
         return self._class_conditional.losses(logits, labels, losses_of)
 
-    def _default_loss(self) -> Callable[[Any, Tensor], Tensor]:
-        loss = make_loss(
-            self.args.loss,
-            self.class_counts,
-            tau=self.args.logit_adjustment_tau,
-            label_smoothing=self.args.label_smoothing_factor,
-        )
-        return lambda outputs, labels: loss(outputs["logits"] if isinstance(outputs, dict) else outputs[0], labels)
+    def _losses_of_arguments(self, outputs, labels: Tensor) -> Tensor:
+        logits, features = outputs["logits"] if isinstance(outputs, dict) else outputs[0], None
+        if self._loss.needs_features:
+            features = self._classifier_input.find(logits)
+            if features is None:
+                raise ValueError(
+                    f"The loss {self._loss.name!r} needs the features that reach the classifier, and no module of "
+                    f"{type(self.model).__name__} gives its logits as the output; choose another loss."
+                )
+        return self._loss(logits, labels, features=features, progress=self._progress())
 
     def _make_update(self, model: nn.Module) -> None:
         args = self.args
@@ -225,6 +270,7 @@ class FocalSAMTrainer(Trainer):
             rho=args.rho,
             adaptive=args.adaptive_rho,
             scope=args.perturbation_scope,
+            separate_reason=self._interaction(),
         )
         self._update = SharpnessUpdate(step, args.make_economy())
         if is_cc_sam:
@@ -236,11 +282,20 @@ class FocalSAMTrainer(Trainer):
         if path is not None and path.is_file():
             self._update.load_state_dict(load_file(path))
 
+    def _interaction(self) -> str | None:
+        """Why the samples of a batch interact, if the loss makes them."""
+        if self._loss is None or not self._loss.samples_interact:
+            return None
+        return f"the loss {self._loss.name!r} makes the samples of a batch interact"
+
+    def _progress(self) -> float:
+        """Share of training that is done, 0 to 1."""
+        return min(1.0, self.state.global_step / max(1, self.state.max_steps))
+
     def _current_rho(self) -> float:
         args = self.args
-        progress = min(1.0, self.state.global_step / max(1, self.state.max_steps))
         return scheduled_rho(
-            args.rho_schedule, args.rho, progress=progress, initial=args.rho_initial, step_at=args.rho_step_at
+            args.rho_schedule, args.rho, progress=self._progress(), initial=args.rho_initial, step_at=args.rho_step_at
         )
 
     def _end_step(self, loss: Tensor) -> Tensor:
@@ -285,6 +340,11 @@ class FocalSAMTrainer(Trainer):
         return class_counts
 
     def _refuse_what_is_not_exact(self) -> None:
+        if self.args.train_sampler != "instance" and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                f"train_sampler is {self.args.train_sampler!r} and the training set a stream, whose images cannot be "
+                "drawn by class; set train_sampler to 'instance'."
+            )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, which would train in nn.DataParallel; start the "
@@ -310,11 +370,17 @@ def _select(inputs: dict[str, Any], index: Tensor | None) -> dict[str, Any]:
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the training set the epoch, also with several processes, where Accelerate tells it to the sampler only."""
+    """Tells the training set and a sampler the epoch, also where Accelerate does not: with several processes it tells
+    a training set nothing, and a sampler nothing in the epoch they resume in."""
 
     def __init__(self, dataset):
         self.dataset = dataset
+        self.sampler: ClassSampler | None = None
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        epoch = int(state.epoch)
         if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch))
+            self.dataset.set_epoch(epoch)
+        if self.sampler is not None:
+            self.sampler.num_epochs = state.num_train_epochs
+            self.sampler.set_epoch(epoch)

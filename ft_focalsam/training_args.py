@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from .losses import LOSSES
+from .data.mixing import Mixing
+from .data.samplers import SAMPLERS
+from .losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
 from .sharpness import SHARPNESS_METHODS, Economy, scheduled_rho
 from .sharpness.perturbation import PERTURBATION_SCOPES
 
@@ -63,9 +65,56 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     Args:
         loss (`str`, defaults to `"cross_entropy"`):
-            Training loss: cross_entropy or logit_adjusted.
+            Training loss: cross_entropy, class_balanced, grw, focal, ldam, balanced_softmax, logit_adjusted, vs, lade
+            or influence_balanced. The docstrings of `ft_focalsam/losses.py` have the formula of each.
         logit_adjustment_tau (`float`, defaults to `1.0`):
-            Strength tau of logit adjustment.
+            Strength tau of logit adjustment, also in vs.
+        effective_number_beta (`float`, 0 to below 1, defaults to `0.9999`):
+            Parameter beta of the effective number of samples, in the loss class_balanced, in deferred re-weighting and
+            in the sampler effective_number.
+        grw_exponent (`float`, >= 0, defaults to `1.2`):
+            Exponent of the inverse class frequency by which grw weighs.
+        focal_loss_gamma (`float`, >= 0, defaults to `2.0`):
+            Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM.
+        ldam_max_margin (`float`, >= 0, defaults to `0.5`):
+            Margin of the rarest class in ldam, between cosines.
+        ldam_scale (`float`, > 0, *optional*, defaults to `None`):
+            Scale s of the logits in ldam; by default that of the model's head, 1 where the head has none.
+        vs_gamma (`float`, >= 0, defaults to `0.15`):
+            Exponent gamma of the class frequency by which vs scales logits.
+        lade_alpha (`float`, >= 0, defaults to `0.1`):
+            Weight alpha of the regulariser of lade.
+        lade_lambda (`float`, >= 0, defaults to `0.1`):
+            Weight lambda of the squared term inside the regulariser of lade.
+        ib_alpha (`float`, > 0, defaults to `1000.0`):
+            Factor alpha of influence_balanced.
+        ib_start (`float`, 0 to 1, defaults to `0.5`):
+            Fraction of training after which influence_balanced takes the place of cross-entropy.
+        drw_start (`float`, 0 to 1, *optional*, defaults to `None`):
+            Fraction of training after which samples are weighted by the inverse effective number of their class
+            (deferred re-weighting), with any loss; by default never.
+
+    > Parameters that control the sampling
+
+    Args:
+        train_sampler (`str`, defaults to `"instance"`):
+            How training images are drawn: instance, class_balanced, square_root, progressively_balanced or
+            effective_number; class weights of the loss and of the sharpness step stay those of the training set.
+
+    > Parameters that control the mixing of training images
+
+    Args:
+        mixup_alpha (`float`, >= 0, defaults to `0.0`):
+            Parameter of the Beta distribution of mixup; 0 is no mixup.
+        cutmix_alpha (`float`, >= 0, defaults to `0.0`):
+            Parameter of the Beta distribution of CutMix; 0 is no CutMix. With both above 0, each batch takes one of
+            the two at random.
+        remix (`bool`, defaults to `False`):
+            Let the labels of mixed images favour the rarer class, as Remix does.
+        remix_kappa (`float`, >= 1, defaults to `3.0`):
+            Ratio kappa of class counts from which Remix acts.
+        remix_tau (`float`, 0 to 1, defaults to `0.5`):
+            Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class.
 
     > Parameters that control the evaluation
 
@@ -142,8 +191,81 @@ class FocalSAMTrainingArguments(TrainingArguments):
         default=0.9,
         metadata={"help": "Share of the running average of the ascent direction that split_batch keeps in a step."},
     )
-    loss: str = field(default="cross_entropy", metadata={"help": "Training loss: cross_entropy or logit_adjusted."})
-    logit_adjustment_tau: float = field(default=1.0, metadata={"help": "Strength tau of logit adjustment."})
+    loss: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "Training loss: cross_entropy, class_balanced, grw, focal, ldam, balanced_softmax, "
+            "logit_adjusted, vs, lade or influence_balanced."
+        },
+    )
+    logit_adjustment_tau: float = field(
+        default=1.0, metadata={"help": "Strength tau of logit adjustment, also in vs."}
+    )
+    effective_number_beta: float = field(
+        default=0.9999,
+        metadata={
+            "help": "Parameter beta of the effective number of samples, in the loss class_balanced, in deferred "
+            "re-weighting and in the sampler effective_number."
+        },
+    )
+    grw_exponent: float = field(
+        default=1.2, metadata={"help": "Exponent of the inverse class frequency by which grw weighs."}
+    )
+    focal_loss_gamma: float = field(
+        default=2.0,
+        metadata={"help": "Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM."},
+    )
+    ldam_max_margin: float = field(
+        default=0.5, metadata={"help": "Margin of the rarest class in ldam, between cosines."}
+    )
+    ldam_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Scale s of the logits in ldam; by default that of the model's head, 1 where the head has none."
+        },
+    )
+    vs_gamma: float = field(
+        default=0.15, metadata={"help": "Exponent gamma of the class frequency by which vs scales logits."}
+    )
+    lade_alpha: float = field(default=0.1, metadata={"help": "Weight alpha of the regulariser of lade."})
+    lade_lambda: float = field(
+        default=0.1, metadata={"help": "Weight lambda of the squared term inside the regulariser of lade."}
+    )
+    ib_alpha: float = field(default=1000.0, metadata={"help": "Factor alpha of influence_balanced."})
+    ib_start: float = field(
+        default=0.5,
+        metadata={"help": "Fraction of training after which influence_balanced takes the place of cross-entropy."},
+    )
+    drw_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "Fraction of training after which samples are weighted by the inverse effective number of their "
+            "class (deferred re-weighting), with any loss; by default never."
+        },
+    )
+    train_sampler: str = field(
+        default="instance",
+        metadata={
+            "help": "How training images are drawn: instance, class_balanced, square_root, progressively_balanced or "
+            "effective_number; class weights of the loss and of the sharpness step stay those of the training set."
+        },
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Parameter of the Beta distribution of mixup; 0 is no mixup."}
+    )
+    cutmix_alpha: float = field(
+        default=0.0, metadata={"help": "Parameter of the Beta distribution of CutMix; 0 is no CutMix."}
+    )
+    remix: bool = field(
+        default=False, metadata={"help": "Let the labels of mixed images favour the rarer class, as Remix does."}
+    )
+    remix_kappa: float = field(default=3.0, metadata={"help": "Ratio kappa of class counts from which Remix acts."})
+    remix_tau: float = field(
+        default=0.5,
+        metadata={
+            "help": "Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class."
+        },
+    )
     many_shot_threshold: int = field(
         default=100, metadata={"help": "Classes with more training samples are many-shot."}
     )
@@ -157,12 +279,17 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "sharpness": (*SHARPNESS_METHODS, CC_SAM),
             "perturbation_scope": PERTURBATION_SCOPES,
             "loss": LOSSES,
+            "train_sampler": SAMPLERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         scheduled_rho(self.rho_schedule, self.rho, progress=0.0, initial=self.rho_initial, step_at=self.rho_step_at)
         self._check_economy()
+        self.make_loss([1, 1])
+        self._check_sampler()
+        if self.make_mixing().is_on and self.sharpness == CC_SAM:
+            raise ValueError("cc_sam perturbs by one class per image; set mixup_alpha and cutmix_alpha to 0 with it.")
         if not 0 <= self.cc_sam_ratio <= 1:
             raise ValueError(f"cc_sam_ratio is {self.cc_sam_ratio}; set it to a share of the loss, from 0 to 1.")
         for name in ("focal_gamma", "focal_lambda"):
@@ -189,6 +316,38 @@ class FocalSAMTrainingArguments(TrainingArguments):
             look_alpha=self.look_alpha,
             average_decay=self.average_decay,
         )
+
+    def make_loss(self, class_counts, *, head_scale: float = 1.0) -> PerSampleLoss:
+        """The loss that these arguments describe.
+
+        Args:
+            class_counts (sequence of `int`, shape (C,)): Training samples per class.
+            head_scale (`float`, > 0): What `ldam_scale` is where it is not set.
+        """
+        values = {name: getattr(self, name) for name in loss_hyperparameters(self.loss) if hasattr(self, name)}
+        values["effective_number_beta"] = self.effective_number_beta
+        if self.loss == "ldam" and self.ldam_scale is None:
+            values["ldam_scale"] = head_scale
+        return make_loss(
+            self.loss,
+            class_counts,
+            values,
+            label_smoothing=self.label_smoothing_factor,
+            drw_start=self.drw_start,
+        )
+
+    def make_mixing(self) -> Mixing:
+        """The mixing of training images that these arguments describe."""
+        return Mixing(
+            self.mixup_alpha, self.cutmix_alpha, remix=self.remix, kappa=self.remix_kappa, tau=self.remix_tau
+        )
+
+    def _check_sampler(self) -> None:
+        if self.train_sampler != "instance" and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampler is {self.train_sampler!r} and train_sampling_strategy "
+                f"{self.train_sampling_strategy!r}; set one of the two and leave the other at its default."
+            )
 
     def _check_economy(self) -> None:
         economy = self.make_economy()

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ConfigError, DataArguments, ModelArguments, parse_config
-from ft_focalsam.data.transforms import AUGMENTATIONS
+from ft_focalsam.data import AUGMENTATIONS, SAMPLERS
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
@@ -223,7 +223,11 @@ def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
         ({"focal_lambda": -0.5}, r"focal_lambda is -0\.5; set it to 0 or more"),
         ({"imbsam_eta": 0.0}, r"imbsam_eta is 0\.0; set it to a number of samples above 0"),
         ({"sharpness": "focalsam"}, r"sharpness is 'focalsam'; choose one of .*focal_sam"),
-        ({"loss": "focal"}, r"loss is 'focal'; choose one of cross_entropy, logit_adjusted"),
+        ({"loss": "poly"}, r"loss is 'poly'; choose one of cross_entropy, class_balanced, grw"),
+        ({"loss": "vs", "vs_gamma": -0.1}, r"vs_gamma is -0\.1; set it to 0 or more"),
+        ({"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to at least 0 and below 1"),
+        ({"drw_start": 80.0}, r"drw_start is 80\.0; set it to a share of training, from 0 to 1"),
+        ({"train_sampler": "balanced"}, r"train_sampler is 'balanced'; choose one of instance, class_balanced"),
         ({"perturbation_scope": "rank"}, r"perturbation_scope is 'rank'; choose one of global, local"),
         (
             {"few_shot_threshold": 50, "many_shot_threshold": 20},
@@ -239,6 +243,10 @@ def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
         "eta_zero",
         "sharpness",
         "loss",
+        "loss_hyperparameter",
+        "beta",
+        "drw_start",
+        "sampler",
         "scope",
         "few_above_many",
         "few_negative",
@@ -296,13 +304,14 @@ def test_docstring_agrees_with_help_and_defaults():
         (FocalSAMTrainingArguments, "rho_schedule", RHO_SCHEDULES),
         (FocalSAMTrainingArguments, "economy", ECONOMIES),
         (FocalSAMTrainingArguments, "loss", LOSSES),
+        (FocalSAMTrainingArguments, "train_sampler", SAMPLERS),
         (ModelArguments, "tuning", TUNING_METHODS),
         (TuningOptions, "lora_init", LORA_INITS),
         (ModelArguments, "head", HEADS),
         (ModelArguments, "head_start", HEAD_STARTS),
         (DataArguments, "augmentation", AUGMENTATIONS),
     ],
-    ids=["sharpness", "rho_schedule", "economy", "loss", "tuning", "lora_init", "head", "head_start", "augmentation"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_help_lists_the_choices(arguments, name, choices):
     text = next(f for f in dataclasses.fields(arguments) if f.name == name).metadata["help"]

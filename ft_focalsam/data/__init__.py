@@ -10,6 +10,8 @@ from .long_tail import (
     stratified_split,
     take_per_class,
 )
+from .mixing import Mixing, MixingCollator
+from .samplers import SAMPLERS, ClassSampler, register_sampler
 from .sources import SOURCES, ImageData, load_image_data, register_source
 from .transforms import (
     AUGMENTATIONS,
@@ -22,8 +24,12 @@ from .transforms import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "SAMPLERS",
     "SOURCES",
+    "ClassSampler",
     "ImageData",
+    "Mixing",
+    "MixingCollator",
     "Preprocessing",
     "TransformedImages",
     "class_counts",
@@ -35,6 +41,7 @@ __all__ = [
     "load_image_data",
     "long_tail_indices",
     "register_augmentation",
+    "register_sampler",
     "register_source",
     "stratified_split",
     "take_per_class",

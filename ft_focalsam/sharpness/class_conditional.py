@@ -10,14 +10,15 @@ so that rare classes get the larger radius. The features that reach the classifi
 the batch are perturbed together, by `torch.func.vmap`, and one backward pass goes through the backbone.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from .classifier_input import ClassifierInput
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .weights import as_class_counts
@@ -55,38 +56,19 @@ class ClassConditionalSAM:
         check_rho(rho)
         if not 0 <= ratio <= 1:
             raise ValueError(f"cc_sam_ratio is {ratio}; it is the share of the perturbed loss, from 0 to 1.")
-        self.model = model
         self.rho = rho
         self.ratio = ratio
         self.statistics = StepStatistics()
-        self.is_watching = False
         self._rarity = (as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25
-        self._classifier: nn.Module | None = None
-        self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # candidates, inner before outer: input and output
+        self._input = ClassifierInput(model, trained=True)
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
+    @property
+    def is_watching(self) -> bool:
+        return self._input.is_watching
+
+    def watch(self) -> AbstractContextManager[None]:
         """Note what reaches the classifier in the forward pass inside the block, for `losses` there."""
-        self._calls.clear()
-        self.is_watching = True
-        watched = self.model.modules() if self._classifier is None else [self._classifier]
-        hooks = [
-            module.register_forward_hook(self._note, with_kwargs=True)
-            for module in watched
-            if any(p.requires_grad for p in module.parameters())
-        ]
-        try:
-            yield
-        finally:
-            self.is_watching = False
-            self._calls.clear()
-            for hook in hooks:
-                hook.remove()
-
-    def _note(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if inputs and isinstance(output, Tensor) and output.ndim == 2:
-            self._calls.append((module, inputs[0], output))
+        return self._input.watch()
 
     def losses(self, logits: Tensor, labels: Tensor, losses_of: Callable[[Tensor], Tensor]) -> Tensor:
         """(1 - r) l_n(w) + r l_n(w + eps_{y_n}) of each sample.
@@ -124,21 +106,17 @@ class ClassConditionalSAM:
 
     def _features(self, logits: Tensor) -> Tensor:
         """Input of the classifier in the watched pass; finds the classifier in the first one."""
-        for module, features, output in self._calls:
-            same = output.shape == logits.shape and torch.allclose(
-                output.detach().to(logits.dtype), logits.detach(), rtol=0, atol=0, equal_nan=True
+        features = self._input.find(logits)
+        if features is None:
+            raise ValueError(
+                "No module with trained parameters gives the model's logits as its output; CC-SAM perturbs such a "
+                "classifier, so let one train, or choose another method."
             )
-            if module is self._classifier or same:
-                self._classifier = module
-                return features
-        raise ValueError(
-            "No module with trained parameters gives the model's logits as its output; CC-SAM perturbs such a "
-            "classifier, so let one train, or choose another method."
-        )
+        return features
 
     def _perturbed_logits(self, features: Tensor, signals: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at w + eps_{y_n}, (B, C), and the radius of each class that is present, (K,)."""
-        weights = {name: p for name, p in self._classifier.named_parameters() if p.requires_grad}
+        weights = {name: p for name, p in self._input.classifier.named_parameters() if p.requires_grad}
         classes, group, sizes = labels.unique(return_inverse=True, return_counts=True)
         # Samples sorted into rows of one class each, (K, m); places that stay empty hold sample 0 with no signal.
         order = group.argsort(stable=True)
@@ -150,7 +128,7 @@ class ClassConditionalSAM:
         shares[group, column] = 1 / sizes[group].to(signals.dtype)
         features = features.to(next(iter(weights.values())).dtype)
         rarity = self._rarity.to(features.device, features.dtype)[classes]
-        one_class = partial(_one_class, self._classifier, weights, self.rho)
+        one_class = partial(_one_class, self._input.classifier, weights, self.rho)
         logits, radii = vmap(one_class, randomness="different")(
             features[samples], (signals[samples] * shares[..., None]).to(features.dtype), rarity
         )

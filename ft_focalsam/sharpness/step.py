@@ -63,6 +63,8 @@ class SharpnessStep:
         scope (`str`): "global" perturbs by the gradient of all samples of the step, on all processes, so that N
             processes of b samples do what one of N * b does; "local" perturbs each process by its own gradient,
             without communication.
+        separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is; without
+            it, the first steps find out.
 
     Attributes:
         separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough.
@@ -79,6 +81,7 @@ class SharpnessStep:
         rho: float = 0.05,
         adaptive: bool = False,
         scope: str = "global",
+        separate_reason: str | None = None,
     ):
         check_rho(rho)
         if scope not in PERTURBATION_SCOPES:
@@ -92,7 +95,7 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        self._collector = WeightedGradient(model)
+        self._collector = WeightedGradient(model, separate_reason=separate_reason)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []

@@ -55,17 +55,20 @@ class WeightedGradient:
     Args:
         model (`nn.Module`): The model, wrapped for data parallelism or not. The trained parameters are those that
             require a gradient when a pass begins.
+        separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is: say, a
+            loss by which the samples of a batch interact.
 
     Attributes:
         separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
         survey (`Survey`): The model as of the latest `plan`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
         while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
             model = model.module if hasattr(model, "module") else model._orig_mod
         self.model = model
         self.separate_reason: str | None = None
+        self._given_reason = separate_reason
         self.survey = Survey({}, [], [])
         self._names: dict[Tensor, str] = {}  # trained parameter -> its name
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
@@ -215,6 +218,8 @@ class WeightedGradient:
         unchanged = self.survey.trained.keys() == self._names.keys()
         if not unchanged or not all(is_shadow_of(shadow, p) for p, shadow in self._shadows.items()):
             self._plan_anew()
+        if self._given_reason and self.separate_reason is None:
+            self._separate(self._given_reason)
         if self.survey.batch_norms and self.separate_reason is None:
             norm = self.survey.batch_norms[0]
             name = next(name for name, module in self.model.named_modules() if module is norm)

@@ -42,6 +42,13 @@ SAME = {
         batches(6),
     ),
 }
+# In epochs of two steps; balanced progressively, the order depends on the epoch and on how many there are.
+SAMPLERS = ("instance", "progressively_balanced")
+SAME |= {
+    f"{sampler} sampler": ({"tuning": "lora", "max_steps": 10, "train_sampler": sampler}, batches(12), batches(6))
+    for sampler in SAMPLERS
+}
+CUT = {"tuning": "lora", "max_steps": 10, "train_sampler": SAMPLERS[1], "cut_at": 7, **batches(6)}  # amid an epoch
 # 24 images in batches of 5 do not divide evenly; each process is given some of them twice.
 PADDED = {
     f"padded, {scope['perturbation_scope']}": {"tuning": "full", **scope, **batches(5, 2)} for scope in (GLOBAL, LOCAL)
@@ -100,7 +107,13 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()} | PADDED | OWN | COUNTED
+    runs = (
+        {name: {**settings, **each} for name, (settings, _, each) in SAME.items()}
+        | PADDED
+        | OWN
+        | COUNTED
+        | {"cut": CUT}
+    )
     return Launched(tmp_path_factory.mktemp("two") / "runs", CONFIGS / "multi_cpu.yaml", runs, processes=2)
 
 
@@ -126,6 +139,24 @@ def test_two_processes_do_what_one_does_with_the_same_images(run, one, two):
 @pytest.mark.parametrize("run", [*SAME, *PADDED, *OWN])
 def test_processes_hold_equal_weights(run, two):
     assert distance(*two.weights(run)) == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_two_processes_together_see_the_sequence_that_one_sees(sampler, one, two):
+    """An order of one process in batches of 12 is dealt out to two in batches of 6."""
+    (alone,) = [report["seen"] for report in one.reports(f"{sampler} sampler")]
+    both = [report["seen"] for report in two.reports(f"{sampler} sampler")]
+    assert [a + b for a, b in zip(*both, strict=True)] == alone
+    assert len(alone) == 10 and alone[:2] != alone[2:4]
+    assert all(
+        (len(set(a + b)) == 24) == (sampler == "instance") for a, b in zip(alone[::2], alone[1::2], strict=True)
+    )
+
+
+def test_two_processes_resume_amid_an_epoch_in_the_same_order(two):
+    assert distance(two.weights("cut")[0], two.weights("progressively_balanced sampler")[0]) == 0
+    for resumed, whole in zip(two.reports("cut"), two.reports("progressively_balanced sampler"), strict=True):
+        assert resumed["seen"] == whole["seen"][7:]
 
 
 @pytest.mark.parametrize("tuning", ["", ", full", ", unevenly accumulated"])

@@ -42,13 +42,33 @@ def count_all_reduces(trainer) -> list[list[tuple[int, int]]]:
     return steps
 
 
-def train(folder: Path, name: str, *, tuning: str, count: bool = False, **changes) -> None:
-    model = make_model("dinov2", tuning)
+def note_images(trainer) -> list[list[float]]:
+    """The images of each batch to come, by the first value of each."""
+    seen, collate = [], trainer.data_collator
+
+    def noted(items):
+        seen.append([float(item["pixel_values"].flatten()[0]) for item in items])
+        return collate(items)
+
+    trainer.data_collator = noted
+    return seen
+
+
+def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: int | None = None, **changes) -> None:
+    """Train, also with a stop at a step and a new start from its checkpoint, and leave behind what came of it."""
     settings = {"max_steps": 20, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
     settings |= {"ddp_find_unused_parameters": tuning == "full", **changes}
+    checkpoint = None
+    if cut_at is not None:
+        saves = {"save_strategy": "steps", "save_steps": cut_at}
+        model = make_model("dinov2", tuning)
+        trainer_for(model, folder / name, dataset=Images(torch.float64), **settings, **saves).train()
+        checkpoint = str(folder / name / f"checkpoint-{cut_at}")
+    model = make_model("dinov2", tuning)
     trainer = trainer_for(model, folder, dataset=Images(torch.float64), **settings)
     all_reduces = count_all_reduces(trainer) if count else []
-    trainer.train()
+    seen = note_images(trainer)
+    trainer.train(checkpoint)
     rank = trainer.args.process_index
     torch.save(model.state_dict(), folder / f"{name} {rank}.pt")
     report = {
@@ -57,6 +77,7 @@ def train(folder: Path, name: str, *, tuning: str, count: bool = False, **change
         "separate_reason": trainer.sharpness_step.separate_reason,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "seen": seen,
         "all_reduces": [step for step in all_reduces if step],
     }
     (folder / f"{name} {rank}.json").write_text(json.dumps(report))

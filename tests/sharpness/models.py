@@ -145,7 +145,15 @@ def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
     return (difference / sum(float((value.double() ** 2).sum()) for value in expected.values())) ** 0.5
 
 
-def run_step(step, model: nn.Module, images: Tensor, labels: Tensor, micro_batches: int = 1) -> dict[str, Tensor]:
+def run_step(
+    step,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    micro_batches: int = 1,
+    *,
+    losses_of: Callable[[nn.Module, Tensor, Tensor], Tensor] = losses_of,
+) -> dict[str, Tensor]:
     """Both passes of one update; returns the gradient left for the base optimizer, by name."""
     model.zero_grad()
     parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
