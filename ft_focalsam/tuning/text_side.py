@@ -116,28 +116,35 @@ def insert_places(
     Raises:
         ValueError: If a name and the context do not fit into the text tower.
     """
-    bare = tower.tokenize([f"{name}." for name in names])
-    first = _first_column(tower)
-    filler = {name: value[0, first] for name, value in tower.tokenize(["a"]).items()}
     before = {"front": 0, "middle": length // 2, "end": length}[position]  # of the class name
+    there = min(before, 1)  # a word "a" that keeps the first place, so that the name is tokenized as one behind a word
+    texts = [f"a {name}" if there else name for name in names]
+    bare = tower.tokenize([f"{text}." for text in texts])
+    size = next(iter(bare.values())).shape[1]
+    start = _first_column(tower)
+    filler = {key: value[0, start] for key, value in tower.tokenize(["a"]).items()}
     rows, places = [], []
-    for index, name in enumerate(names):
-        behind = first + len(_content(tower, name))
-        columns = [*range(first, first + before), *range(behind + before, behind + length)]
-        row = {}
-        for key, value in bare.items():
-            old = value[index]
-            gap = filler[key].expand(length)
-            new = torch.cat([old[:first], gap[:before], old[first:behind], gap[before:], old[behind:]])
-            if (new[len(old) :] != old[-1]).any() or len(_content(tower, f"{name}.")) + length + first >= len(old):
-                raise ValueError(
-                    f"The class name '{name}' and a context of {length} do not fit into the {len(old)} tokens of the "
-                    "text tower; set context_length lower."
-                )
-            row[key] = new[: len(old)]
-        rows.append(row)
-        places.append(torch.tensor(columns))
+    for index, text in enumerate(texts):
+        behind = start + len(_content(tower, text))
+        gaps = {start + there: before - there, behind: length - before}  # column -> places in front of it
+        rows.append({key: _insert(value[index], gaps, filler[key]) for key, value in bare.items()})
+        if start + len(_content(tower, f"{text}.")) + sum(gaps.values()) >= size:
+            raise ValueError(
+                f"The class name '{names[index]}' and a context of {length} do not fit into the {size} tokens of the "
+                "text tower; set context_length lower."
+            )
+        end = behind + before - there
+        places.append(torch.tensor([*range(start, start + before), *range(end, end + length - before)]))
     return {key: torch.stack([row[key] for row in rows]) for key in bare}, torch.stack(places)
+
+
+def _insert(row: Tensor, gaps: dict[int, int], filler: Tensor) -> Tensor:
+    """A row of tokens with copies of `filler` in front of some columns, cut to its length."""
+    parts, last = [], 0
+    for column, count in gaps.items():
+        parts += [row[last:column], filler.expand(count)]
+        last = column
+    return torch.cat([*parts, row[last:]])[: len(row)]
 
 
 def _ids(tower: TextTower, text: str) -> Tensor:
