@@ -115,9 +115,10 @@ def main() -> None:
     for config in args.configs:  # before the first run takes its time
         parse_config((DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), [config, *further])
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    for config in args.configs:
+    for number, config in enumerate(args.configs, start=1):
         if config in read_results(args.results, further):
             continue
+        print(f"\n{config}, {number} of {len(args.configs)}")
         entry = {"config": config, "further": further, "result": run(config, further, repeats=args.timed_steps)}
         with args.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -1,6 +1,7 @@
 """The recipes as users run them: real processes, real files."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -285,24 +286,32 @@ def test_a_dinov2_recipe_tunes_what_it_is_called(path):
 
 @pytest.fixture
 def tunings(tmp_path):
-    """Two recipes on the quickstart, and the command that compares them in two steps each."""
+    """Two recipes on the quickstart, and the command line that compares them in two steps each."""
     recipes = [tmp_path / "alone.yaml", tmp_path / "layer_norms.yaml"]
     for recipe, tuning in zip(recipes, ("linear_probe", "norms"), strict=True):
         recipe.write_text(f"base: {ROOT / QUICKSTART}\ntuning: {tuning}\n")
     options = ["--results", tmp_path / "runs" / "results.jsonl", "--timed_steps", 3, "--max_steps", 2]
-    return recipes, [sys.executable, "recipes/compare_tuning.py", *map(str, [*recipes, *options])]
+    return recipes, ["recipes/compare_tuning.py", *map(str, [*recipes, *options])]
 
 
-def test_tunings_are_compared_and_finished_ones_kept(tunings, tmp_path):
-    whole = run(tunings[1])
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    assert whole.stdout.count("'train_runtime'") == 2
-    header, _, start, *rows = [line.strip("| ").split(" | ") for line in whole.stdout.splitlines()[-5:]]
+@pytest.fixture
+def compare_tuning(monkeypatch):
+    """The script, as a module."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    return importlib.import_module("compare_tuning")
+
+
+def test_tunings_are_compared_and_finished_ones_kept(tunings, compare_tuning, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", tunings[1])
+    compare_tuning.main()
+    output = capsys.readouterr().out
+    assert output.count("'train_runtime'") == 2
+    header, _, start, *rows = [line.strip("| ").split(" | ") for line in output.splitlines()[-5:]]
     assert [row[0] for row in (start, *rows)] == ["zero-shot, before", "alone", "layer_norms"]
     assert header[3:7] == ["top-1", "many", "medium", "few"]
-    printed = re.findall(r"Trained parameters: ([\d,]+) of [\d,]+ \((\S+)\)", whole.stdout)
+    printed = re.findall(r"Trained parameters: ([\d,]+) of [\d,]+ \((\S+)\)", output)
     assert [(row[1], row[2]) for row in rows] == printed
-    tables = whole.stdout.split("top-1")[2:5:2]  # what each recipe printed when it was through
+    tables = output.split("top-1")[2:5:2]  # what each recipe printed when it was through
     for row, table in zip(rows, tables, strict=True):
         accuracies = table.splitlines()[3].split()[-5:]
         assert row[3:7] == [accuracies[0], *accuracies[2:]]
@@ -311,10 +320,10 @@ def test_tunings_are_compared_and_finished_ones_kept(tunings, tmp_path):
     results = tmp_path / "runs" / "results.jsonl"
     first, second = results.read_text().splitlines()
     results.write_text(first + "\n")  # as if it had been stopped in the second run
-    rest = run(tunings[1])
-    assert rest.returncode == 0, rest.stderr[-3000:]
-    assert rest.stdout.count("'train_runtime'") == 1
-    assert rest.stdout.splitlines()[-2] == whole.stdout.splitlines()[-2]
+    compare_tuning.main()
+    rest = capsys.readouterr().out
+    assert rest.count("'train_runtime'") == 1
+    assert rest.splitlines()[-2] == output.splitlines()[-2]
     kept, new = map(json.loads, results.read_text().splitlines())
     assert kept == json.loads(first)
     new["result"]["step_cost"] = json.loads(second)["result"]["step_cost"]
@@ -322,18 +331,16 @@ def test_tunings_are_compared_and_finished_ones_kept(tunings, tmp_path):
 
 
 def test_a_mistake_in_any_tuning_recipe_ends_the_comparison_before_the_first_run(tunings, tmp_path):
-    recipes, command = tunings
+    recipes, command_line = tunings
     recipes[1].write_text(f"base: {ROOT / QUICKSTART}\ntunign: norms\n")
-    result = run(command)
+    result = run([sys.executable, *command_line])
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("Error: Unknown key 'tunign'")
     assert not (tmp_path / "runs").exists()
 
 
-def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from compare_tuning import read_results
-
+def test_results_of_other_settings_are_not_mixed(compare_tuning, tmp_path):
+    read_results = compare_tuning.read_results
     path = tmp_path / "results.jsonl"
     assert read_results(path, []) == {}
     lines = [{"config": "a", "further": further, "result": {"n": n}} for n, further in enumerate(([], ["--rho", "0"]))]
