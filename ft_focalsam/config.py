@@ -145,12 +145,18 @@ class ModelArguments:
             self.tuning = ",".join(map(str, self.tuning))
 
 
+# In a YAML file: another one that it inherits from, by its path relative to the folder of the file.
+BASE_KEY = "base"
+
+
 class ConfigError(ValueError):
     """A run description that cannot be used; the message says what to change."""
 
 
 def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple:
     """Read `[config.yaml] [--key value ...]` into dataclasses: YAML sets the defaults, the command line wins.
+
+    With the line `base: other.yaml` a file inherits from another one in or near its folder, and its own keys win.
 
     Args:
         argument_types (sequence of dataclass types): Their fields are the keys.
@@ -160,8 +166,8 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
         One instance of each type.
 
     Raises:
-        ConfigError: If the file is missing or no mapping, a key is unknown (with the nearest known one), or a value in
-            the file is not of the kind its key takes.
+        ConfigError: If the file or one it inherits from is missing or no mapping, files inherit from each other in a
+            circle, a key is unknown (with the nearest known one), or a value is not of the kind its key takes.
         ValueError: What the dataclasses themselves raise.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -169,9 +175,10 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     keys = set(actions)
     if argv and not argv[0].startswith("-"):
-        path = argv.pop(0)
-        content = _read_yaml(path, keys)
-        parser.set_defaults(**{k: _convert(parser, actions[k], v, where=path) for k, v in content.items()})
+        defaults = {}
+        for path, content in _read_with_bases(argv.pop(0), keys | {BASE_KEY}):
+            defaults |= {k: _convert(parser, actions[k], v, where=path) for k, v in content.items()}
+        parser.set_defaults(**defaults)
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if remaining and not remaining[0].startswith("-"):
         raise ConfigError(f"Stray '{remaining[0]}' on the command line; write [config.yaml] [--key value ...].")
@@ -180,9 +187,23 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     return tuple(parsed)
 
 
-def _read_yaml(path: str, keys: set[str]) -> dict:
+def _read_with_bases(path: str, keys: set[str], *, heirs: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
+    """Path and content of a file and of all it inherits from, these first; `heirs` are the files that led to it."""
+    if Path(path).resolve() in [Path(heir).resolve() for heir in heirs]:
+        circle = "' -> '".join([*heirs, path])
+        raise ConfigError(f"Configuration files inherit in a circle: '{circle}'; take '{BASE_KEY}' out of one.")
+    content = _read_yaml(path, keys, whose=f", the base of '{heirs[-1]}'," if heirs else "")
+    if BASE_KEY not in content:
+        return [(path, content)]
+    base = content.pop(BASE_KEY)
+    if not isinstance(base, str):
+        raise ConfigError(f"The key '{BASE_KEY}' in '{path}' cannot be {base!r}; set it to the path of one YAML file.")
+    return [*_read_with_bases(str(Path(path).parent / base), keys, heirs=(*heirs, path)), (path, content)]
+
+
+def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
     if not Path(path).is_file():
-        raise ConfigError(f"The configuration file '{path}' does not exist; check the path.")
+        raise ConfigError(f"The configuration file '{path}'{whose} does not exist; check the path.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

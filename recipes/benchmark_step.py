@@ -11,7 +11,7 @@ weights, and, for plain training, the share of the device's measured matrix rate
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,19 +68,21 @@ def move(parameters: list[torch.Tensor], gradients: list[torch.Tensor], sign: fl
         torch._foreach_add_(parameters, torch._foreach_mul(gradients, sign * RHO / norm))
 
 
-def make_steps(model: nn.Module, run: Callable, labels: torch.Tensor) -> dict[str, Callable[[], None]]:
+def make_steps(
+    model: nn.Module, run: Callable, labels: torch.Tensor, *, counts: Sequence[int] = COUNTS
+) -> dict[str, Callable[[], None]]:
     """One update each, by name; all with the same base optimizer. `run(index)` gives logits."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
-    weights = class_weights("focal_sam", COUNTS, HYPERPARAMETERS).to(labels.device, torch.float32)[labels]
-    cc_sam = ClassConditionalSAM(model, class_counts=COUNTS, rho=RHO)
+    weights = class_weights("focal_sam", counts, HYPERPARAMETERS).to(labels.device, torch.float32)[labels]
+    cc_sam = ClassConditionalSAM(model, class_counts=counts, rho=RHO)
 
     def losses(index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         return F.cross_entropy(run(index), labels[index], reduction="none")
 
     def ours(economy: str) -> Callable[[], None]:
         settings = Economy(economy, interval=INTERVAL)
-        focal_sam = FocalSAM(optimizer, model, class_counts=COUNTS, rho=RHO, economy=settings, **HYPERPARAMETERS)
+        focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, economy=settings, **HYPERPARAMETERS)
         return lambda: focal_sam.step(losses, labels=labels)
 
     def plain() -> None:

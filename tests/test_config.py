@@ -144,6 +144,33 @@ def test_empty_file_changes_nothing(write):
     assert parse(write("# nothing\n")) == Example()
 
 
+@pytest.fixture
+def family(tmp_path):
+    """Files that inherit: child <- parent <- grand/parent; returns the path of the first."""
+    (tmp_path / "grand").mkdir()
+    (tmp_path / "grand" / "parent.yaml").write_text("rate: 0.1\ncount: 1\nnames: [a, b]\nkind: y\n")
+    (tmp_path / "parent.yaml").write_text("base: grand/parent.yaml\nrate: 0.2\ncount: 2\n")
+    (tmp_path / "child.yaml").write_text("base: parent.yaml\nrate: 0.3\nloud: true\n")
+    return str(tmp_path / "child.yaml")
+
+
+def test_a_file_overrides_what_it_inherits(family):
+    assert parse(family) == Example(rate=0.3, count=2, names=["a", "b"], loud=True, kind="y")
+    assert parse(family, "--count", "4", "--rate=0.5").count == 4
+
+
+def test_a_base_is_found_from_anywhere(family, tmp_path, monkeypatch):
+    (tmp_path / "grand" / "child.yaml").write_text("base: ../child.yaml\n")
+    monkeypatch.chdir(tmp_path / "grand")
+    assert parse("child.yaml") == parse(family)
+    (tmp_path / "grand" / "child.yaml").write_text(f"base: {family}\n")
+    assert parse("child.yaml") == parse(family)
+
+
+def test_null_takes_an_inherited_value_back(write, family):
+    assert parse(write(f"base: {family}\ncount: null\n")).count is None
+
+
 # ---- errors ----
 
 
@@ -173,6 +200,43 @@ def test_yaml_after_the_keys_is_stray(write):
 def test_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=rf"'{tmp_path}/gone.yaml' does not exist; check the path"):
         parse(str(tmp_path / "gone.yaml"))
+
+
+def test_missing_base(write, tmp_path):
+    path = write("base: gone.yaml\n")
+    with pytest.raises(
+        ConfigError, match=rf"file '{tmp_path}/gone.yaml', the base of '{path}', does not exist; check"
+    ):
+        parse(path)
+
+
+def test_a_mistake_in_a_base_names_the_base(family, tmp_path):
+    parent = tmp_path / "grand" / "parent.yaml"
+    parent.write_text("rat: 1\n")
+    with pytest.raises(ConfigError, match=rf"Unknown key 'rat' in '{parent}'; did you mean 'rate'"):
+        parse(family)
+    parent.write_text("rate: high\n")
+    with pytest.raises(ConfigError, match=rf"The key 'rate' in '{parent}' cannot be 'high'"):
+        parse(family)
+
+
+@pytest.mark.parametrize("back", ["child.yaml", "grand/../parent.yaml", "grand/parent.yaml"])
+def test_files_that_inherit_in_a_circle(family, tmp_path, back):
+    (tmp_path / "grand" / "parent.yaml").write_text(f"base: ../{back}\n")
+    with pytest.raises(ConfigError, match=r"in a circle: '\S+child.yaml' -> .*/\S+.yaml'; take 'base' out of one"):
+        parse(family)
+
+
+@pytest.mark.parametrize("written", ["[a.yaml, b.yaml]", "", "1"], ids=["list", "nothing", "number"])
+def test_a_base_that_is_no_path(write, written):
+    path = write(f"base: {written}\n")
+    with pytest.raises(ConfigError, match=rf"The key 'base' in '{path}' cannot be .*; set it to the path of one YAML"):
+        parse(path)
+
+
+def test_misspelt_base(write):
+    with pytest.raises(ConfigError, match=r"Unknown key 'bsae' in .*; did you mean 'base'"):
+        parse(write("bsae: other.yaml\n"))
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- rate\n- 1\n", "list"), ("rate\n", "str"), ("7\n", "int")])
