@@ -6,10 +6,9 @@ import torch
 from families import FAMILIES, LETTERS, REGISTERS, TEXT, pictures, plain_features, save_families
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error, run_step
 from transformers import AutoModel, SiglipModel
 
-from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning, class_weights
+from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.data import eval_transform
 from ft_focalsam.models import (
     BACKBONE_FAMILIES,
@@ -19,7 +18,6 @@ from ft_focalsam.models import (
     start_head,
     text_features,
 )
-from ft_focalsam.sharpness import SharpnessStep
 
 NAMES = ("owl", "red_fox", "Newt", "moth", "carp")
 INTERPOLATED = ("vit", "deit", "vit_mae", "clip", "siglip", "siglip_vision_model")
@@ -207,40 +205,7 @@ def test_tokenizer_that_needs_another_package(folders, tmp_path):
         text_features(str(tmp_path), NAMES)
 
 
-# ---- tuning, saving, the sharpness-aware update ----
-
-
-def pairs(tunings: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(family, tuning method) for all that go together."""
-    return [(f, t) for f in FAMILIES for t in tunings if not (f in WITHOUT_PROMPTS and t.startswith("vpt"))]
-
-
-@pytest.mark.parametrize(("family", "tuning"), pairs(TUNINGS))
-def test_round_trip_of_every_tuning_method(folders, tmp_path, family, tuning):
-    model = build(folders[family], tuning)
-    untuned = build(folders[family])
-    untuned.head.load_state_dict(model.head.state_dict())
-    expected = logits_of(model, pictures())
-    if tuning != "linear_probe":
-        assert (expected - logits_of(untuned, pictures())).abs().max() > 1e-3
-    model.save_pretrained(tmp_path)
-    assert_same(logits_of(LongTailClassifier.from_pretrained(tmp_path), pictures()), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("family", "tuning"), pairs(("lora", "adaptformer", "vpt_deep", "full")))
-def test_gradient_equals_the_three_backward_algorithm(folders, family, tuning):
-    model = build(folders[family], tuning, head="layer_norm").double()
-    model.config.backbone_dtype = "float64"
-    weights = class_weights("focal_sam", COUNTS, {"gamma": 2.0, "lam": 1.1})
-    step = SharpnessStep(model, weights, rho=0.1)
-    for seed in range(2):
-        images, labels = make_batch(seed=seed)
-        torch.manual_seed(seed)
-        expected = {n: g for n, g in naive_gradient(model, images, labels, weights, 0.1).items() if g.any()}
-        assert any("norm" in name for name in expected) and len(expected) > 4
-        assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
-    assert step.separate_reason is None
-    assert step.backward_passes == 1
+# ---- tuning ----
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from families import CLIP_TEXT, CLIP_TOKENIZER
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -35,7 +36,7 @@ VISION = SIZE | {"image_size": 8, "patch_size": 4}
 def save_backbones(root: Path) -> dict[str, str]:
     """One random model of each family; returns their folders."""
     torch.manual_seed(0)
-    text = SIZE | {"vocab_size": 32, "max_position_embeddings": 8, "projection_dim": 12}
+    text = CLIP_TEXT | SIZE
     models = {
         "vit": ViTModel(ViTConfig(**VISION), add_pooling_layer=False),
         "dinov2": Dinov2Model(Dinov2Config(**VISION, mlp_ratio=2)),
@@ -50,6 +51,7 @@ def save_backbones(root: Path) -> dict[str, str]:
             if "layer_scale" in parameter_name or "norm" in parameter_name:  # 1 and 0 would hide what they do
                 parameter.data += 0.3 * torch.randn_like(parameter)
         model.save_pretrained(root / name)
+    CLIP_TOKENIZER.save_pretrained(root / "clip")
     return {name: str(root / name) for name in models}
 
 
