@@ -6,6 +6,7 @@ The YAML file holds the defaults of the run; every key can be overridden on the 
 lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accuracy_by_frequency.png and checkpoints.
 """
 
+import math
 import sys
 
 import numpy as np
@@ -19,7 +20,7 @@ from ft_focalsam.data import (
     TransformedImages,
     describe_groups,
     eval_transform,
-    load_image_data,
+    prepare_images,
     train_transform,
 )
 from ft_focalsam.evaluation import format_table, write_report
@@ -45,25 +46,17 @@ def main(
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     processor = load_image_processor(model_args.backbone)
     with args.main_process_first(desc="loading the images"):
-        data = load_image_data(
-            data_args.dataset,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            train_split=data_args.train_split,
-            test_split=data_args.test_split,
-            test_fraction=data_args.test_fraction,
-            config_name=data_args.dataset_config,
-        ).cut(
-            imbalance_factor=data_args.imbalance_factor,
-            max_train_per_class=data_args.max_train_per_class,
-            max_test_per_class=data_args.max_test_per_class,
-            seed=data_args.long_tail_seed,
-        )
+        data = prepare_images(data_args, say=say)
     set_seed(args.seed)
 
     say(f"\n{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {data.num_classes} classes")
     plain = eval_transform(processor, image_size=data_args.image_size)
-    augmented = train_transform(processor, image_size=data_args.image_size, augmentation=data_args.augmentation)
+    augmented = train_transform(
+        processor,
+        image_size=data_args.image_size,
+        augmentation=data_args.augmentation,
+        fast_decode=data_args.fast_decode,
+    )
     test = TransformedImages(data.test, plain)
     model = LongTailClassifier.from_backbone(
         model_args.backbone,
@@ -88,7 +81,9 @@ def main(
     trainer = trainer_type(
         model,
         args,
-        train_dataset=TransformedImages(data.train, augmented, seed=args.seed),
+        train_dataset=TransformedImages(
+            data.train, augmented, seed=args.seed, num_epochs=math.ceil(args.num_train_epochs)
+        ),
         eval_dataset=test,
         processing_class=processor,
     )

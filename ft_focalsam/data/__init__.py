@@ -1,20 +1,27 @@
 """Labelled images: where they come from, how their class counts are shaped, how they become tensors."""
 
 from .columns import label_array
+from .images import BadImageError, StoredImage
+from .list_files import FILE_FORMATS, FileOptions, register_file_format
 from .long_tail import (
+    PROFILES,
     class_counts,
     describe_groups,
     exponential_counts,
     frequency_groups,
     long_tail_indices,
+    profile_counts,
+    register_profile,
     stratified_split,
     take_per_class,
 )
+from .prepare import ON_BAD_IMAGE, prepare_images
+from .scan import ImageFacts, find_broken, scan_images
 from .sources import SOURCES, ImageData, load_image_data, register_source
+from .training_sets import StreamedImages, TransformedImages
 from .transforms import (
     AUGMENTATIONS,
     Preprocessing,
-    TransformedImages,
     eval_transform,
     register_augmentation,
     train_transform,
@@ -22,20 +29,34 @@ from .transforms import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "FILE_FORMATS",
+    "ON_BAD_IMAGE",
+    "PROFILES",
     "SOURCES",
+    "BadImageError",
+    "FileOptions",
     "ImageData",
+    "ImageFacts",
     "Preprocessing",
+    "StoredImage",
+    "StreamedImages",
     "TransformedImages",
     "class_counts",
     "describe_groups",
     "eval_transform",
     "exponential_counts",
+    "find_broken",
     "frequency_groups",
     "label_array",
     "load_image_data",
     "long_tail_indices",
+    "prepare_images",
+    "profile_counts",
     "register_augmentation",
+    "register_file_format",
+    "register_profile",
     "register_source",
+    "scan_images",
     "stratified_split",
     "take_per_class",
     "train_transform",

@@ -228,7 +228,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
         load_image_data("digit")
     assert "\n" not in str(error.value)
     (tmp_path / "file.parquet").touch()
-    with pytest.raises(ValueError, match="is a file; give the folder"):
+    with pytest.raises(ValueError, match=r"file of no known format \(.txt, .csv.*or the folder that holds it"):
         load_image_data(str(tmp_path / "file.parquet"))
 
 
