@@ -47,9 +47,7 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
             continue
         name, _, label = text.strip().rpartition(" ")
         if not name or not label.isascii() or not label.isdigit():
-            raise ValueError(
-                f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class's number."
-            )
+            raise ValueError(f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class number.")
         names.append(name.strip())
         labels.append(int(label))
         lines.append(line)
@@ -184,7 +182,7 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"'{file}' is not text in UTF-8 ({error.reason} at byte {error.start}); convert it."
+            f"'{file}' is no text in UTF-8 ({error.reason} at byte {error.start}); convert it."
         ) from error
 
 

@@ -60,7 +60,8 @@ class _Folder:
         self.real = os.path.realpath(path)
         try:
             with os.scandir(path) as entries:
-                self._links = {entry.name: entry.is_symlink() for entry in entries}
+                files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+                self._links = {entry.name: entry.is_symlink() for entry in files}
         except (FileNotFoundError, NotADirectoryError):
             self._links = {}
 
@@ -75,7 +76,7 @@ class _Folder:
     def has(self, file: str) -> bool:
         """Whether a file exists; a file system may know it under another spelling than it lists."""
         is_listed = self._links.get(file) is False
-        return bool(file) and (is_listed or os.path.exists(os.path.join(self.path, file)))
+        return bool(file) and (is_listed or os.path.isfile(os.path.join(self.path, file)))
 
 
 def _is_inside(path: str, top: Path) -> bool:

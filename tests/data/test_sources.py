@@ -17,13 +17,6 @@ from ft_focalsam.data import (
 )
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keep what `datasets` prepares out of the user's cache, and the tests off the network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
 def grey_images(values):
     return [Image.fromarray(np.full((4, 6, 3), value, dtype=np.uint8)) for value in values]
 
