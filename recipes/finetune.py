@@ -42,6 +42,7 @@ def main(
     data_args, model_args, tuning_options, args = parse_config(
         (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
     )
+    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     processor = load_image_processor(model_args.backbone)

@@ -2,6 +2,7 @@
 
 from .columns import label_array
 from .images import BadImageError, StoredImage
+from .inspection import Inspection, inspect_images
 from .list_files import FILE_FORMATS, FileOptions, register_file_format
 from .long_tail import (
     PROFILES,
@@ -37,6 +38,7 @@ __all__ = [
     "FileOptions",
     "ImageData",
     "ImageFacts",
+    "Inspection",
     "Preprocessing",
     "StoredImage",
     "StreamedImages",
@@ -47,6 +49,7 @@ __all__ = [
     "exponential_counts",
     "find_broken",
     "frequency_groups",
+    "inspect_images",
     "label_array",
     "load_image_data",
     "long_tail_indices",

@@ -49,14 +49,15 @@ class StoredImage:
             BadImageError: If the file cannot be read.
         """
         content, path = record["bytes"], record["path"]
-        if content is not None:
-            return cls(content, f"in row {row}" + (f" ('{path}')" if path else ""))
-        if path is None:
-            raise BadImageError(f"The picture in row {row} has neither bytes nor a path; remove the row.")
+        name = record_name(record, row=row)
+        if content is None and path is None:
+            raise BadImageError(f"The picture {name} has neither bytes nor a path; remove the row.")
         try:
-            return cls(Path(path).read_bytes() if "://" not in path else _remote_bytes(path), f"'{path}'")
+            if content is None:
+                content = Path(path).read_bytes() if "://" not in path else _remote_bytes(path)
         except OSError as error:
-            raise _bad(f"'{path}'", error) from error
+            raise _bad(name, error) from error
+        return cls(content, name)
 
     def open(self) -> Image.Image:
         """The picture with its size and mode known and its pixels not decoded yet.
@@ -98,6 +99,13 @@ class StoredImage:
             return tvf.pil_to_tensor(to_rgb(image))
         except Exception as error:
             raise _bad(self.name, error) from error
+
+
+def record_name(record: Mapping[str, Any], *, row: int) -> str:
+    """What error messages call a picture: its path, or, where its bytes are stored in a table, its row."""
+    if record["bytes"] is None and record["path"] is not None:
+        return f"'{record['path']}'"
+    return f"in row {row}" + (f" ('{record['path']}')" if record["path"] else "")
 
 
 def orientation(image: Image.Image) -> int:
@@ -142,6 +150,7 @@ def _remote_bytes(path: str) -> bytes:
 
 def _bad(name: str, error: Exception) -> BadImageError:
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    reason = reason.rpartition(".cpp:")[2].partition(", ")[2] or reason  # torchvision names its own source file
     if "cannot identify image file" in reason:
         reason = "no image format that is known"
     return BadImageError(

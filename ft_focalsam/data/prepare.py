@@ -73,10 +73,9 @@ def drop_broken(data: ImageData, *, say: Callable[[str], object] = print) -> Ima
     Raises:
         ValueError: If no picture of a split is left.
     """
-    parts = {}
-    for split, dataset in (("train", data.train), ("test", data.test)):
+    parts = {"training": data.train, "test": data.test}
+    for split, dataset in parts.items():
         broken = find_broken(dataset, desc=f"Checking the {split} images")
-        parts[split] = dataset
         if broken:
             say(f"{len(broken):,} of {len(dataset):,} {split} images cannot be read and are skipped:")
             for error in list(broken.values())[:_LISTED]:
@@ -86,4 +85,4 @@ def drop_broken(data: ImageData, *, say: Callable[[str], object] = print) -> Ima
             if len(broken) == len(dataset):
                 raise ValueError(f"None of the {len(dataset):,} {split} images can be read; check the data set.")
             parts[split] = dataset.select([row for row in range(len(dataset)) if row not in broken])
-    return replace(data, **parts)
+    return replace(data, train=parts["training"], test=parts["test"])

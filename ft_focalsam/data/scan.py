@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .images import BadImageError, StoredImage, undecoded, upright_size
+from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
 
 T = TypeVar("T")
 _BATCH = 32
@@ -28,7 +28,8 @@ class ImageFacts:
     """What one picture is.
 
     Args:
-        error (`str`, *optional*): Why it cannot be used; the other fields are then empty.
+        name (`str`): Its path, or its row.
+        error (`str`, *optional*): Why it cannot be used; the fields below are then empty.
         height, width (`int`): In pixels, upright.
         format, mode (`str`): As PIL names them.
         pixels (`str`): Hash of the RGB pixels and the size, the same for the same picture in another lossless file.
@@ -36,6 +37,7 @@ class ImageFacts:
             same for most pictures that were only resized or compressed; empty for a picture without structure.
     """
 
+    name: str
     error: str | None = None
     height: int = 0
     width: int = 0
@@ -89,12 +91,13 @@ def map_images(
         function (`Callable`): Picklable, as its results must be.
         num_workers, desc: As in [`scan_images`].
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if len(dataset) >= _WORTH_PROCESSES else 0
+        num_workers = 8 if len(dataset) >= _WORTH_PROCESSES else 0
     loader = DataLoader(
         _Mapped(undecoded(dataset.select_columns(["image"])), function),
         batch_size=_BATCH,
-        num_workers=num_workers,
+        num_workers=min(num_workers, cores),
         collate_fn=list,
         worker_init_fn=_one_thread,
     )
@@ -162,16 +165,25 @@ def _error(record: dict[str, Any], row: int) -> str | None:
 
 
 def _facts(record: dict[str, Any], row: int) -> ImageFacts:
+    name = record_name(record, row=row)
     try:
         stored = StoredImage.read(record, row=row)
         image = stored.open()
         pixels = stored.decode()
     except BadImageError as error:
-        return ImageFacts(error=str(error))
+        return ImageFacts(name, str(error))
     height, width = upright_size(image)
     digest = hashlib.blake2b(f"{height}x{width}|".encode(), digest_size=16)
     digest.update(pixels.permute(1, 2, 0).contiguous().numpy().data)
-    return ImageFacts(None, height, width, image.format or "", image.mode, digest.hexdigest(), _gradient(pixels))
+    return ImageFacts(
+        name,
+        height=height,
+        width=width,
+        format=image.format or "",
+        mode=image.mode,
+        pixels=digest.hexdigest(),
+        gradient=_gradient(pixels),
+    )
 
 
 def _gradient(pixels: torch.Tensor) -> str:
