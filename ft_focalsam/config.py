@@ -38,6 +38,8 @@ class DataArguments:
             fail, skip or unchecked (stop when one is met).
         fast_decode (`bool`): Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the
             model sees. Test images are always decoded in full.
+        cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
+        cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
     """
 
     dataset: str = field(
@@ -98,6 +100,14 @@ class DataArguments:
             "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the model "
             "sees. Test images are always decoded in full."
         },
+    )
+    cache_resized: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps smaller copies of the training images (JPEG), made once."},
+    )
+    cache_resized_side: int = field(
+        default=256,
+        metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."},
     )
 
 

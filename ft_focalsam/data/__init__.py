@@ -17,6 +17,7 @@ from .long_tail import (
     take_per_class,
 )
 from .prepare import ON_BAD_IMAGE, prepare_images
+from .resized_cache import resize_into_cache
 from .scan import ImageFacts, find_broken, scan_images
 from .sources import SOURCES, ImageData, load_image_data, register_source
 from .training_sets import StreamedImages, TransformedImages
@@ -59,6 +60,7 @@ __all__ = [
     "register_file_format",
     "register_profile",
     "register_source",
+    "resize_into_cache",
     "scan_images",
     "stratified_split",
     "take_per_class",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ..config import DataArguments
 from .images import BadImageError
+from .resized_cache import resize_into_cache
 from .scan import find_broken
 from .sources import ImageData, load_image_data
 
@@ -13,7 +14,8 @@ _LISTED = 10
 
 
 def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print) -> ImageData:
-    """Load the images, cut them to the long tail that is asked for, and see that all of them can be read.
+    """Load the images, cut them to the long tail that is asked for, see that all of them can be read, and, if asked
+    for, train on smaller copies of them.
 
     With `on_bad_image="skip"` broken pictures leave before the cut, so that the class counts are those of the profile.
 
@@ -50,6 +52,8 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
     )
     if args.on_bad_image == "fail":
         refuse_broken(data)
+    if args.cache_resized is not None:
+        data = replace(data, train=resize_into_cache(data.train, args.cache_resized, side=args.cache_resized_side))
     return data
 
 
