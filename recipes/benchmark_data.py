@@ -6,8 +6,8 @@ Plain: PIL decodes the whole picture, crops and resizes it, and it is made a flo
 torchvision decodes the same pixels, JPEGs are decoded at 1/2, 1/4 or 1/8 where a training crop allows it, and bytes
 are resized before they become floats. `cached` trains from pictures that --cache_resized made smaller once. Prints the
 CPU time of a picture (the median of interleaved repeats, in one process and one thread) and the mean difference of the
-pixels from the plain pipeline's for the same crop; for `cached` it is that of evaluation. --enlarge 4 makes pictures as
-cameras do of those of the data set.
+pixels from the plain pipeline's for the same crop; for `cached` it is that of evaluation. --enlarge 4 makes pictures
+as cameras do of those of the data set.
 """
 
 import argparse

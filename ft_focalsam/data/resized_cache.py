@@ -15,7 +15,7 @@ from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
 from .scan import map_images, record_signature, write_aside
 
-QUALITY = 90  # of the JPEGs; pictures are made smaller once more, which hides what it loses
+QUALITY = 95  # of the JPEGs
 
 
 def resize_into_cache(
@@ -76,7 +76,7 @@ class _Resize:
         shorter = min(size)
         if shorter <= self.side:
             return stored.content
-        reduction = next((by for by in REDUCTIONS if by * self.side <= shorter), 1)
+        reduction = next((by for by in REDUCTIONS if 2 * by * self.side <= shorter), 1)  # made once: exact enough
         pixels = stored.decode(reduction=reduction)
         size = [length * self.side // shorter for length in size]
         pixels = tvf.resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
