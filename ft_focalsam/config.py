@@ -40,6 +40,10 @@ class DataArguments:
             model sees. Test images are always decoded in full.
         cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
         cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
+        streaming (`bool`): Read the training images as a stream, for data sets too large for the disk; needs
+            max_steps.
+        class_counts (`str`, *optional*): JSON file of a stream's class counts (name: images), written if missing.
+        shuffle_buffer (`int`, >= 0): Images of a stream among which the next one is drawn.
     """
 
     dataset: str = field(
@@ -108,6 +112,19 @@ class DataArguments:
     cache_resized_side: int = field(
         default=256,
         metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images as a stream, for data sets too large for the disk; needs max_steps."
+        },
+    )
+    class_counts: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Images of a stream among which the next one is drawn."}
     )
 
 

@@ -314,7 +314,9 @@ class _SetEpoch(TrainerCallback):
 
     def __init__(self, dataset):
         self.dataset = dataset
+        self.passes = 0  # over a stream, whose epochs the Trainer does not know
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch))
+            self.dataset.set_epoch(int(state.epoch) if hasattr(self.dataset, "__len__") else self.passes)
+        self.passes += 1

@@ -8,6 +8,8 @@ lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accu
 
 import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
@@ -17,11 +19,15 @@ from transformers import default_data_collator, set_seed
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.config import DataArguments, ModelArguments, parse_config
 from ft_focalsam.data import (
+    ImageData,
+    StreamedData,
     TransformedImages,
     describe_groups,
     eval_transform,
     prepare_images,
+    stream_images,
     train_transform,
+    training_set,
 )
 from ft_focalsam.evaluation import format_table, write_report
 from ft_focalsam.models import choose_head_start, load_image_processor, start_head
@@ -33,6 +39,22 @@ ROW_BEFORE = {
     "linear_probe": "linear probe",
     "random": "random head",
 }
+
+
+def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say: Callable) -> ImageData | StreamedData:
+    """The images of the run, stored or, with `--streaming`, streamed."""
+    if not data_args.streaming:
+        return prepare_images(data_args, say=say)
+    is_main = args.process_index == 0
+    data = stream_images(data_args, counts_path=Path(args.output_dir) / "class_counts.json", recount=is_main, say=say)
+    if args.max_steps <= 0:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = math.ceil(data.num_train * args.num_train_epochs / batch)
+        raise ValueError(
+            f"A stream has no length to tell the number of steps from; set --max_steps, for the {data.num_train:,} "
+            f"images and num_train_epochs {args.num_train_epochs:g} to {steps}."
+        )
+    return data
 
 
 def main(
@@ -47,10 +69,10 @@ def main(
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     processor = load_image_processor(model_args.backbone)
     with args.main_process_first(desc="loading the images"):
-        data = prepare_images(data_args, say=say)
+        data = load_data(data_args, args, say=say)
     set_seed(args.seed)
 
-    say(f"\n{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {data.num_classes} classes")
+    say(f"\n{data.name}: {data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes")
     plain = eval_transform(processor, image_size=data_args.image_size)
     augmented = train_transform(
         processor,
@@ -72,7 +94,7 @@ def main(
         model,
         head_start,
         batches=lambda: DataLoader(
-            TransformedImages(data.train, plain),
+            training_set(data.train, plain),
             batch_size=args.per_device_eval_batch_size,
             collate_fn=default_data_collator,
         ),
@@ -82,8 +104,13 @@ def main(
     trainer = trainer_type(
         model,
         args,
-        train_dataset=TransformedImages(
-            data.train, augmented, seed=args.seed, num_epochs=math.ceil(args.num_train_epochs)
+        class_counts=data.class_counts if data_args.streaming else None,
+        train_dataset=training_set(
+            data.train,
+            augmented,
+            seed=args.seed,
+            num_epochs=math.ceil(args.num_train_epochs),
+            shuffle_buffer=data_args.shuffle_buffer,
         ),
         eval_dataset=test,
         processing_class=processor,

@@ -20,7 +20,8 @@ from .prepare import ON_BAD_IMAGE, prepare_images
 from .resized_cache import resize_into_cache
 from .scan import ImageFacts, find_broken, scan_images
 from .sources import SOURCES, ImageData, load_image_data, register_source
-from .training_sets import StreamedImages, TransformedImages
+from .streaming import StreamedData, read_class_counts, stream_images
+from .training_sets import StreamedImages, TransformedImages, training_set
 from .transforms import (
     AUGMENTATIONS,
     Preprocessing,
@@ -42,6 +43,7 @@ __all__ = [
     "Inspection",
     "Preprocessing",
     "StoredImage",
+    "StreamedData",
     "StreamedImages",
     "TransformedImages",
     "class_counts",
@@ -56,6 +58,7 @@ __all__ = [
     "long_tail_indices",
     "prepare_images",
     "profile_counts",
+    "read_class_counts",
     "register_augmentation",
     "register_file_format",
     "register_profile",
@@ -63,6 +66,8 @@ __all__ = [
     "resize_into_cache",
     "scan_images",
     "stratified_split",
+    "stream_images",
     "take_per_class",
     "train_transform",
+    "training_set",
 ]

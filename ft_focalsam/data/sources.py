@@ -50,6 +50,11 @@ class ImageData:
         """C, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.train)
+
     def rename(self, class_names: list[str]) -> "ImageData":
         """The same data with other names of the classes, in index order.
 
@@ -242,7 +247,7 @@ def _read_splits(name: str, config_name: str | None, image_root: str | None) -> 
         refuse_pickled_cifar(path)
         if binary_cifar_version(path) is not None:
             return read_binary_cifar(path)
-    patterns = _image_folder_patterns(path) if path.is_dir() else None
+    patterns = image_folder_patterns(path) if path.is_dir() else None
     if patterns is not None:
         return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns)
     try:
@@ -255,7 +260,7 @@ def _read_splits(name: str, config_name: str | None, image_root: str | None) -> 
         ) from error
 
 
-def _image_folder_patterns(path: Path) -> dict[str, str] | None:
+def image_folder_patterns(path: Path) -> dict[str, str] | None:
     """Split name -> glob pattern for a folder of images by class; None where the layout is another.
 
     The layout is told from the depth of the images alone: `datasets` goes by words in folder and file names, and would

@@ -107,6 +107,20 @@ class StreamedImages(IterableDataset):
             yield {"pixel_values": pixel_values, "labels": item["labels"]}
 
 
+def training_set(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    transform: Callable[[StoredImage], torch.Tensor],
+    *,
+    seed: int = 0,
+    num_epochs: int = 1,
+    shuffle_buffer: int = 0,
+) -> TransformedImages | StreamedImages:
+    """[`TransformedImages`] of a stored data set, [`StreamedImages`] of a stream."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return StreamedImages(dataset, transform, seed=seed, shuffle_buffer=shuffle_buffer)
+    return TransformedImages(dataset, transform, seed=seed, num_epochs=num_epochs)
+
+
 def _seeded(transform: Callable, image: StoredImage, entropy: list[int]) -> torch.Tensor:
     """The transform's result with random numbers of its own, torch's global state left as it was."""
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
