@@ -77,11 +77,12 @@ class StoredImage:
         except Exception as error:  # a decoder may raise anything on a broken file
             raise _bad(self.name, error) from error
 
-    def decode(self, *, reduction: int = 1) -> torch.Tensor:
+    def decode(self, *, reduction: int = 1, opened: Image.Image | None = None) -> torch.Tensor:
         """The RGB pixels.
 
         Args:
             reduction (`int`, defaults to 1): 2, 4 or 8 decode a JPEG at that fraction of its size (rounded up).
+            opened (`Image.Image`, *optional*): What [`StoredImage.open`] gave, which this uses up.
 
         Returns:
             `torch.Tensor`: uint8 of shape (3, H, W).
@@ -89,7 +90,7 @@ class StoredImage:
         Raises:
             BadImageError: If the file is broken, or holds pixels that have no one way to become RGB.
         """
-        image = self.open()
+        image = self.open() if opened is None else opened
         try:
             if reduction == 1 and image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1:
                 encoded = torch.frombuffer(bytearray(self.content), dtype=torch.uint8)

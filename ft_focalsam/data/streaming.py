@@ -78,7 +78,8 @@ def stream_images(
         what = ", ".join(f"--{key}" for key in given) or f"--dataset {args.dataset}"
         raise ValueError(f"{what} needs a stored data set; drop it, or --streaming.")
     splits = _open(args)
-    train, test = splits[args.train_split], splits[_test_split(args, list(splits))]
+    test_split = _test_split(args, list(splits))
+    train, test = splits[args.train_split], splits[test_split]
     names = _class_names(args, train)
     train, test = (_normalise(stream, args, len(names), split=s) for stream, s in ((train, "train"), (test, "test")))
     if args.class_counts is not None:

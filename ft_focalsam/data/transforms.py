@@ -87,7 +87,8 @@ class Preprocessing:
         decode = [Decode()]
         if fast_decode and geometry and isinstance(geometry[0], v2.RandomResizedCrop):
             decode, geometry = [DecodeCrop(geometry[0])], geometry[1:]
-        to_float = [v2.ToDtype(torch.float32, scale=False), v2.Normalize(mean=list(self.mean), std=list(self.std))]
+        normalise = v2.Normalize(mean=list(self.mean), std=list(self.std), inplace=True)
+        to_float = [v2.ToDtype(torch.float32, scale=False), normalise]
         return v2.Compose([*decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *to_float])
 
 
@@ -219,11 +220,12 @@ class DecodeCrop(nn.Module):
         """Draw, decode, cut out and resize."""
         if not isinstance(image, StoredImage):
             return self.crop(Decode()(image))
-        height, width = upright_size(image.open())
+        opened = image.open()
+        height, width = upright_size(opened)
         box = self.crop.make_params([torch.empty((1, height, width), device="meta")])
         wanted = [box[side] // size for side, size in zip(("height", "width"), self.crop.size, strict=True)]
         reduction = next((by for by in REDUCTIONS if by <= min(wanted)), 1)
-        pixels = image.decode(reduction=reduction)
+        pixels = image.decode(reduction=reduction, opened=opened)
         by = [full / got for full, got in zip((height, width), pixels.shape[-2:], strict=True)]  # 1 if not a JPEG
         return self.crop.transform(
             pixels,
