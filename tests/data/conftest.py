@@ -17,3 +17,4 @@ def own_cache(tmp_path, monkeypatch):
     """Keep what `datasets` prepares out of the user's cache, and the tests off the network."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)  # 5 s a streamed pass
