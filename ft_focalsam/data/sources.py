@@ -189,14 +189,21 @@ def load_image_data(
     image_column = find_image_column(features, image_column)
     label_column = find_label_column(features, label_column)
     splits = normalise(splits, image_column=image_column, label_column=label_column, class_names=names)
+    data = _image_data(name, splits, test_fraction, train_split=train_split)
+    return data if names is None else data.rename(names)
+
+
+def _image_data(
+    name: str, splits: datasets.DatasetDict, test_fraction: float | None, *, train_split: str
+) -> ImageData:
+    """The training split, and the test split or a cut of the training split."""
     train = splits["train"]
     check_labels(train, train.features["labels"].num_classes, split=train_split)
     if test_fraction is not None:
         train, test = _cut_test_split(train, test_fraction)
     else:
         test = splits["test"]
-    data = ImageData(train=train, test=test, class_names=train.features["labels"].names, name=name)
-    return data if names is None else data.rename(names)
+    return ImageData(train=train, test=test, class_names=train.features["labels"].names, name=name)
 
 
 def _refuse(what: str, options: dict[str, object]) -> None:
