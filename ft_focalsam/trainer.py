@@ -376,11 +376,13 @@ class _SetEpoch(TrainerCallback):
     def __init__(self, dataset):
         self.dataset = dataset
         self.sampler: ClassSampler | None = None
+        self.passes = 0  # over a stream, whose epochs the Trainer does not know
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         epoch = int(state.epoch)
         if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+            self.dataset.set_epoch(epoch if hasattr(self.dataset, "__len__") else self.passes)
+        self.passes += 1
         if self.sampler is not None:
             self.sampler.num_epochs = state.num_train_epochs
             self.sampler.set_epoch(epoch)

@@ -6,7 +6,10 @@ The YAML file holds the defaults of the run; every key can be overridden on the 
 lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accuracy_by_frequency.png and checkpoints.
 """
 
+import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
@@ -16,11 +19,15 @@ from transformers import default_data_collator, set_seed
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.config import DataArguments, ModelArguments, parse_config
 from ft_focalsam.data import (
+    ImageData,
+    StreamedData,
     TransformedImages,
     describe_groups,
     eval_transform,
-    load_image_data,
+    prepare_images,
+    stream_images,
     train_transform,
+    training_set,
 )
 from ft_focalsam.evaluation import format_table, write_report
 from ft_focalsam.models import choose_head_start, load_image_processor, start_head
@@ -34,6 +41,22 @@ ROW_BEFORE = {
 }
 
 
+def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say: Callable) -> ImageData | StreamedData:
+    """The images of the run, stored or, with `--streaming`, streamed."""
+    if not data_args.streaming:
+        return prepare_images(data_args, say=say)
+    is_main = args.process_index == 0
+    data = stream_images(data_args, counts_path=Path(args.output_dir) / "class_counts.json", recount=is_main, say=say)
+    if args.max_steps <= 0:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = math.ceil(data.num_train * args.num_train_epochs / batch)
+        raise ValueError(
+            f"A stream has no length to tell the number of steps from; set --max_steps, for the {data.num_train:,} "
+            f"images and num_train_epochs {args.num_train_epochs:g} to {steps}."
+        )
+    return data
+
+
 def main(
     argv: list[str] | None = None, *, trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer
 ) -> dict[str, dict[str, float]]:
@@ -41,29 +64,22 @@ def main(
     data_args, model_args, tuning_options, args = parse_config(
         (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
     )
+    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     processor = load_image_processor(model_args.backbone)
     with args.main_process_first(desc="loading the images"):
-        data = load_image_data(
-            data_args.dataset,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            train_split=data_args.train_split,
-            test_split=data_args.test_split,
-            test_fraction=data_args.test_fraction,
-            config_name=data_args.dataset_config,
-        ).cut(
-            imbalance_factor=data_args.imbalance_factor,
-            max_train_per_class=data_args.max_train_per_class,
-            max_test_per_class=data_args.max_test_per_class,
-            seed=data_args.long_tail_seed,
-        )
+        data = load_data(data_args, args, say=say)
     set_seed(args.seed)
 
-    say(f"\n{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {data.num_classes} classes")
+    say(f"\n{data.name}: {data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes")
     plain = eval_transform(processor, image_size=data_args.image_size)
-    augmented = train_transform(processor, image_size=data_args.image_size, augmentation=data_args.augmentation)
+    augmented = train_transform(
+        processor,
+        image_size=data_args.image_size,
+        augmentation=data_args.augmentation,
+        fast_decode=data_args.fast_decode,
+    )
     test = TransformedImages(data.test, plain)
     model = LongTailClassifier.from_backbone(
         model_args.backbone,
@@ -78,7 +94,7 @@ def main(
         model,
         head_start,
         batches=lambda: DataLoader(
-            TransformedImages(data.train, plain),
+            training_set(data.train, plain),
             batch_size=args.per_device_eval_batch_size,
             collate_fn=default_data_collator,
         ),
@@ -88,7 +104,14 @@ def main(
     trainer = trainer_type(
         model,
         args,
-        train_dataset=TransformedImages(data.train, augmented, seed=args.seed),
+        class_counts=data.class_counts if data_args.streaming else None,
+        train_dataset=training_set(
+            data.train,
+            augmented,
+            seed=args.seed,
+            num_epochs=math.ceil(args.num_train_epochs),
+            shuffle_buffer=data_args.shuffle_buffer,
+        ),
         eval_dataset=test,
         processing_class=processor,
     )

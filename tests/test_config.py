@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ConfigError, DataArguments, ModelArguments, parse_config
-from ft_focalsam.data import AUGMENTATIONS, SAMPLERS
+from ft_focalsam.data import AUGMENTATIONS, ON_BAD_IMAGE, PROFILES, SAMPLERS
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
@@ -374,6 +374,8 @@ def test_docstring_agrees_with_help_and_defaults():
         (ModelArguments, "head", HEADS),
         (ModelArguments, "head_start", HEAD_STARTS),
         (DataArguments, "augmentation", AUGMENTATIONS),
+        (DataArguments, "imbalance_profile", PROFILES),
+        (DataArguments, "on_bad_image", ON_BAD_IMAGE),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -47,7 +47,9 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
     return _the_only(found, features, kind="label", option="--label_column")
 
 
-def normalise(splits: datasets.DatasetDict, *, image_column: str, label_column: str) -> datasets.DatasetDict:
+def normalise(
+    splits: datasets.DatasetDict, *, image_column: str, label_column: str, class_names: list[str] | None = None
+) -> datasets.DatasetDict:
     """Reduce every split to the columns `"image"` (decoded on access) and `"labels"` (`ClassLabel`).
 
     Strings become classes in the order of their sorted names; integers without names are named by their number. The
@@ -57,6 +59,7 @@ def normalise(splits: datasets.DatasetDict, *, image_column: str, label_column: 
         splits (`datasets.DatasetDict`): The training split first, then the test split where there is one.
         image_column (`str`): Column of the images.
         label_column (`str`): Column of the classes.
+        class_names (`list[str]`, *optional*): Names of integer classes that the data set does not name.
 
     Raises:
         ValueError: If a split lacks a column, or its labels cannot be classes of the first split.
@@ -65,7 +68,7 @@ def normalise(splits: datasets.DatasetDict, *, image_column: str, label_column: 
         for column, option in ((image_column, "--image_column"), (label_column, "--label_column")):
             _check_exists(dataset.features, column, option=option, where=f" of split '{split}'")
     first_split, first = next(iter(splits.items()))
-    names = _class_names(first, label_column, split=first_split)
+    names = _class_names(first, label_column, split=first_split, given=class_names)
     result = datasets.DatasetDict()
     for split, dataset in splits.items():
         dataset = _with_class_label(dataset, label_column, names=names, split=split)
@@ -140,8 +143,8 @@ def _listed(names) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _class_names(dataset: datasets.Dataset, column: str, *, split: str) -> list[str]:
-    """Class names in index order, from the feature where it has them, else from the values."""
+def _class_names(dataset: datasets.Dataset, column: str, *, split: str, given: list[str] | None) -> list[str]:
+    """Class names in index order, from the feature where it has them, else as given, else from the values."""
     feature = dataset.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
@@ -153,13 +156,15 @@ def _class_names(dataset: datasets.Dataset, column: str, *, split: str) -> list[
             f"The label column '{column}' of split '{split}' holds {values.type}, neither integers nor strings; name "
             f"the column of classes with --label_column."
         )
+    if given is not None:
+        return given
     present = sorted(values.to_pylist())
     if present != list(range(len(present))):
         missing = next(i for i, value in enumerate([*present, None]) if value != i)
         raise ValueError(
             f"The label column '{column}' of split '{split}' holds integers without class names from {present[0]} to "
-            f"{present[-1]}, and no {missing}; number the classes from 0 without a gap, or give the column a "
-            f"ClassLabel feature."
+            f"{present[-1]}, and no {missing}; number the classes from 0 without a gap, or name all of them with "
+            f"--class_names."
         )
     return [str(value) for value in present]
 

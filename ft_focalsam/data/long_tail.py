@@ -1,22 +1,53 @@
-"""Long-tailed class profiles: exponential class counts, subsets that follow them, and many/medium/few-shot groups."""
+"""Long-tailed class profiles: class counts, subsets that follow them, and many/medium/few-shot groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+from ..registry import Registry
 
 _ROUNDING_SLACK = 1e-6  # images; lifts 49.999999999 to 50 before the count is cut to an integer
 
 
-def exponential_counts(num_classes: int, max_count: int, *, imbalance_factor: float) -> np.ndarray:
-    """Class counts of the exponential long-tailed profile, `n_i = int(n_max * IF ** (-i / (C - 1)))`.
+# A profile is a function from the number of classes C and the imbalance factor IF to n_i / n_max, shape (C,).
+PROFILES: Registry[Callable[[int, float], np.ndarray]] = Registry("long-tail profile")
+register_profile = PROFILES.register
 
-    This is the CIFAR-LT convention of Cao et al., LDAM-DRW, 2019 (https://arxiv.org/abs/1906.07413): class 0 is the
-    most frequent one, class C-1 the rarest, and their counts have the ratio IF.
+
+@register_profile("exponential")
+def exponential(num_classes: int, imbalance_factor: float) -> np.ndarray:
+    """`IF ** (-i / (C - 1))`: CIFAR-LT of Cao et al., LDAM-DRW, 2019 (https://arxiv.org/abs/1906.07413)."""
+    return imbalance_factor ** (-np.arange(num_classes) / max(num_classes - 1, 1))
+
+
+@register_profile("step")
+def step(num_classes: int, imbalance_factor: float) -> np.ndarray:
+    """1 for the first `C // 2` classes (one at least), `1 / IF` for the others (Buda et al., 2018,
+    https://arxiv.org/abs/1710.05381)."""
+    return np.where(np.arange(num_classes) < max(num_classes // 2, 1), 1.0, 1 / imbalance_factor)
+
+
+@register_profile("pareto")
+def pareto(num_classes: int, imbalance_factor: float) -> np.ndarray:
+    """`(i + 1) ** (-1 / alpha)` with `alpha = ln C / ln IF`: class sizes of a Pareto distribution of index alpha, in
+    the order of their rank, so that the last class has `1 / IF`. (ImageNet-LT itself is a fixed list of images.)"""
+    exponent = np.log(imbalance_factor) / np.log(max(num_classes, 2))
+    return (np.arange(num_classes) + 1.0) ** -exponent
+
+
+def profile_counts(
+    num_classes: int, max_count: int, *, imbalance_factor: float, profile: str = "exponential"
+) -> np.ndarray:
+    """Class counts of a long-tailed profile, `n_i = int(n_max * profile_i)`.
+
+    Class 0 is the most frequent one, class C-1 the rarest, and their counts have the ratio IF.
 
     Args:
         num_classes (`int`): C, at least 1.
         max_count (`int`): n_max, the images of class 0, at least 1.
         imbalance_factor (`float`): IF = n_0 / n_{C-1}, at least 1 (1 is balanced).
+        profile (`str`, defaults to `"exponential"`): `"exponential"`, `"step"` or `"pareto"`, or the name of one added
+            with [`register_profile`].
 
     Returns:
         `np.ndarray`: int64 of shape (C,), never increasing, each at least 1.
@@ -26,7 +57,7 @@ def exponential_counts(num_classes: int, max_count: int, *, imbalance_factor: fl
     """
     if num_classes < 1 or max_count < 1:
         raise ValueError(f"num_classes={num_classes} and max_count={max_count} must both be at least 1.")
-    counts = _profile_counts(max_count, _profile(num_classes, imbalance_factor))
+    counts = _profile_counts(max_count, _profile(num_classes, imbalance_factor, profile))
     if counts[-1] == 0:
         raise ValueError(
             f"imbalance_factor={imbalance_factor:g} with {max_count} images of the most frequent class leaves "
@@ -36,10 +67,21 @@ def exponential_counts(num_classes: int, max_count: int, *, imbalance_factor: fl
     return counts
 
 
+def exponential_counts(num_classes: int, max_count: int, *, imbalance_factor: float) -> np.ndarray:
+    """[`profile_counts`] of the exponential profile, `n_i = int(n_max * IF ** (-i / (C - 1)))`."""
+    return profile_counts(num_classes, max_count, imbalance_factor=imbalance_factor)
+
+
 def long_tail_indices(
-    labels: np.ndarray, num_classes: int, *, imbalance_factor: float, seed: int, max_count: int | None = None
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    imbalance_factor: float,
+    seed: int,
+    profile: str = "exponential",
+    max_count: int | None = None,
 ) -> np.ndarray:
-    """Draw a subset that follows the exponential long-tailed profile (see [`exponential_counts`]).
+    """Draw a subset that follows a long-tailed profile (see [`profile_counts`]).
 
     Each class is shuffled once by the seed and its first n_i images are taken. With the same seed, a subset of a
     higher imbalance factor or of a smaller `max_count` is therefore contained in the larger one.
@@ -49,6 +91,7 @@ def long_tail_indices(
         num_classes (`int`): C.
         imbalance_factor (`float`): IF, at least 1.
         seed (`int`): Seed of the draw, 0 or larger.
+        profile (`str`, defaults to `"exponential"`): As in [`profile_counts`].
         max_count (`int`, *optional*): n_max. By default the largest one for which every class can supply its n_i.
 
     Returns:
@@ -59,8 +102,8 @@ def long_tail_indices(
     """
     available = class_counts(labels, num_classes)
     if max_count is None:
-        max_count = _largest_max_count(available, _profile(num_classes, imbalance_factor))
-    needed = exponential_counts(num_classes, max_count, imbalance_factor=imbalance_factor)
+        max_count = _largest_max_count(available, _profile(num_classes, imbalance_factor, profile))
+    needed = profile_counts(num_classes, max_count, imbalance_factor=imbalance_factor, profile=profile)
     short = np.flatnonzero(needed > available)
     if short.size:
         first = int(short[0])
@@ -187,14 +230,14 @@ def describe_groups(class_counts: np.ndarray | Sequence[int], *, many: int = 100
     return "\n".join(lines)
 
 
-def _profile(num_classes: int, imbalance_factor: float) -> np.ndarray:
-    """`IF ** (-i / (C - 1))` for i = 0..C-1, float64 of shape (C,)."""
+def _profile(num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
+    """n_i / n_max for i = 0..C-1, float64 of shape (C,)."""
     if not imbalance_factor >= 1:
         raise ValueError(
             f"imbalance_factor={imbalance_factor} must be at least 1: it is the image count of the most frequent "
             f"class divided by that of the rarest (100, not 0.01)."
         )
-    return float(imbalance_factor) ** (-np.arange(num_classes) / max(num_classes - 1, 1))
+    return PROFILES.choose(profile)(num_classes, float(imbalance_factor))
 
 
 def _profile_counts(max_count: int, profile: np.ndarray) -> np.ndarray:

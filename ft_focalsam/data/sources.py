@@ -1,4 +1,4 @@
-"""Sources of labelled images: registered ones by name, anything else from the Hub or from a folder."""
+"""Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ..registry import Registry
+from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
+from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
@@ -48,10 +50,30 @@ class ImageData:
         """C, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.train)
+
+    def rename(self, class_names: list[str]) -> "ImageData":
+        """The same data with other names of the classes, in index order.
+
+        Raises:
+            ValueError: If their number is another.
+        """
+        if len(class_names) != self.num_classes:
+            raise ValueError(
+                f"--class_names has {len(class_names)} names and the data set {self.num_classes} classes; name all."
+            )
+        feature = datasets.ClassLabel(names=class_names)
+        train, test = (part.cast_column("labels", feature) for part in (self.train, self.test))
+        return replace(self, train=train, test=test, class_names=class_names)
+
     def cut(
         self,
         *,
         imbalance_factor: float | None = None,
+        profile: str = "exponential",
         max_train_per_class: int | None = None,
         max_test_per_class: int | None = None,
         seed: int = 0,
@@ -60,7 +82,8 @@ class ImageData:
 
         Args:
             imbalance_factor (`float`, >= 1, *optional*): Ratio of the most frequent to the rarest class of the
-                exponential long-tail profile that the training set is cut to; by default it keeps its own.
+                long-tail profile that the training set is cut to; by default it keeps its own imbalance.
+            profile (`str`, defaults to `"exponential"`): `"exponential"`, `"step"` or `"pareto"`.
             max_train_per_class (`int`, *optional*): Training images of the most frequent class.
             max_test_per_class (`int`, *optional*): Test images a class.
             seed (`int`, defaults to 0): Which images are taken.
@@ -71,8 +94,8 @@ class ImageData:
         train, test = self.train, self.test
         labels, num_classes = label_array(train), self.num_classes
         if imbalance_factor is not None:
-            profile = {"imbalance_factor": imbalance_factor, "max_count": max_train_per_class}
-            train = train.select(long_tail_indices(labels, num_classes, seed=seed, **profile))
+            shape = {"imbalance_factor": imbalance_factor, "profile": profile, "max_count": max_train_per_class}
+            train = train.select(long_tail_indices(labels, num_classes, seed=seed, **shape))
         elif max_train_per_class is not None:
             train = train.select(take_per_class(labels, num_classes, per_class=max_train_per_class, seed=seed))
         if max_test_per_class is not None:
@@ -104,6 +127,9 @@ def digits() -> ImageData:
 def load_image_data(
     name: str,
     *,
+    test_dataset: str | None = None,
+    image_root: str | None = None,
+    class_names: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     train_split: str = "train",
@@ -111,13 +137,19 @@ def load_image_data(
     test_fraction: float | None = None,
     config_name: str | None = None,
 ) -> ImageData:
-    """Load labelled images by the name of a registered source, from the Hugging Face Hub, or from a local folder.
+    """Load labelled images: a registered source, a data set of the Hugging Face Hub, a local folder or a file.
 
-    A folder may hold what `datasets.load_dataset` reads (parquet, Arrow, ...), what `Dataset.save_to_disk` wrote, or
-    images in one sub-folder per class, with or without `train/` and `test/` folders around them.
+    A folder may hold what `datasets.load_dataset` reads (parquet, Arrow, ...), what `Dataset.save_to_disk` wrote,
+    images in one sub-folder per class, with or without `train/` and `test/` folders around them, or the binary version
+    of CIFAR. A file may be a list of `path label` lines (.txt), a table (.csv, .jsonl), iNaturalist's JSON (.json) or
+    NumPy arrays (.npz).
 
     Args:
-        name (`str`): A registered source (`"digits"`), a Hub name (`"uoft-cs/cifar100"`) or a path.
+        name (`str`): A registered source (`"digits"`), a Hub name (`"uoft-cs/cifar100"`), a path, or
+            `"torchvision:cifar10"` for the folder that torchvision downloaded CIFAR to.
+        test_dataset (`str`, *optional*): File to test on, where `name` is a file.
+        image_root (`str`, *optional*): Folder that the paths in a file are relative to, by default the file's own.
+        class_names (`str`, *optional*): File of class names in index order, see [`read_class_names`].
         image_column (`str`, *optional*): By default the one column with an `Image` feature.
         label_column (`str`, *optional*): By default the one `ClassLabel` column, else the one with a usual name.
         train_split (`str`, defaults to `"train"`): Split to train on.
@@ -127,48 +159,102 @@ def load_image_data(
         config_name (`str`, *optional*): Configuration of a Hub data set that has several.
 
     Returns:
-        [`ImageData`]: With checked labels; no image has been decoded.
+        [`ImageData`]: With checked labels and existing files; no image has been decoded.
 
     Raises:
-        FileNotFoundError: If there is no such source, folder or Hub data set, or the Hub cannot be reached.
-        ValueError: If a split or a column is missing or ambiguous, a label is out of range, or options contradict.
+        FileNotFoundError: If there is no such source, folder, file or Hub data set, the Hub cannot be reached, or a
+            picture that a file lists is missing.
+        ValueError: If a split or a column is missing or ambiguous, a label is out of range, a path leads out of its
+            folder, or options contradict.
     """
+    given = {"image_root": image_root, "test_dataset": test_dataset, "test_split": test_split}
+    given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
+    given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
+    names = None if class_names is None else read_class_names(class_names)
+    path = Path(name).expanduser()
     if name in SOURCES:
-        options = {"image_column": image_column, "label_column": label_column, "test_split": test_split}
-        options |= {"test_fraction": test_fraction, "dataset_config": config_name}
-        options |= {"train_split": None if train_split == "train" else train_split}
-        given = [f"--{option}" for option, value in options.items() if value is not None]
-        if given:
-            raise ValueError(f"The registered source '{name}' has fixed columns and splits; drop {', '.join(given)}.")
-        return SOURCES[name]()
-
-    splits = _select_splits(_read_splits(name, config_name), train_split, test_split, test_fraction)
+        _refuse(f"The registered source '{name}' has fixed columns and splits", given)
+        data = SOURCES[name]()
+        return data if names is None else data.rename(names)
+    if path.is_file():
+        _refuse(f"'{name}' is a file", {"dataset_config": config_name})
+        root = path.parent if image_root is None else Path(image_root).expanduser()
+        splits = _read_files(path, test_dataset, FileOptions(root, image_column, label_column))
+        image_column, label_column = "image", "labels"
+    else:
+        _refuse(f"'{name}' is no file that lists pictures", {"test_dataset": test_dataset})
+        splits = _read_splits(name, config_name, image_root)
+    splits = _select_splits(splits, train_split, test_split, test_fraction)
     features = splits["train"].features
     image_column = find_image_column(features, image_column)
     label_column = find_label_column(features, label_column)
-    splits = normalise(splits, image_column=image_column, label_column=label_column)
+    splits = normalise(splits, image_column=image_column, label_column=label_column, class_names=names)
+    data = _image_data(name, splits, test_fraction, train_split=train_split)
+    return data if names is None else data.rename(names)
+
+
+def _image_data(
+    name: str, splits: datasets.DatasetDict, test_fraction: float | None, *, train_split: str
+) -> ImageData:
+    """The training split, and the test split or a cut of the training split."""
     train = splits["train"]
-    names = train.features["labels"].names
-    check_labels(train, len(names), split=train_split)
+    check_labels(train, train.features["labels"].num_classes, split=train_split)
     if test_fraction is not None:
         train, test = _cut_test_split(train, test_fraction)
     else:
         test = splits["test"]
-    return ImageData(train=train, test=test, class_names=names, name=name)
+    return ImageData(train=train, test=test, class_names=train.features["labels"].names, name=name)
 
 
-def _read_splits(name: str, config_name: str | None) -> datasets.DatasetDict:
+def _refuse(what: str, options: dict[str, object]) -> None:
+    given = [f"--{option}" for option, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{what}; drop {', '.join(given)}.")
+
+
+def _read_files(path: Path, test_dataset: str | None, options: FileOptions) -> datasets.DatasetDict:
+    """The splits of a file, and the test split from another one."""
+
+    def read(file: Path) -> datasets.DatasetDict:
+        if file.suffix.lower() not in FILE_FORMATS:
+            raise ValueError(
+                f"The data set '{file}' is a file of no known format ({', '.join(FILE_FORMATS)}); give one of these, "
+                f"or the folder that holds it."
+            )
+        return FILE_FORMATS[file.suffix.lower()](file, options)
+
+    splits = read(path)
+    if test_dataset is not None:
+        test = Path(test_dataset).expanduser()
+        if not test.is_file():
+            raise FileNotFoundError(f"The file '{test_dataset}' to test on does not exist; check --test_dataset.")
+        if "test" in splits:
+            raise ValueError(f"'{path}' has a test split of its own; drop --test_dataset {test_dataset}.")
+        splits["test"] = read(test)["train"]
+    return splits
+
+
+def _read_splits(name: str, config_name: str | None, image_root: str | None) -> datasets.DatasetDict:
     """All splits of a folder or Hub data set, whatever its layout."""
+    if name in TORCHVISION:
+        if image_root is None:
+            raise ValueError(f"'{name}' is read from the folder that torchvision downloaded to; set --image_root.")
+        return read_torchvision_cifar(name, Path(image_root).expanduser())
+    _refuse(f"'{name}' is no file that lists pictures", {"image_root": image_root})
     path = Path(name).expanduser()
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"The data set folder '{name}' does not exist; check the path.")
-    if path.is_file():
-        raise ValueError(f"The data set '{name}' is a file; give the folder that holds it.")
+    kind = "file" if path.suffix.lower() in FILE_FORMATS else "folder"
+    is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or kind == "file"
+    if is_local and not path.exists():
+        raise FileNotFoundError(f"The data set {kind} '{name}' does not exist; check the path.")
     if (path / "dataset_dict.json").is_file():
         return datasets.load_from_disk(str(path))
     if (path / "state.json").is_file():
         return datasets.DatasetDict({"train": datasets.load_from_disk(str(path))})
-    patterns = _image_folder_patterns(path) if path.is_dir() else None
+    if path.is_dir():
+        refuse_pickled_cifar(path)
+        if binary_cifar_version(path) is not None:
+            return read_binary_cifar(path)
+    patterns = image_folder_patterns(path) if path.is_dir() else None
     if patterns is not None:
         return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns)
     try:
@@ -177,11 +263,11 @@ def _read_splits(name: str, config_name: str | None) -> datasets.DatasetDict:
         reason = str(error).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
             f"The data set '{name}' is no registered source ({', '.join(sorted(SOURCES))}) and could not be read from "
-            f"a folder or from the Hub ({reason}); check its name, or the connection."
+            f"a file, a folder or the Hub ({reason}); check its name, or the connection."
         ) from error
 
 
-def _image_folder_patterns(path: Path) -> dict[str, str] | None:
+def image_folder_patterns(path: Path) -> dict[str, str] | None:
     """Split name -> glob pattern for a folder of images by class; None where the layout is another.
 
     The layout is told from the depth of the images alone: `datasets` goes by words in folder and file names, and would

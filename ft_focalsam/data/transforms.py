@@ -2,23 +2,24 @@
 
 Evaluation reproduces the processor's `pixel_values`; training changes the crop and adds random transforms, with the
 same final normalisation. Every random transform draws from torch's global generator, which `TransformedImages` seeds.
+Both take a picture that is stored (a file that a worker process decodes) or a PIL image.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch.utils.data import Dataset
+from PIL import Image
+from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
 from ..registry import Registry
-from .columns import label_array
+from .images import REDUCTIONS, StoredImage, to_rgb, upright_size
 
 _PROCESSOR_TOLERANCE = 2.5  # grey levels of 255; two roundings of a resize may differ by this, a missed step does not
 
@@ -75,11 +76,20 @@ class Preprocessing:
             self.output_size, scale=scale, ratio=ratio, interpolation=self.interpolation, antialias=True
         )
 
-    def compose(self, geometry: list[v2.Transform]) -> v2.Compose:
-        """PIL image -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W)."""
-        to_bytes = [v2.Lambda(to_rgb, Image.Image), v2.PILToTensor()]
-        to_float = [v2.ToDtype(torch.float32, scale=False), v2.Normalize(mean=list(self.mean), std=list(self.std))]
-        return v2.Compose([*to_bytes, *geometry, *to_float])
+    def compose(self, geometry: list[v2.Transform], *, fast_decode: bool = False) -> v2.Compose:
+        """Picture -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W).
+
+        Args:
+            geometry (`list[v2.Transform]`): Of uint8 tensors (3, H, W).
+            fast_decode (`bool`, defaults to `False`): Where `geometry` begins with a random resized crop, decode a
+                JPEG at 1/2, 1/4 or 1/8 of its size, if its crop is then still as large as what the model sees.
+        """
+        decode = [Decode()]
+        if fast_decode and geometry and isinstance(geometry[0], v2.RandomResizedCrop):
+            decode, geometry = [DecodeCrop(geometry[0])], geometry[1:]
+        normalise = v2.Normalize(mean=list(self.mean), std=list(self.std), inplace=True)
+        to_float = [v2.ToDtype(torch.float32, scale=False), normalise]
+        return v2.Compose([*decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *to_float])
 
 
 # An augmentation is a function from a Preprocessing to transforms of uint8 tensors.
@@ -114,6 +124,30 @@ def randaugment(preprocessing: Preprocessing) -> list[v2.Transform]:
     return [*crop_flip(preprocessing), v2.RandAugment(num_ops=2, magnitude=9)]
 
 
+@register_augmentation("imagenet")
+def imagenet(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """`crop_flip`, then brightness, contrast and saturation by up to 40 %: what ImageNet-LT is trained with.
+
+    Liu et al., OLTR, 2019 (https://arxiv.org/abs/1904.05160).
+    """
+    return [*crop_flip(preprocessing), v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)]
+
+
+@register_augmentation("cifar")
+def cifar(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """Shift by up to an eighth of the side, black behind it, and flip: 4 pixels of 32, what CIFAR is trained with."""
+    height, width = preprocessing.output_size
+    shift = v2.RandomCrop((height, width), padding=[width // 8, height // 8])
+    return [*preprocessing.resize_and_crop(), shift, v2.RandomHorizontalFlip()]
+
+
+@register_augmentation("minimalist")
+def minimalist(preprocessing: Preprocessing) -> list[v2.Transform]:
+    """Square random crops that grow over training up to the whole picture, and flip (see [`MinimalistCrop`])."""
+    size, interpolation = preprocessing.output_size, preprocessing.interpolation
+    return [MinimalistCrop(size, interpolation=interpolation, antialias=True), v2.RandomHorizontalFlip()]
+
+
 def eval_transform(image_processor: BaseImageProcessor, *, image_size: int | None = None) -> v2.Compose:
     """The processor's own preprocessing as a transform of one PIL image.
 
@@ -123,7 +157,8 @@ def eval_transform(image_processor: BaseImageProcessor, *, image_size: int | Non
             own; a resize before a crop keeps its ratio (256 before 224 becomes 512 before 448).
 
     Returns:
-        `v2.Compose`: PIL image of any mode -> float32 tensor (3, H, W), equal to the processor's `pixel_values`.
+        `v2.Compose`: [`StoredImage`] or PIL image of any mode -> float32 tensor (3, H, W), equal to the processor's
+        `pixel_values`.
 
     Raises:
         ValueError: If the processor does something else than resize, crop, rescale and normalise to one fixed size.
@@ -133,64 +168,96 @@ def eval_transform(image_processor: BaseImageProcessor, *, image_size: int | Non
 
 
 def train_transform(
-    image_processor: BaseImageProcessor, *, image_size: int | None = None, augmentation: str = "crop_flip"
+    image_processor: BaseImageProcessor,
+    *,
+    image_size: int | None = None,
+    augmentation: str = "crop_flip",
+    fast_decode: bool = True,
 ) -> v2.Compose:
     """Random augmentation, then the processor's own normalisation.
 
     Args:
         image_processor (`BaseImageProcessor`): Of the backbone.
         image_size (`int`, *optional*): Side of the square that the model sees, in pixels.
-        augmentation (`str`, defaults to `"crop_flip"`): `"none"`, `"crop_flip"`, `"crop"` or `"randaugment"`, or the
-            name of one added with [`register_augmentation`].
+        augmentation (`str`, defaults to `"crop_flip"`): `"none"`, `"crop_flip"`, `"crop"`, `"randaugment"`,
+            `"imagenet"`, `"cifar"` or `"minimalist"`, or the name of one added with [`register_augmentation`].
+        fast_decode (`bool`, defaults to `True`): Decode a JPEG file at 1/2, 1/4 or 1/8 of its size where a random crop
+            of it is then still as large as what the model sees.
 
     Returns:
-        `v2.Compose`: PIL image of any mode -> float32 tensor (3, H, W).
+        `v2.Compose`: [`StoredImage`] or PIL image of any mode -> float32 tensor (3, H, W).
 
     Raises:
         ValueError: If the augmentation is unknown, or as in [`eval_transform`].
     """
     augment = AUGMENTATIONS.choose(augmentation)
     preprocessing = read_preprocessing(image_processor, image_size=image_size)
-    return preprocessing.compose(augment(preprocessing))
+    return preprocessing.compose(augment(preprocessing), fast_decode=fast_decode)
 
 
-class TransformedImages(Dataset):
-    """Images as the tensors a model takes, with random numbers that depend on nothing but seed, epoch and image.
+class Decode(nn.Module):
+    """Stored or PIL picture -> RGB bytes, uint8 of shape (3, H, W)."""
 
-    The same picture is therefore augmented in the same way whatever was drawn before it: in a resumed run, with any
-    number of worker processes and of training processes.
+    def forward(self, image: StoredImage | Image.Image) -> torch.Tensor:
+        """Decode the whole picture at its full size."""
+        return image.decode() if isinstance(image, StoredImage) else tvf.pil_to_tensor(to_rgb(image))
+
+
+class DecodeCrop(nn.Module):
+    """Stored or PIL picture -> a random crop of it, resized: uint8 of shape (3, *size).
+
+    The crop is drawn first, so that a JPEG is decoded no larger than it needs to be.
 
     Args:
-        dataset (`datasets.Dataset`): Columns `"image"` and `"labels"`, as in [`ImageData`].
-        transform (`Callable`): PIL image -> tensor, e.g. of [`train_transform`].
-        seed (`int`, defaults to 0): Of the random numbers.
+        crop (`v2.RandomResizedCrop`): Which crop, and its size.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: Callable[[Image.Image], torch.Tensor], *, seed: int = 0):
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent worker processes too
+    def __init__(self, crop: v2.RandomResizedCrop):
+        super().__init__()
+        self.crop = crop
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
-        self._epoch.fill_(epoch)
+    def forward(self, image: StoredImage | Image.Image) -> torch.Tensor:
+        """Draw, decode, cut out and resize."""
+        if not isinstance(image, StoredImage):
+            return self.crop(Decode()(image))
+        opened = image.open()
+        height, width = upright_size(opened)
+        box = self.crop.make_params([torch.empty((1, height, width), device="meta")])
+        wanted = [box[side] // size for side, size in zip(("height", "width"), self.crop.size, strict=True)]
+        reduction = next((by for by in REDUCTIONS if by <= min(wanted)), 1)
+        pixels = image.decode(reduction=reduction, opened=opened)
+        by = [full / got for full, got in zip((height, width), pixels.shape[-2:], strict=True)]  # 1 if not a JPEG
+        return self.crop.transform(
+            pixels,
+            {
+                "top": round(box["top"] / by[0]),
+                "left": round(box["left"] / by[1]),
+                "height": max(1, round(box["height"] / by[0])),
+                "width": max(1, round(box["width"] / by[1])),
+            },
+        )
 
-    @property
-    def targets(self) -> np.ndarray:
-        """Labels, int64 of shape (N,), read without decoding an image."""
-        return label_array(self.dataset)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+class MinimalistCrop(v2.RandomResizedCrop):
+    """Random square crop of s to 100 % of the picture's area, where s grows from 8 to 100 % over training.
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`."""
-        item = self.dataset[int(index)]
-        state = np.random.SeedSequence([self.seed, int(self._epoch), int(index)]).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(int(state) >> 1)
-            return {"pixel_values": self.transform(item["image"]), "labels": item["labels"]}
+    At progress t (0 in the first epoch, 1 in the last) s = 0.08 + 0.92 (1 - sqrt(1 - t^2)); a crop is never larger
+    than the largest square in the picture. This is the minimalist data augmentation of Shi et al., LIFT+, 2025
+    (https://arxiv.org/abs/2504.13282), with the convex schedule of its code.
+    """
+
+    progress: float = 0.0  # set by TransformedImages
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the crop: top, left, height and width in pixels."""
+        height, width = flat_inputs[0].shape[-2:]
+        area, largest = height * width, min(height, width) ** 2
+        low, high = self.scale
+        low += (high - low) * (1 - math.sqrt(1 - self.progress**2))
+        low, high = (min(area * share, largest) for share in (low, high))
+        side = max(1, round(math.sqrt(low + (high - low) * float(torch.rand(1)))))
+        top, left = (int(torch.randint(0, full - side + 1, (1,))) for full in (height, width))
+        return {"top": top, "left": left, "height": side, "width": side}
 
 
 class CenterCrop(v2.Transform):
@@ -212,15 +279,6 @@ class CenterCrop(v2.Transform):
             inpt = tvf.pad(inpt, [wide // 2, high // 2, (wide + 1) // 2, (high + 1) // 2])
         top, left = ((got - wanted) // 2 for wanted, got in zip(self.size, inpt.shape[-2:], strict=True))
         return tvf.crop(inpt, top, left, *self.size)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image upright by its EXIF orientation and make it RGB, transparency on a white ground."""
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
 
 
 def read_preprocessing(image_processor: BaseImageProcessor, *, image_size: int | None = None) -> Preprocessing:

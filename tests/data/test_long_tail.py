@@ -1,9 +1,12 @@
 """Long-tailed profiles against the published CIFAR-LT counts, nesting of subsets, frequency groups."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
 from ft_focalsam.data import (
+    PROFILES,
     class_counts,
     describe_groups,
     exponential_counts,
@@ -11,6 +14,8 @@ from ft_focalsam.data import (
     label_array,
     load_image_data,
     long_tail_indices,
+    profile_counts,
+    register_profile,
     stratified_split,
     take_per_class,
 )
@@ -147,3 +152,48 @@ def test_description_of_groups_holds_their_numbers():
     assert lines[2][:3] == ["medium", "20..100", "35"]
     assert lines[3][:4] == ["few", "<", "20", "30"]
     assert sum(int(line[-1]) for line in lines[1:]) == 10847
+
+
+# ---- other profiles ----
+
+
+@pytest.mark.parametrize("imbalance_factor", [1, 3.7, 10, 50, 100, 200])
+@pytest.mark.parametrize("num_classes", [1, 2, 5, 10, 100])
+def test_profiles_equal_a_loop_over_their_formulas(num_classes, imbalance_factor):
+    """Fractions and decimals to 40 places, class by class."""
+    factor, last = Decimal(str(imbalance_factor)), max(num_classes - 1, 1)
+    alpha = factor.ln() / Decimal(max(num_classes, 2)).ln()  # 1 / the index of the Pareto distribution
+    formulas = {
+        "exponential": lambda i: factor ** (-Decimal(i) / last),
+        "step": lambda i: Decimal(1) if i < max(num_classes // 2, 1) else 1 / factor,
+        "pareto": lambda i: Decimal(i + 1) ** -alpha,
+    }
+    assert set(formulas) == set(PROFILES)
+    for name, formula in formulas.items():
+        counts = profile_counts(num_classes, 5000, imbalance_factor=imbalance_factor, profile=name)
+        expected = [int(5000 * formula(i) + Decimal("1e-6")) for i in range(num_classes)]
+        assert counts.tolist() == expected, name
+        assert num_classes == 1 or counts[-1] == int(Decimal(5000) / factor + Decimal("1e-6"))
+
+
+@pytest.mark.parametrize("profile", ["step", "pareto"])
+def test_subsets_of_other_profiles(profile):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200))
+    chosen = long_tail_indices(labels, 10, imbalance_factor=20, seed=1, profile=profile)
+    expected = profile_counts(10, 200, imbalance_factor=20, profile=profile)
+    assert class_counts(labels[chosen], 10).tolist() == expected.tolist() and expected[-1] == 10
+    assert np.array_equal(chosen, long_tail_indices(labels, 10, imbalance_factor=20, seed=1, profile=profile))
+    more = long_tail_indices(labels, 10, imbalance_factor=40, seed=1, profile=profile)
+    assert len(more) < len(chosen) and np.isin(more, chosen).all()
+
+
+def test_a_new_profile_is_one_function(request):
+    request.addfinalizer(lambda: PROFILES.pop("two_thirds"))
+
+    @register_profile("two_thirds")
+    def two_thirds(num_classes, imbalance_factor):
+        return np.where(np.arange(num_classes) < 2 * num_classes / 3, 1.0, 1 / imbalance_factor)
+
+    assert profile_counts(3, 10, imbalance_factor=5, profile="two_thirds").tolist() == [10, 10, 2]
+    with pytest.raises(ValueError, match="Unknown long-tail profile 'linear'; choose one of exponential, step"):
+        profile_counts(3, 10, imbalance_factor=5, profile="linear")

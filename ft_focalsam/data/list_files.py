@@ -1,0 +1,246 @@
+"""Data sets that are described by one file: lists of paths and labels, tables, iNaturalist's JSON, NumPy arrays."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ..registry import Registry
+from .columns import LABEL_NAMES
+from .paths import resolve_paths
+
+PATH_NAMES = ("path", "image", "image_path", "file", "file_name", "filename", "img")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How a file that describes a data set is to be read.
+
+    Args:
+        image_root (`Path`): Folder that the paths in it are relative to.
+        image_column, label_column (`str`, *optional*): Columns of a table; found by usual names by default.
+    """
+
+    image_root: Path
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+# A format is a function from a file and its options to splits with a column of images and one of labels.
+FILE_FORMATS: Registry[Callable[[Path, FileOptions], datasets.DatasetDict]] = Registry("file format")
+register_file_format = FILE_FORMATS.register
+
+
+@register_file_format(".txt")
+def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDict:
+    """Lines `path label`, as ImageNet_LT_train.txt and Places_LT_train.txt have them; labels are integers."""
+    names, labels, lines = [], [], []
+    for line, text in enumerate(_text(file).splitlines(), start=1):
+        if not text.strip():
+            continue
+        name, _, label = text.strip().rpartition(" ")
+        if not name or not label.isascii() or not label.isdigit():
+            raise ValueError(f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class number.")
+        names.append(name.strip())
+        labels.append(int(label))
+        lines.append(line)
+    return datasets.DatasetDict({"train": _from_paths(file, options, names=names, lines=lines, labels=labels)})
+
+
+@register_file_format(".csv")
+def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
+    """A table with a header, a column of paths, one of labels and, where it has one, the column `split`."""
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""))
+    return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+
+
+@register_file_format(".jsonl")
+def json_lines(file: Path, options: FileOptions) -> datasets.DatasetDict:
+    """The same as one JSON object a line."""
+
+    def rows():
+        for line, text in enumerate(_text(file).splitlines(), start=1):
+            if text.strip():
+                row = _json(text, where=f"Line {line} of '{file}'")
+                if not isinstance(row, dict):
+                    raise ValueError(f"Line {line} of '{file}' is no JSON object; write {{\"path\": ..., ...}}.")
+                yield line, row
+
+    return _from_rows(file, options, rows())
+
+
+@register_file_format(".json")
+def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
+    """iNaturalist's train2018.json and val2018.json (https://github.com/visipedia/inat_comp): the keys `images` (id,
+    file_name), `annotations` (image_id, category_id) and `categories` (id, name), with one annotation an image."""
+    content = _json(_text(file), where=f"'{file}'")
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
+        raise ValueError(f"'{file}' has no lists {', '.join(keys)}; give iNaturalist's JSON, or a .csv or .jsonl.")
+    try:
+        categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+        category_of = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+        pictures = [(image["id"], image["file_name"]) for image in content["images"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"An entry of '{file}' has no {error}; give iNaturalist's JSON as it is published."
+        ) from error
+    if len(category_of) != len(content["annotations"]):
+        raise ValueError(f"'{file}' gives some image several annotations; one class an image is needed.")
+    unlabelled = [name for index, name in pictures if category_of.get(index) not in categories]
+    if unlabelled:
+        raise ValueError(
+            f"The image '{unlabelled[0]}' of '{file}' has no category ({len(unlabelled):,} of {len(pictures):,} have "
+            f"none); give a file with annotations, such as train2018.json."
+        )
+    index = {category: position for position, category in enumerate(categories)}
+    dataset = _from_paths(
+        file,
+        options,
+        names=[name for _, name in pictures],
+        lines=range(1, len(pictures) + 1),
+        labels=[index[category_of[image]] for image, _ in pictures],
+        feature=datasets.ClassLabel(names=_distinct(list(categories.values()), file)),
+    )
+    return datasets.DatasetDict({"train": dataset})
+
+
+@register_file_format(".npz")
+def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
+    """NumPy arrays x (uint8, (N, H, W) or (N, H, W, 3)) and y (integers, (N,)), or x_train, y_train, x_test, y_test.
+
+    Pickled objects are never read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            stored = {name: content[name] for name in content.files}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"'{file}' is no archive of plain NumPy arrays ({error}); write it with np.savez.") from error
+    suffixes = {"train": "_train", "test": "_test"} if "x_train" in stored else {"train": ""}
+    splits = datasets.DatasetDict()
+    for split, suffix in suffixes.items():
+        pixels, labels = stored.get("x" + suffix), stored.get("y" + suffix)
+        if pixels is None or labels is None:
+            raise ValueError(
+                f"'{file}' holds {', '.join(sorted(stored))}; name its arrays x and y, or x_train, y_train, x_test "
+                f"and y_test."
+            )
+        is_picture = pixels.dtype == np.uint8 and (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3))
+        if not is_picture or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"'{file}' has x{suffix} of {pixels.dtype} {pixels.shape} and y{suffix} of {labels.dtype} "
+                f"{labels.shape}; give uint8 (N, H, W) or (N, H, W, 3), and N integers."
+            )
+        splits[split] = from_pixels(pixels, labels)
+    return splits
+
+
+def from_pixels(pixels: np.ndarray, labels: np.ndarray, feature: datasets.Features | None = None) -> datasets.Dataset:
+    """A data set of pictures in memory.
+
+    Args:
+        pixels (`np.ndarray`): uint8 of shape (N, H, W) or (N, H, W, 3).
+        labels (`np.ndarray`): Integers of shape (N,).
+        feature (*optional*): Of the labels, e.g. a `datasets.ClassLabel`.
+    """
+    features = {"image": datasets.Image(), "labels": feature or datasets.Value("int64")}
+    columns = {"image": [Image.fromarray(picture) for picture in pixels], "labels": labels.astype(np.int64)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def read_class_names(path: str) -> list[str]:
+    """Class names in index order: one a line, a JSON list of names, or one of objects with `id` and `name`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else, or a name twice.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"The file of class names '{path}' does not exist; check --class_names.")
+    if file.suffix != ".json":
+        return _distinct([line.strip() for line in _text(file).splitlines() if line.strip()], file)
+    content = _json(_text(file), where=f"'{file}'")
+    if isinstance(content, list) and all(
+        isinstance(entry, dict) and {"id", "name"} <= set(entry) for entry in content
+    ):
+        content = [entry["name"] for entry in sorted(content, key=lambda entry: entry["id"])]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"'{file}' holds no list of class names; write one a line, or a JSON list of them.")
+    return _distinct(content, file)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"'{file}' is no text in UTF-8 ({error.reason} at byte {error.start}); convert it."
+        ) from error
+
+
+def _json(text: str, *, where: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}); correct it.") from error
+
+
+def _distinct(names: list[str], file: Path) -> list[str]:
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in seen:
+            raise ValueError(f"'{file}' names the classes {seen[name]} and {index} '{name}'; give each its own name.")
+        seen[name] = index
+    return names
+
+
+def _from_paths(file: Path, options: FileOptions, *, names, lines, labels, feature=None) -> datasets.Dataset:
+    """A data set of picture files; none is opened."""
+    paths = resolve_paths(names, lines, list_file=file, root=options.image_root)
+    if not paths:
+        raise ValueError(f"'{file}' lists no picture; give one with lines.")
+    values = pa.array(labels)
+    feature = feature or datasets.Value("string" if pa.types.is_string(values.type) else "int64")
+    features = datasets.Features({"image": datasets.Image(), "labels": feature})
+    return datasets.Dataset.from_dict({"image": paths, "labels": labels}, features=features)
+
+
+def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]]) -> datasets.DatasetDict:
+    """Splits from (line, row) pairs; labels are numbers where all of them are, else names."""
+    splits: dict[str, list[tuple[int, str, str]]] = {}
+    columns = None
+    for line, row in rows:
+        if columns is None:
+            columns = (
+                _column(file, row, options.image_column, PATH_NAMES, option="--image_column"),
+                _column(file, row, options.label_column, LABEL_NAMES, option="--label_column"),
+            )
+        path, label = (row.get(column) for column in columns)
+        if path in (None, "") or label in (None, ""):
+            raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
+        splits.setdefault(str(row.get("split") or "train"), []).append((line, str(path), str(label)))
+    if columns is None:
+        raise ValueError(f"'{file}' lists no picture; give one with lines.")
+    are_numbers = all(label.isascii() and label.isdigit() for entries in splits.values() for *_, label in entries)
+    result = datasets.DatasetDict()
+    for split, entries in splits.items():
+        lines, names, labels = zip(*entries, strict=True)
+        labels = [int(label) for label in labels] if are_numbers else list(labels)
+        result[split] = _from_paths(file, options, names=names, lines=lines, labels=labels)
+    return result
+
+
+def _column(file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], *, option: str) -> str:
+    found = [name for name in usual if name in row] if chosen is None else [chosen]
+    if not found or found[0] not in row:
+        listed = ", ".join(f"'{name}'" for name in row if name is not None)
+        raise ValueError(f"'{file}' has the columns {listed}; set {option} to one of them.")
+    return found[0]

@@ -1,0 +1,194 @@
+"""Every picture of a data set looked at once, in worker processes: broken ones, sizes, and hashes of the pixels."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
+
+T = TypeVar("T")
+_BATCH = 32
+_WORTH_PROCESSES = 2000  # pictures; fewer are done sooner than worker processes start
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one picture is.
+
+    Args:
+        name (`str`): Its path, or its row.
+        error (`str`, *optional*): Why it cannot be used; the fields below are then empty.
+        height, width (`int`): In pixels, upright.
+        format, mode (`str`): As PIL names them.
+        pixels (`str`): Hash of the RGB pixels and the size, the same for the same picture in another lossless file.
+        gradient (`str`): Signs of the differences of neighbours in 9 x 9 grey pixels (dHash, along both axes), the
+            same for most pictures that were only resized or compressed; empty for a picture without structure.
+    """
+
+    name: str
+    error: str | None = None
+    height: int = 0
+    width: int = 0
+    format: str = ""
+    mode: str = ""
+    pixels: str = ""
+    gradient: str = ""
+
+
+def scan_images(
+    dataset: datasets.Dataset, *, num_workers: int | None = None, desc: str = "Images"
+) -> list[ImageFacts]:
+    """Decode every picture and describe it; a broken one is a fact like others.
+
+    Args:
+        dataset (`datasets.Dataset`): With the column `"image"`.
+        num_workers (`int`, *optional*): Processes; by default up to 8, for a large data set.
+        desc (`str`): Beside the progress bar.
+    """
+    return list(map_images(dataset, _facts, num_workers=num_workers, desc=desc))
+
+
+def find_broken(dataset: datasets.Dataset, *, num_workers: int | None = None, desc: str = "Images") -> dict[int, str]:
+    """The rows whose picture cannot be read, each with the reason. JPEGs are decoded at an eighth of their size.
+
+    The result is kept in the cache of `datasets` until a file or its time of change, or stored bytes, differ.
+
+    Args:
+        dataset, num_workers, desc: As in [`scan_images`].
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "ft_focalsam" / f"scan-{signature(dataset)}.json"
+    if cache.is_file():
+        return {int(row): error for row, error in json.loads(cache.read_text(encoding="utf-8")).items()}
+    errors = map_images(dataset, _error, num_workers=num_workers, desc=desc)
+    broken = {row: error for row, error in enumerate(errors) if error is not None}
+    write_aside(cache, json.dumps(broken).encode())
+    return broken
+
+
+def map_images(
+    dataset: datasets.Dataset,
+    function: Callable[[dict[str, Any], int], T],
+    *,
+    num_workers: int | None = None,
+    desc: str = "Images",
+) -> Iterator[T]:
+    """The results of `function(record, row)` for every picture, in order, computed in worker processes.
+
+    Args:
+        dataset (`datasets.Dataset`): With the column `"image"`, whose values (`"bytes"` and `"path"`) are the records.
+        function (`Callable`): Picklable, as its results must be.
+        num_workers, desc: As in [`scan_images`].
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers is None:
+        num_workers = 8 if len(dataset) >= _WORTH_PROCESSES else 0
+    loader = DataLoader(
+        _Mapped(undecoded(dataset.select_columns(["image"])), function),
+        batch_size=_BATCH,
+        num_workers=min(num_workers, cores),
+        collate_fn=list,
+        worker_init_fn=_one_thread,
+    )
+    with tqdm(total=len(dataset), desc=desc, unit=" images", disable=len(dataset) < _WORTH_PROCESSES) as bar:
+        for results in loader:
+            yield from results
+            bar.update(len(results))
+
+
+def signature(dataset: datasets.Dataset) -> str:
+    """Hash of what the pictures are stored as: paths, sizes and times of change of files, and stored bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in undecoded(dataset.select_columns(["image"])).with_format("arrow").iter(batch_size=256):
+        for record in batch["image"].to_pylist():
+            digest.update(record_signature(record).encode())
+    return digest.hexdigest()
+
+
+def record_signature(record: dict[str, Any]) -> str:
+    """The same of one picture; changes when the picture does."""
+    if record["bytes"] is not None:
+        return hashlib.blake2b(record["bytes"], digest_size=16).hexdigest()
+    try:
+        status = os.stat(record["path"])
+    except (OSError, TypeError):
+        return f"{record['path']}|missing"
+    return f"{os.path.abspath(record['path'])}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file so that no other process ever sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class _Mapped(Dataset):
+    def __init__(self, dataset: datasets.Dataset, function: Callable[[dict[str, Any], int], Any]):
+        self.dataset = dataset
+        self.function = function
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int):
+        return self.function(self.dataset[row]["image"], row)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _error(record: dict[str, Any], row: int) -> str | None:
+    try:
+        StoredImage.read(record, row=row).decode(reduction=8)
+    except BadImageError as error:
+        return str(error)
+    return None
+
+
+def _facts(record: dict[str, Any], row: int) -> ImageFacts:
+    name = record_name(record, row=row)
+    try:
+        stored = StoredImage.read(record, row=row)
+        image = stored.open()
+        pixels = stored.decode()
+    except BadImageError as error:
+        return ImageFacts(name, str(error))
+    height, width = upright_size(image)
+    digest = hashlib.blake2b(f"{height}x{width}|".encode(), digest_size=16)
+    digest.update(pixels.permute(1, 2, 0).contiguous().numpy().data)
+    return ImageFacts(
+        name,
+        height=height,
+        width=width,
+        format=image.format or "",
+        mode=image.mode,
+        pixels=digest.hexdigest(),
+        gradient=_gradient(pixels),
+    )
+
+
+def _gradient(pixels: torch.Tensor) -> str:
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    grey = np.asarray(picture.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
+    along = np.concatenate([np.diff(grey[:8], axis=1).ravel(), np.diff(grey[:, :8], axis=0).ravel()])
+    is_flat = np.abs(along).max() < 8 or not (along > 0).any()
+    return "" if is_flat else np.packbits(along > 0).tobytes().hex()

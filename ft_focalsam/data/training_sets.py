@@ -1,0 +1,138 @@
+"""What a Trainer reads: pictures, stored or streamed, as the tensors that a model takes."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import v2
+
+from .columns import label_array
+from .images import StoredImage, undecoded
+
+
+class TransformedImages(Dataset):
+    """Images as the tensors a model takes, with random numbers that depend on nothing but seed, epoch and image.
+
+    The same picture is therefore augmented in the same way whatever was drawn before it: in a resumed run, with any
+    number of worker processes and of training processes.
+
+    Args:
+        dataset (`datasets.Dataset`): Columns `"image"` and `"labels"`, as in [`ImageData`].
+        transform (`Callable`): [`StoredImage`] -> tensor, e.g. of [`train_transform`].
+        seed (`int`, defaults to 0): Of the random numbers.
+        num_epochs (`int`, defaults to 1): Of the training, for an augmentation that changes over it.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: Callable[[StoredImage], torch.Tensor],
+        *,
+        seed: int = 0,
+        num_epochs: int = 1,
+    ):
+        self.dataset = undecoded(dataset)
+        self.transform = transform
+        self.seed = seed
+        self.num_epochs = num_epochs
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent worker processes too
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Labels, int64 of shape (N,), read without decoding an image."""
+        return label_array(self.dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`.
+
+        Raises:
+            BadImageError: If the picture is broken.
+        """
+        item = self.dataset[int(index)]
+        epoch = int(self._epoch)
+        _set_progress(self.transform, epoch, self.num_epochs)
+        image = StoredImage.read(item["image"], row=int(index))
+        pixel_values = _seeded(self.transform, image, [self.seed, epoch, int(index)])
+        return {"pixel_values": pixel_values, "labels": item["labels"]}
+
+
+class StreamedImages(IterableDataset):
+    """The same for a data set that is read from beginning to end and has no length.
+
+    Random numbers depend on nothing but seed, epoch and the bytes of the picture. Each worker process and each
+    training process reads its own share of the files.
+
+    Args:
+        dataset (`datasets.IterableDataset`): Columns `"image"` (not decoded) and `"labels"`.
+        transform, seed: As in [`TransformedImages`].
+        shuffle_buffer (`int`, defaults to 0): Pictures among which the next one is drawn; 0 keeps the order.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        transform: Callable[[StoredImage], torch.Tensor],
+        *,
+        seed: int = 0,
+        shuffle_buffer: int = 0,
+    ):
+        self.dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else dataset
+        self.transform = transform
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw and shuffle anew."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch = int(self._epoch)
+        self.dataset.set_epoch(epoch)
+        for row, item in enumerate(self.dataset):
+            image = StoredImage.read(item["image"], row=row)
+            content = int.from_bytes(hashlib.blake2b(image.content, digest_size=8).digest(), "little")
+            pixel_values = _seeded(self.transform, image, [self.seed, epoch, content])
+            yield {"pixel_values": pixel_values, "labels": item["labels"]}
+
+
+def training_set(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    transform: Callable[[StoredImage], torch.Tensor],
+    *,
+    seed: int = 0,
+    num_epochs: int = 1,
+    shuffle_buffer: int = 0,
+) -> TransformedImages | StreamedImages:
+    """[`TransformedImages`] of a stored data set, [`StreamedImages`] of a stream."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return StreamedImages(dataset, transform, seed=seed, shuffle_buffer=shuffle_buffer)
+    return TransformedImages(dataset, transform, seed=seed, num_epochs=num_epochs)
+
+
+def _seeded(transform: Callable, image: StoredImage, entropy: list[int]) -> torch.Tensor:
+    """The transform's result with random numbers of its own, torch's global state left as it was."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(int(state) >> 1)
+        return transform(image)
+
+
+def _set_progress(transform: Callable, epoch: int, num_epochs: int) -> None:
+    """Tell the transforms that have a `progress` how far training is: 0 in the first epoch, 1 in the last."""
+    stages = transform.transforms if isinstance(transform, v2.Compose) else [transform]
+    for stage in stages:
+        for module in stage.modules() if isinstance(stage, nn.Module) else ():
+            if hasattr(module, "progress"):
+                module.progress = min(1.0, epoch / max(1, num_epochs - 1))

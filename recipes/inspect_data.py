@@ -1,0 +1,73 @@
+"""Look at a data set before training on it: class counts, broken pictures, duplicates, extreme sizes.
+
+    python recipes/inspect_data.py recipes/configs/image_folder/clip_vit_b16_lora.yaml --dataset path/to/images
+
+Takes the file and the keys of recipes/finetune.py, and looks at exactly the images that such a run would use; the keys
+of the data, --output_dir and --dataloader_num_workers (processes) count here. Prints a summary and writes
+inspection.json (every case) and class_counts.png to --output_dir. Pixels are compared, so that a picture saved again
+under another name or in another format without loss is found; `looks like` compares the gradients of 9 x 9 grey pixels
+and may be wrong.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.config import DataArguments, ModelArguments, parse_config
+from ft_focalsam.data import Inspection, frequency_groups, inspect_images, prepare_images
+
+GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
+
+
+def plot_class_counts(path: Path, inspection: Inspection, *, many: int, few: int) -> None:
+    """Training images of each class, the most frequent first, coloured by group."""
+    from matplotlib import pyplot
+
+    counts = np.sort(inspection.train_counts)[::-1]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for group, classes in frequency_groups(counts, many=many, few=few).items():
+        axes.bar(classes, counts[classes], width=1.0, color=GROUP_COLOURS[group], label=f"{group} ({len(classes)})")
+    axes.set(yscale="log", xlabel="class, by frequency", ylabel="training images")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> Inspection:
+    """Inspect; returns what was found."""
+    data_args, _, _, args = parse_config(
+        (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
+    )
+    data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
+    inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)
+    thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
+    print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
+
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "dataset": data.name,
+        "class_names": inspection.class_names,
+        "train_counts": inspection.train_counts.tolist(),
+        "test_counts": inspection.test_counts.tolist(),
+        "sizes": inspection.sizes,
+        "findings": inspection.findings,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (folder / "inspection.json").write_text(text + "\n", encoding="utf-8")
+    plot_class_counts(folder / "class_counts.png", inspection, **thresholds)
+    print(f"inspection.json (every case) and class_counts.png are in {folder}.")
+    return inspection
+
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")

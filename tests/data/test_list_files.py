@@ -1,0 +1,286 @@
+"""Lists, tables, iNaturalist's JSON and arrays give what they name; mistakes name the file and the line."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ft_focalsam.data import FILE_FORMATS, label_array, load_image_data, register_file_format
+
+NAMES = ["train/große Eule/a 1.png", "train/große Eule/a 2.png", "train/wren/b.png", "val/c.png"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of four pictures, each of one grey: 0, 10, 20, 30."""
+    root = tmp_path / "pictures ü"
+    for index, name in enumerate(NAMES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), (10 * index,) * 3).save(root / name)
+    return root
+
+
+def greys(dataset) -> list[int]:
+    return [row["image"].getpixel((0, 0))[0] for row in dataset]
+
+
+def write(path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def lists(pictures, train: str, test: str = f"{NAMES[3]} 1\n") -> dict:
+    folder = pictures.parent
+    return {
+        "name": write(folder / "X_LT_train.txt", train),
+        "test_dataset": write(folder / "X_LT_test.txt", test),
+        "image_root": str(pictures),
+    }
+
+
+def test_lists_of_the_literature(pictures):
+    data = load_image_data(**lists(pictures, f"{NAMES[0]} 1\n{NAMES[2]} 0\n\n{NAMES[1]} 1\n"))
+    assert label_array(data.train).tolist() == [1, 0, 1] and label_array(data.test).tolist() == [1]
+    assert greys(data.train) == [0, 20, 10] and greys(data.test) == [30]
+    assert data.class_names == ["0", "1"]
+
+
+def test_root_is_the_folder_of_the_list_by_default(pictures):
+    path = write(pictures / "all.txt", "".join(f"{name} {index % 2}\n" for index, name in enumerate(NAMES)))
+    data = load_image_data(path, test_fraction=0.5)
+    assert sorted(greys(data.train) + greys(data.test)) == [0, 10, 20, 30]
+
+
+def test_class_names_from_a_file_also_for_a_class_without_a_training_picture(pictures):
+    names = write(pictures.parent / "names.txt", "wren\ngreat grey owl\nauk\n")
+    data = load_image_data(**lists(pictures, f"{NAMES[0]} 1\n", f"{NAMES[3]} 2\n"), class_names=names)
+    assert data.class_names == data.train.features["labels"].names == ["wren", "great grey owl", "auk"]
+    assert label_array(data.test).tolist() == [2]
+    for text in ('["wren", "great grey owl", "auk"]', '[{"id": 7, "name": "auk"}, {"id": 1, "name": "wren"}]'):
+        names = write(pictures.parent / "names.json", text)
+        if "id" in text:
+            with pytest.raises(ValueError, match=r"label 2, outside 0\.\.1 for the 2 classes"):
+                load_image_data(**lists(pictures, f"{NAMES[0]} 1\n", f"{NAMES[3]} 2\n"), class_names=names)
+        else:
+            data = load_image_data(**lists(pictures, f"{NAMES[0]} 1\n", f"{NAMES[3]} 2\n"), class_names=names)
+            assert data.class_names[1] == "great grey owl"
+
+
+def test_class_names_of_a_source_that_has_some(pictures):
+    names = write(pictures.parent / "names.txt", "\n".join("abcdefghij"))
+    data = load_image_data("digits", class_names=names)
+    assert data.class_names == data.test.features["labels"].names == list("abcdefghij")
+    with pytest.raises(ValueError, match=r"--class_names has 2 names and the data set 10 classes"):
+        load_image_data("digits", class_names=write(pictures.parent / "two.txt", "a\nb\n"))
+    with pytest.raises(ValueError, match=r"names the classes 0 and 2 'a'; give each its own name"):
+        load_image_data("digits", class_names=write(pictures.parent / "same.txt", "a\nb\na\n"))
+    with pytest.raises(FileNotFoundError, match=r"gone.txt' does not exist; check --class_names"):
+        load_image_data("digits", class_names="gone.txt")
+
+
+def test_missing_pictures_are_counted_and_the_first_is_named(pictures):
+    (pictures / "train" / "gone.jpg").mkdir()
+    options = lists(pictures, f"{NAMES[0]} 0\n\n{NAMES[1]} 0\ntrain/gone.jpg 1\n{NAMES[2]} 1\nno folder/x.jpg 0\n")
+    with pytest.raises(FileNotFoundError, match=r"Line 4 of '.*X_LT_train.txt' names 'train/gone.jpg'") as error:
+        load_image_data(**options)
+    assert "2 of 5 pictures are missing); set --image_root" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"folder '.*nowhere' of the pictures in '.*train.txt' does not exist"):
+        load_image_data(**options | {"image_root": str(pictures / "nowhere")})
+    options = lists(pictures, f"{NAMES[0]} 0\n") | {"test_dataset": "gone.txt"}
+    with pytest.raises(FileNotFoundError, match=r"The file 'gone.txt' to test on does not exist; check --test_data"):
+        load_image_data(**options)
+    with pytest.raises(FileNotFoundError, match=r"data set file 'gone/list.txt' does not exist"):
+        load_image_data("gone/list.txt")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "train/../../secret.png", "/etc/passwd", "{outside}"])
+def test_paths_stay_inside_their_root(pictures, name):
+    outside = pictures.parent / "secret.png"
+    Image.new("RGB", (4, 4)).save(outside)
+    name = name.format(outside=outside)
+    with pytest.raises(ValueError, match=r"Line 2 of '.*' names '.*', which leads out of '.*'; write paths relative"):
+        load_image_data(**lists(pictures, f"{NAMES[0]} 0\n{name} 1\n"))
+
+
+def test_links_may_lead_about_inside_the_root_and_not_out_of_it(pictures):
+    secret = pictures.parent / "elsewhere"
+    secret.mkdir()
+    Image.new("RGB", (4, 4)).save(secret / "x.png")
+    os.symlink(pictures / NAMES[2], pictures / "inside.png")
+    os.symlink(pictures / "train", pictures / "also train")
+    data = load_image_data(**lists(pictures, "inside.png 0\nalso train/wren/b.png 1\n"))
+    assert greys(data.train) == [20, 20]
+    os.symlink(secret / "x.png", pictures / "file.png")
+    os.symlink(secret, pictures / "folder")
+    for name in ("file.png", "folder/x.png"):
+        with pytest.raises(ValueError, match=rf"Line 2 of '.*' names '{name}', a link that leads out of"):
+            load_image_data(**lists(pictures, f"{NAMES[0]} 0\n{name} 1\n"))
+    link = pictures.parent / "link to the root"
+    os.symlink(pictures, link)
+    assert greys(load_image_data(**lists(pictures, f"{NAMES[1]} 1\n{NAMES[2]} 0\n") | {"image_root": str(link)}).train)
+
+
+@pytest.mark.parametrize("line", ["no_label.jpg", "a.jpg x", "a.jpg -1", "a.jpg 1.5", "7"])
+def test_lines_without_a_class_number(pictures, line):
+    with pytest.raises(ValueError, match=rf"Line 2 of '.*' is '{line}'; write a path, a space and the class number"):
+        load_image_data(**lists(pictures, f"{NAMES[0]} 0\n{line}\n"))
+
+
+def test_list_that_is_empty_or_no_text(pictures):
+    with pytest.raises(ValueError, match=r"train.txt' lists no picture"):
+        load_image_data(**lists(pictures, "\n"))
+    (pictures / "bad.txt").write_bytes(b"a.jpg 0\n\xff\xfe 1\n")
+    with pytest.raises(ValueError, match=r"bad.txt' is no text in UTF-8 \(.* at byte 8\); convert it"):
+        load_image_data(str(pictures / "bad.txt"))
+
+
+def tabled(pictures, suffix: str, rows: list[dict]) -> str:
+    path = pictures / f"all{suffix}"
+    if suffix == ".jsonl":
+        return write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_tables_with_names_splits_and_other_columns(pictures, suffix):
+    species = ["Größe, eins", "Größe, eins", "wren", "wren"]
+    splits = ["train", "train", "train", "test"]
+    rows = [
+        {"id": i, "path": n, "label": s, "split": p}
+        for i, (n, s, p) in enumerate(zip(NAMES, species, splits, strict=True))
+    ]
+    data = load_image_data(tabled(pictures, suffix, rows))
+    assert data.class_names == ["Größe, eins", "wren"]
+    assert label_array(data.train).tolist() == [0, 0, 1] and label_array(data.test).tolist() == [1]
+    assert greys(data.train) == [0, 10, 20] and greys(data.test) == [30]
+    renamed = [{"where": row["path"], "species": row["label"]} for row in rows]
+    with pytest.raises(ValueError, match=r"has the columns 'where', 'species'; set --image_column"):
+        load_image_data(tabled(pictures, suffix, renamed))
+    with pytest.raises(ValueError, match=r"has the columns 'where', 'species'; set --label_column"):
+        load_image_data(tabled(pictures, suffix, renamed), image_column="where")
+    data = load_image_data(
+        tabled(pictures, suffix, renamed), image_column="where", label_column="species", test_fraction=0.5
+    )
+    assert data.class_names == ["Größe, eins", "wren"] and len(data.train) == len(data.test) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_tables_with_numbers_and_gaps_in_them(pictures, suffix):
+    rows = [{"file_name": name, "label": index % 2} for index, name in enumerate(NAMES)]
+    data = load_image_data(tabled(pictures, suffix, rows), test_fraction=0.5)
+    assert data.class_names == ["0", "1"]
+    rows[2]["label"] = ""
+    with pytest.raises(
+        ValueError, match=rf"Line {4 if suffix == '.csv' else 3} of '.*all{suffix}' has no file_name or"
+    ):
+        load_image_data(tabled(pictures, suffix, rows), test_fraction=0.5)
+    rows[2] |= {"label": 0, "file_name": "../x.png"}
+    with pytest.raises(ValueError, match=rf"Line {4 if suffix == '.csv' else 3} of '.*all{suffix}' names '../x.png'"):
+        load_image_data(tabled(pictures, suffix, rows), test_fraction=0.5)
+
+
+def test_json_lines_that_are_none(pictures):
+    with pytest.raises(ValueError, match=r"Line 2 of '.*' is not valid JSON"):
+        load_image_data(write(pictures / "a.jsonl", '{"path": "val/c.png", "label": 0}\n{"path": \n'))
+    with pytest.raises(ValueError, match=r"Line 1 of '.*' is no JSON object"):
+        load_image_data(write(pictures / "a.jsonl", "[1]\n"))
+
+
+def inat(pictures, name: str, chosen: list[int], **changes) -> str:
+    content = {
+        "images": [{"id": 100 + i, "file_name": NAMES[i], "width": 5} for i in chosen],
+        "annotations": [{"id": i, "image_id": 100 + i, "category_id": (40, 7)[i % 2]} for i in reversed(chosen)],
+        "categories": [{"id": 40, "name": "Aves"}, {"id": 7, "name": "Fungi"}, {"id": 9, "name": "Plantae"}],
+    }
+    return write(pictures.parent / name, json.dumps(content | changes))
+
+
+def test_inaturalist(pictures):
+    train, test = inat(pictures, "train2018.json", [0, 1, 2]), inat(pictures, "val2018.json", [3])
+    data = load_image_data(train, test_dataset=test, image_root=str(pictures))
+    assert data.class_names == ["Fungi", "Plantae", "Aves"]  # in the order of their ids
+    assert label_array(data.train).tolist() == [2, 0, 2] and label_array(data.test).tolist() == [0]
+    assert greys(data.train) == [0, 10, 20] and greys(data.test) == [30]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": []}, r"image 'train/große Eule/a 1.png' of '.*' has no category \(2 of 2 have none\)"),
+        ({"categories": None}, "has no lists images, annotations, categories"),
+        ({"images": [{"id": 1}]}, "An entry of '.*' has no 'file_name'"),
+        ({"annotations": [{"image_id": 100, "category_id": c} for c in (7, 9)]}, "gives some image several"),
+        ({"categories": [{"id": i, "name": "x"} for i in (40, 7)]}, "names the classes 0 and 1 'x'"),
+    ],
+    ids=["unlabelled", "other_json", "no_file", "several", "same_name"],
+)
+def test_inaturalist_that_is_not_whole(pictures, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_data(inat(pictures, "x.json", [0, 1], **changes), image_root=str(pictures), test_fraction=0.5)
+
+
+def test_arrays(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)
+    labels = np.array([0, 1, 1, 0, 1, 1])
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels[:2, ..., 0], y_test=labels[:2])
+    data = load_image_data(str(tmp_path / "a.npz"))
+    assert all(
+        np.array_equal(np.asarray(row["image"]), picture) for row, picture in zip(data.train, pixels, strict=True)
+    )
+    assert np.array_equal(np.asarray(data.test[1]["image"]), pixels[1, ..., 0])
+    assert label_array(data.train).tolist() == labels.tolist()
+    np.savez(tmp_path / "b.npz", x=pixels, y=labels)
+    assert len(load_image_data(str(tmp_path / "b.npz"), test_fraction=0.5).test) == 3
+
+
+def test_arrays_that_are_none(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "boom"),))
+
+    np.savez(tmp_path / "pickle.npz", x=np.array([Bomb()], dtype=object), y=np.array([0]))
+    with pytest.raises(ValueError, match=r"pickle.npz' is no archive of plain NumPy arrays"):
+        load_image_data(str(tmp_path / "pickle.npz"))
+    assert not (tmp_path / "boom").exists()
+    np.savez(tmp_path / "names.npz", images=np.zeros((2, 4, 4), np.uint8), y=np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"holds images, y; name its arrays x and y"):
+        load_image_data(str(tmp_path / "names.npz"))
+    for x, y in ((np.zeros((2, 4, 4)), [0, 1]), (np.zeros((2, 4, 4), np.uint8), [0]), (np.zeros(2, np.uint8), [0, 1])):
+        np.savez(tmp_path / "shapes.npz", x=x, y=np.array(y))
+        with pytest.raises(ValueError, match=r"has x of .* give uint8 \(N, H, W\)"):
+            load_image_data(str(tmp_path / "shapes.npz"))
+
+
+def test_options_that_do_not_go_with_a_file(pictures):
+    options = lists(pictures, f"{NAMES[0]} 0\n{NAMES[2]} 1\n")
+    with pytest.raises(ValueError, match=r"is a file; drop --dataset_config"):
+        load_image_data(**options, config_name="x")
+    with pytest.raises(ValueError, match=r"'digits' has fixed columns and splits; drop --image_root, --test_dataset"):
+        load_image_data(**options | {"name": "digits"})
+    with pytest.raises(ValueError, match=r"is no file that lists pictures; drop --test_dataset"):
+        load_image_data(**options | {"name": str(pictures)})
+    del options["test_dataset"]
+    with pytest.raises(ValueError, match=r"is no file that lists pictures; drop --image_root"):
+        load_image_data(**options | {"name": str(pictures)})
+    with pytest.raises(ValueError, match=r"has the split 'train' and no other; set --test_fraction"):
+        load_image_data(**options)
+
+
+def test_a_new_format_is_one_function(request, pictures):
+    request.addfinalizer(lambda: FILE_FORMATS.pop(".tsv"))
+
+    @register_file_format(".tsv")
+    def tabs(file, options):
+        spaced = file.with_suffix(".txt")
+        spaced.write_text(file.read_text(encoding="utf-8").replace("\t", " "), encoding="utf-8")
+        return FILE_FORMATS[".txt"](spaced, options)
+
+    data = load_image_data(write(pictures / "a.tsv", f"{NAMES[0]}\t0\n{NAMES[1]}\t0\n"), test_fraction=0.5)
+    assert len(data.train) == 1
