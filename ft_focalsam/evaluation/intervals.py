@@ -8,9 +8,10 @@ from .metrics import tally_metrics
 from .outcomes import Outcomes
 
 LEVEL = 0.95
-# The bootstrap knows no minimum (the worst class of a resample is worse still) and no distance from zero (noise adds
-# to the calibration error of a resample a second time), so an interval of these would not hold what it promises.
-WITHOUT_INTERVAL = ("worst_class_accuracy", "calibration_error")
+# A resample adds the noise of the test set a second time, which pulls these to one side, the more so the fewer images
+# a class has: the worst class gets worse, a mean that low values dominate gets lower, a distance from zero larger. An
+# interval of theirs would not hold what it promises.
+WITHOUT_INTERVAL = ("worst_class_accuracy", "harmonic_mean_accuracy", "geometric_mean_accuracy", "calibration_error")
 
 
 def resamples(labels: np.ndarray, *, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -51,8 +52,8 @@ def bootstrap_intervals(
         seed (`int`, defaults to 0): Of the resamples.
 
     Returns:
-        `dict[str, tuple[float, float]]`: Lower and upper end by the name of the metric; none for the worst class and
-        the calibration error, for which the bootstrap does not hold.
+        `dict[str, tuple[float, float]]`: Lower and upper end by the name of the metric; none for those in
+            `WITHOUT_INTERVAL`.
     """
     drawn = resamples(outcomes.labels, count=count, seed=seed)
     values = [tally_metrics(outcomes.resampled(*each)) for each in drawn]

@@ -77,12 +77,12 @@ def headline(verdicts: Mapping[str, Verdict]) -> Iterator[Block]:
     for note in dict.fromkeys(note for verdict in verdicts.values() for note in verdict.notes):
         yield Text(note)
     any_verdict = next(iter(verdicts.values()))
-    excepted = " and the ".join(TITLES[name] for name in WITHOUT_INTERVAL)
+    excepted = ", ".join(TITLES[name] for name in WITHOUT_INTERVAL)
     yield Text(
         f"Small: 95 % bootstrap intervals over the test images ({any_verdict.resamples:,} resamples within each "
         "class, so that every resample has the classes of the test set). They say what other test images would "
-        f"change, not what another training would. The {excepted} have none: a resample makes an extreme more extreme "
-        "and a distance larger.",
+        f"change, not what another training would. No interval ({excepted}): a resample is noisier than the test set, "
+        "which pulls these to one side.",
         is_note=True,
     )
 
@@ -128,7 +128,7 @@ def classes(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
         groups = last.outcomes.groups
         yield Plot(
             lambda look: frequency_figure(
-                look, counts, accuracies=accuracies, class_names=names, groups=groups, size=(6.4, 5.2)
+                look, counts, accuracies=accuracies, class_names=names, groups=groups, size=(5.2, 5)
             ),
             "Accuracy of each class against its number of training images",
             "Accuracy of each class against its number of training images; lines: means of the groups.",

@@ -15,6 +15,7 @@ from .plots import LIGHT, Look, colors_of, new_axes
 
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P")
 MOST_NAMED_CLASSES = 12
+LONGEST_NAME = {"class": 18, "run": 30}  # letters that a drawing has room for
 
 
 def plot_accuracy_by_frequency(
@@ -141,7 +142,8 @@ def _name_classes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) ->
     if max(map(len, places.values())) > 2 or (gaps.size and gaps.min() < 0.04 * gaps.sum()):
         return
     upper = axes.secondary_xaxis("top")
-    upper.set_xticks(list(places), [", ".join(names) for names in places.values()], rotation=35, ha="left", fontsize=9)
+    titles = [", ".join(_shortened(name, "class") for name in names) for names in places.values()]
+    upper.set_xticks(list(places), titles, rotation=35, ha="left", fontsize=9)
     upper.xaxis.set_minor_locator(NullLocator())
     upper.tick_params(length=0, pad=1)
     upper.spines["top"].set_visible(False)
@@ -161,8 +163,13 @@ def _legend_handles(
         means = " / ".join(f"{g} {100 * mean:.1f}" for g, mean in group_means(np.asarray(accuracy), groups).items())
         style = {"color": look.ink, "marker": marker, "markersize": 6.5, "linewidth": 2}
         style |= {"markerfacecolor": look.ink if filled else look.ground, "linestyle": "-" if filled else (0, (2, 1))}
-        handles.append(Line2D([], [], label=f"{run}: {means}", **style))
+        handles.append(Line2D([], [], label=f"{_shortened(run, 'run')}: {means}", **style))
     return handles
+
+
+def _shortened(name: str, kind: str) -> str:
+    longest = LONGEST_NAME[kind]
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def check_lengths(class_counts: np.ndarray, **arrays: Sequence) -> None:

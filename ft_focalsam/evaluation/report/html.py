@@ -26,11 +26,12 @@ p.note, figcaption { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
 th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; max-width: 18rem; overflow-wrap: anywhere; }
+th { font-weight: 600; min-width: 4.5rem; max-width: 18rem; overflow-wrap: anywhere; }
 td.words, th.words { text-align: left; }
-th:first-child { text-align: left; padding-left: 2px; font-weight: 500; }
+th:first-child { text-align: left; padding-left: 2px; font-weight: 500; min-width: 7.5rem; position: sticky; left: 0;
+  background: var(--ground); }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); font-size: .85rem; color: var(--soft); }
-tbody tr:hover { background: var(--stripe); }
+tbody tr:hover > * { background: var(--stripe); }
 td small { color: var(--soft); font-size: .78rem; white-space: nowrap; margin-left: .8em; }
 summary { cursor: pointer; color: var(--accent); margin: 12px 0; }
 .plots { display: flex; flex-wrap: wrap; gap: 12px 28px; align-items: flex-start; }
