@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig
 
-from ..data.transforms import TransformedImages
+from ..data import TransformedImages
 from ..models import (
     BACKBONE_FAMILIES,
     LongTailClassifier,

@@ -66,8 +66,9 @@ def load_test_set(
         for only in ONLY_SPLITS:
             try:
                 return _whole(name, only, options)
-            except ValueError:
-                continue
+            except ValueError as in_split:
+                if not str(in_split).startswith("There is no split"):
+                    raise
         raise error
 
 

@@ -37,7 +37,7 @@ def five_crop(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
 
 @register_views("ten_crop")
 def ten_crop(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
-    """The views of `five_crop` and their mirror images."""
+    """The views of `five_crop`, of the picture and of its mirror image."""
     return [_resize(preprocessing, extra=_in_proportion(preprocessing, 32)), v2.TenCrop(preprocessing.output_size)]
 
 

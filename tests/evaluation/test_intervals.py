@@ -53,7 +53,7 @@ def test_one_class_equals_scipys_bootstrap():
     is_hit = np.random.default_rng(1).random(400) < 0.7
     outcomes = outcomes_of(np.zeros(400, int), is_hit, 2)
     got = bootstrap_intervals(outcomes, count=2000)["accuracy"]
-    expected = bootstrap((is_hit,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    expected = bootstrap((is_hit,), np.mean, n_resamples=2000, method="percentile", random_state=0)
     assert got == pytest.approx(tuple(expected.confidence_interval), abs=0.006)
 
 
