@@ -21,6 +21,7 @@ from ft_focalsam.evaluation import (
     VIEWS,
     JudgeOptions,
     TestSet,
+    check_classes,
     file_name,
     format_table,
     judge,
@@ -87,13 +88,16 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     is_main, model = PartialState().is_main_process, short_name(args.model)
     with PartialState().main_process_first():
         tests = load_tests(args)
-    earlier = find_earlier([*args.compare, *args.seeds], tests, output=folder)
+    earlier = find_earlier(args, tests, output=folder)
     class_index = read_class_index(args.class_index) if args.class_index else None
     train_counts = args.train_counts or saved_counts(args.model)
-    classifier, verdicts, pictures, seeds = None, {}, {}, {}
+    words = {"class_index": class_index, "templates": args.prompt_templates}
+    classifier = load_classifier(args.model, tests[0].class_names, **words)
+    check_classes(classifier, tests, class_index)
+    verdicts, pictures, seeds = {}, {}, {}
     for test in tests:
-        if classifier is None or classifier.is_zero_shot:
-            classifier = load_classifier(args.model, test.class_names, class_index, templates=args.prompt_templates)
+        if classifier.is_zero_shot and test is not tests[0]:
+            classifier = load_classifier(args.model, test.class_names, **words)
         counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
         found = {"class_counts": counts, "class_index": class_index}
         verdict, pictures[test.name] = judge(classifier, test, options=options, model=model, **found)
@@ -101,17 +105,18 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             verdict.predictions.save(folder / "predictions" / file_name(test.name, ".safetensors"))
             write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
         where = f" on {test.name}" if len(tests) > 1 else ""
-        others = {other: verdict.of_earlier(path) for other in args.compare for path in [earlier[other, test.name]]}
-        verdicts |= {short_name(other) + where: value for other, value in others.items()} | {model + where: verdict}
+        for other in args.compare:
+            verdicts[short_name(other) + where] = verdict.of_earlier(earlier[other, test.name])
+        verdicts[model + where] = verdict  # the last one is the one that is judged
         if args.seeds:
             runs = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
             seeds[test.name] = [run.metrics for run in runs]
     records = {name: verdict.record() for name, verdict in verdicts.items()}
     if is_main:
         print(f"\n{format_table(records)}\n")
+        (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         history = saved_history(args.model)
         write_page(folder, verdicts, title=f"{model}, judged", pictures=pictures, log_history=history, seeds=seeds)
-        (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         for note in dict.fromkeys(note for verdict in verdicts.values() for note in verdict.notes):
             print(note)
         print(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}.")
@@ -130,10 +135,13 @@ def load_tests(args: argparse.Namespace) -> list[TestSet]:
     return tests
 
 
-def find_earlier(folders: list[str], tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
+def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
     """Where the predictions of earlier evaluations are, by folder and name of the test set."""
+    names = [short_name(name) for name in (*args.compare, args.model)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
     paths = {}
-    for folder in folders:
+    for folder in (*args.compare, *args.seeds):
         if Path(folder).resolve() == output.resolve():
             raise ValueError(f"'{folder}' is where this evaluation writes to; set another --output_dir.")
         for test in tests:

@@ -4,7 +4,7 @@ from .class_matching import match_classes, read_class_index, read_train_counts
 from .classifiers import Classifier, load_classifier, restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
 from .intervals import bootstrap_intervals, over_seeds
-from .judge import JudgeOptions, judge
+from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
 from .outcomes import Outcomes, Tally, predicted_classes
 from .post_hoc import adjust_logits, fit_temperature
@@ -36,6 +36,7 @@ __all__ = [
     "Verdict",
     "adjust_logits",
     "bootstrap_intervals",
+    "check_classes",
     "compare",
     "compare_verdicts",
     "file_name",

@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ..data import stratified_split
-from .class_matching import match_classes
+from .class_matching import match_classes, readable_names
 from .classifiers import Classifier, restrict
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import AVERAGES, Predictions, image_ids, predict
@@ -64,6 +64,17 @@ class JudgeOptions:
     def verdict(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Verdict:
         """A verdict on predictions with the thresholds and resamples of these options."""
         return Verdict(predictions, class_counts, self.many, self.few, self.resamples, tuple(notes))
+
+
+def check_classes(
+    classifier: Classifier, tests: Sequence[TestSet], class_index: Mapping[int, Sequence[str]] | None = None
+) -> None:
+    """Raise a `ValueError`, before anything is predicted, where a classifier does not know a class of a test set."""
+    for test in tests:
+        if classifier.is_zero_shot:
+            readable_names(test.class_names, class_index)
+        else:
+            match_classes(test.class_names, classifier.class_names, class_index=class_index, source=f"'{test.name}'")
 
 
 def judge(

@@ -61,7 +61,17 @@ def logits_of(model, processor, images):
 
 def test_zero_shot_by_class_names(tmp_path):
     template = "a photo of the digit {}."
-    output = evaluate("tiny_clip", "--datasets", "digits", "--prompt_templates", template, "--output_dir", tmp_path)
+    output = evaluate(
+        "tiny_clip",
+        "--datasets",
+        "digits",
+        "--prompt_templates",
+        template,
+        "--resamples",
+        200,
+        "--output_dir",
+        tmp_path,
+    )
     data = load_image_data("digits")
     model = LongTailClassifier.from_backbone("tiny_clip", data.class_names)
     start_head(model, "text", templates=[template])
@@ -164,6 +174,11 @@ def test_a_classifier_of_transformers_on_test_sets_named_by_synsets(tmp_path):
         (["{vit}", "--datasets", "/does/not/exist"], "The data set folder '/does/not/exist' does not exist"),
         (["/does/not/exist"], "The model '/does/not/exist' could not be read"),
         (["{vit}"], "The class 'a' of '{folder}' is none of the model's 2 classes"),
+        (
+            ["{vit}", "--datasets", "{pets}", "{images}"],
+            "The class 'a' of '{folder}' is none of the model's 2 classes",
+        ),
+        (["tiny_clip", "--datasets", "{images}", "{synsets}"], "a class index that has its name"),
         (["{backbone}"], "has no classification head and no text tower"),
         (["{headless}"], "has no weights for 'classifier.bias', which would stay random"),
         (["tiny_clip", "--logit_adjustment_tau", "1"], "give --train_counts"),
@@ -185,7 +200,9 @@ def test_bad_input_ends_with_one_sentence_before_predicting(arguments, message, 
         ViTModel(model.config).save_pretrained(tmp_path / "headless")
         (tmp_path / "headless" / "config.json").write_text(config)
     (tmp_path / "counts.json").write_text('{"a": 3}')
-    values = {name: tmp_path / name for name in ("vit", "backbone", "headless", "images", "out")}
+    write_pictures(tmp_path / "pets", ["cat", "dog"], list(COLORS.values())[:2], each=2)
+    write_pictures(tmp_path / "synsets", ["n01440764", "n01443537"], list(COLORS.values())[:2], each=2)
+    values = {name: tmp_path / name for name in ("vit", "backbone", "headless", "images", "pets", "synsets", "out")}
     values |= {"counts": tmp_path / "counts.json", "folder": "/".join(images.parts[-2:])}
     arguments = [argument.format(**values) for argument in arguments]
     if "--datasets" not in arguments:
