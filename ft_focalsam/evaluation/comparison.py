@@ -74,12 +74,13 @@ def compare(first: Outcomes, second: Outcomes, *, count: int = 1000, seed: int =
     drawn = resamples(first.labels, count=count, seed=seed)
     resampled = [differences(first.resampled(*each), second.resampled(*each)) for each in drawn]
     total = differences(first.tally(), second.tally())
+    names = set.intersection(*map(set, resampled)) - set(WITHOUT_INTERVAL)
     return Comparison(
         only_first=int((first.is_hit & ~second.is_hit).sum()),
         only_second=int((second.is_hit & ~first.is_hit).sum()),
         p_value=mcnemar(first.is_hit, second.is_hit),
         differences=total,
-        intervals={n: percentile_interval([v[n] for v in resampled]) for n in total if n not in WITHOUT_INTERVAL},
+        intervals={n: percentile_interval([v[n] for v in resampled]) for n in total if n in names},
     )
 
 

@@ -20,8 +20,8 @@ def resamples(labels: np.ndarray, *, count: int, seed: int) -> Iterator[tuple[np
     The images of a test set are drawn class by class, so a resample keeps the number of each class, and no class loses
     all of its images. Of n images of a class n - 1 are drawn, with replacement, each counting n / (n - 1): with n
     draws the variance would come out too small by (n - 1) / n, which is a third of it where a class has three test
-    images (Rao & Wu, 1988, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). A class with a single
-    image keeps it: one image says nothing about the spread of its class.
+    images (Rao & Wu, 1988, https://doi.org/10.1080/01621459.1988.10478591, with m = n - 1). Classes with a
+    single image, which says nothing about the spread of its class, are drawn from together, as one.
 
     Args:
         labels (`np.ndarray`): int of shape (N,).
@@ -31,8 +31,10 @@ def resamples(labels: np.ndarray, *, count: int, seed: int) -> Iterator[tuple[np
     Yields:
         Rows, int64 of shape (M,), and their weights, float64 of shape (M,).
     """
-    by_class = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    _, places, images = np.unique(labels, return_inverse=True, return_counts=True)
+    strata = np.where(images[places] == 1, -1, places)
+    by_class = np.argsort(strata, kind="stable")
+    _, starts, sizes = np.unique(strata[by_class], return_index=True, return_counts=True)
     draws = np.maximum(sizes - 1, 1)
     starts, ranges, weights = (np.repeat(values, draws) for values in (starts, sizes, sizes / draws))
     rng = np.random.default_rng(seed)
@@ -57,7 +59,8 @@ def bootstrap_intervals(
     """
     drawn = resamples(outcomes.labels, count=count, seed=seed)
     values = [tally_metrics(outcomes.resampled(*each)) for each in drawn]
-    names = [name for name in values[0] if name not in WITHOUT_INTERVAL]
+    shared = set.intersection(*map(set, values))  # a group of single images may miss all of them
+    names = [name for name in values[0] if name in shared and name not in WITHOUT_INTERVAL]
     return {name: percentile_interval([value[name] for value in values], level) for name in names}
 
 

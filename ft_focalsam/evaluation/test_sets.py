@@ -88,11 +88,10 @@ def _of(data: ImageData, name: str) -> TestSet:
 
 
 def _whole(name: str, split: str, options: dict) -> TestSet:
-    """All pictures of a split, which `load_image_data` gives in two parts."""
-    data = load_image_data(name, train_split=split, test_fraction=0.5, **options)
-    pictures = datasets.concatenate_datasets([data.train, data.test])
+    """All pictures of a split."""
+    data = load_image_data(name, train_split=split, test_fraction=1, **options)
     note = (
-        f"All {len(pictures):,} pictures of the split '{split}' of {short_name(name)} are the test; a model that was "
+        f"All {len(data.test):,} pictures of the split '{split}' of {short_name(name)} are the test; a model that was "
         "trained on some of them knows these already (--test_fraction gives the part that a run had cut off)."
     )
-    return TestSet(pictures, data.class_names, short_name(name), note)
+    return TestSet(data.test, data.class_names, short_name(name), note)

@@ -87,6 +87,18 @@ def test_a_resample_counts_like_its_images_one_by_one():
     assert not set(bootstrap_intervals(outcomes, count=100)) & set(WITHOUT_INTERVAL)
 
 
+def test_classes_of_one_image_are_drawn_together():
+    """The interval is that of a binomial share, not one without a width."""
+    labels = np.arange(300)
+    outcomes = outcomes_of(labels, np.arange(300) % 3 > 0, 300)
+    low, high = bootstrap_intervals(outcomes, count=1000)["accuracy"]
+    half = 1.96 * np.sqrt(2 / 3 * 1 / 3 / 300)
+    assert (low, high) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=0.01)
+    groups = {"many": np.arange(299), "medium": np.array([], int), "few": np.array([299])}
+    got = bootstrap_intervals(Outcomes.of(labels, labels, num_classes=300, groups=groups), count=100)
+    assert "many" in got and "few" not in got
+
+
 def test_over_seeds_is_the_mean_and_the_sample_deviation():
     runs = [{"accuracy": 0.5, "few": 0.1, "notes": []}, {"accuracy": 0.7, "few": 0.1}, {"accuracy": 0.9, "many": 1}]
     assert over_seeds(runs) == {"accuracy": (pytest.approx(0.7), pytest.approx(0.2))}

@@ -26,7 +26,7 @@ p.note, figcaption { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
 th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; min-width: 4.5rem; max-width: 18rem; overflow-wrap: anywhere; }
+th { font-weight: 600; min-width: 5rem; max-width: 18rem; overflow-wrap: anywhere; }
 td.words, th.words { text-align: left; }
 th:first-child { text-align: left; padding-left: 2px; font-weight: 500; min-width: 7.5rem; position: sticky; left: 0;
   background: var(--ground); }
@@ -42,7 +42,7 @@ figcaption { max-width: 60ch; overflow-wrap: anywhere; }
 .examples figure { margin: 0; width: 112px; }
 .examples img { display: block; max-width: 100%; border-radius: 4px; }
 @media (max-width: 620px) { main { padding: 18px 14px 48px; } th, td { padding: 6px 9px; } h1 { font-size: 1.4rem; }
-  td small { display: block; margin-left: 0; } }
+  td small { display: block; margin-left: 0; } .examples figure { width: calc(25% - 11px); } }
 """.strip()
 
 

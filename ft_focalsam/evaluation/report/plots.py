@@ -95,7 +95,7 @@ def reliability(look: Look, tally: Tally) -> Figure:
     left = 100 * np.arange(BINS)[filled] / BINS
     images, width = tally.bin_images[filled], 100 / BINS
     accuracy, confidence = (100 * values[filled] / images for values in (tally.bin_hits, tally.bin_confidence))
-    axes.plot([0, 100], [0, 100], color=look.faint, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot([0, 100], [0, 100], color=look.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2.5)
     axes.bar(left, accuracy, width, align="edge", color=look.accent, alpha=0.85, edgecolor=look.ground, zorder=2)
     low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
     axes.vlines(confidence, low, high, color=look.second, linewidth=2, zorder=3)
