@@ -3,7 +3,8 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune.py recipes/configs/quickstart.yaml
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
-lists them. Writes to `output_dir`: the model, metrics.json, per_class.csv, accuracy_by_frequency.png and checkpoints.
+lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
+accuracy_by_frequency.png and checkpoints.
 """
 
 import math
@@ -29,7 +30,15 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
-from ft_focalsam.evaluation import format_table, write_report
+from ft_focalsam.evaluation import (
+    Predictions,
+    Verdict,
+    format_table,
+    image_ids,
+    short_name,
+    write_page,
+    write_report,
+)
 from ft_focalsam.models import choose_head_start, load_image_processor, start_head
 from ft_focalsam.tuning import describe_parameters
 
@@ -119,13 +128,18 @@ def main(
     say(describe_groups(trainer.class_counts, **thresholds))
     say(describe_parameters(model))
 
-    accuracies, metrics = {}, {}
+    name, names = short_name(data.name), data.class_names
+    accuracies, metrics, verdicts = {}, {}, {}
     for row in (ROW_BEFORE[head_start], args.sharpness.replace("none", "plain")):
         if accuracies:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         prediction = trainer.predict(test, metric_key_prefix="test")
         metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
-        accuracies[row] = trainer.compute_metrics.per_class(prediction.predictions, prediction.label_ids)
+        predictions = Predictions.of_logits(
+            prediction.predictions, prediction.label_ids, ids=image_ids(data.test), class_names=names, dataset=name
+        )
+        verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
+        accuracies[row] = verdicts[row].class_accuracies
         say(f"\n{format_table(metrics)}\n")
 
     if trainer.is_world_process_zero():
@@ -135,12 +149,14 @@ def main(
             args.output_dir,
             metrics,
             accuracies=accuracies,
-            class_names=data.class_names,
+            class_names=names,
             class_counts=trainer.class_counts,
             test_counts=np.bincount(test.targets, minlength=data.num_classes),
             **thresholds,
         )
-        say(f"The model, metrics.json, per_class.csv and accuracy_by_frequency.png are in {args.output_dir}.")
+        title, log = f"{model_args.backbone} on {name}", trainer.state.log_history
+        write_page(args.output_dir, verdicts, title=title, pictures={name: data.test}, log_history=log)
+        say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
     return metrics
 
 

@@ -155,7 +155,7 @@ def load_image_data(
         train_split (`str`, defaults to `"train"`): Split to train on.
         test_split (`str`, *optional*): Split to test on, by default `test`, else `validation` or `val`.
         test_fraction (`float`, *optional*): Cut this share of each class from the training split, always the same
-            images, and test on it instead of on another split.
+            images, and test on it instead of on another split; 1 leaves no image to train on.
         config_name (`str`, *optional*): Configuration of a Hub data set that has several.
 
     Returns:
@@ -321,6 +321,8 @@ def _select_splits(
 
 
 def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+    if fraction == 1:  # nothing to train on: a data set that is for testing alone
+        return dataset.select([]), dataset
     num_classes = dataset.features["labels"].num_classes
     train, test = stratified_split(label_array(dataset), num_classes, test_fraction=fraction, seed=SPLIT_SEED)
     return dataset.select(train), dataset.select(test)

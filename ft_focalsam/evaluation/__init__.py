@@ -1,15 +1,70 @@
-"""How good a model is on each part of a long-tailed data set, as numbers, as tables and as a drawing."""
+"""How good a model is on each part of a long-tailed data set, as numbers, as tables, as drawings and as a page."""
 
-from .metrics import LongTailMetrics, group_means, predicted_classes
-from .report import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv, write_report
+from .class_matching import match_classes, read_class_index, read_train_counts
+from .classifiers import Classifier, load_classifier, restrict, saved_counts, saved_history
+from .comparison import Comparison, compare, compare_verdicts, mcnemar
+from .intervals import bootstrap_intervals, over_seeds
+from .judge import JudgeOptions, check_classes, judge
+from .metrics import METRICS, LongTailMetrics, group_means, register_metric
+from .outcomes import Outcomes, Tally, predicted_classes
+from .post_hoc import adjust_logits, fit_temperature
+from .predictions import Predictions, image_ids, predict
+from .report import (
+    format_table,
+    per_class_rows,
+    plot_accuracy_by_frequency,
+    verdict_rows,
+    write_page,
+    write_per_class_csv,
+    write_report,
+)
+from .test_sets import TestSet, file_name, load_test_set, short_name
+from .verdict import Verdict
+from .views import VIEWS, register_views, view_transform
 
 __all__ = [
+    "METRICS",
+    "VIEWS",
+    "Classifier",
+    "Comparison",
+    "JudgeOptions",
     "LongTailMetrics",
+    "Outcomes",
+    "Predictions",
+    "Tally",
+    "TestSet",
+    "Verdict",
+    "adjust_logits",
+    "bootstrap_intervals",
+    "check_classes",
+    "compare",
+    "compare_verdicts",
+    "file_name",
+    "fit_temperature",
     "format_table",
     "group_means",
+    "image_ids",
+    "judge",
+    "load_classifier",
+    "load_test_set",
+    "match_classes",
+    "mcnemar",
+    "over_seeds",
     "per_class_rows",
     "plot_accuracy_by_frequency",
+    "predict",
     "predicted_classes",
+    "read_class_index",
+    "read_train_counts",
+    "register_metric",
+    "register_views",
+    "restrict",
+    "saved_counts",
+    "saved_history",
+    "short_name",
+    "verdict_rows",
+    "view_transform",
+    "write_page",
     "write_per_class_csv",
     "write_report",
 ]

@@ -1,22 +1,102 @@
-"""Accuracies that a long-tailed data set is judged by: overall, mean over classes, many-, medium- and few-shot."""
+"""Numbers that a long-tailed data set is judged by. A new metric is one decorated function in this file.
 
-from collections.abc import Sequence
+Every metric is a function of a [`Tally`], counts by class and by confidence, so that the same definition serves the
+whole test set and each of a thousand resamples of it (`intervals.py`). All are fractions 0..1.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.metrics import accuracy_score, recall_score
 from transformers import EvalPrediction
 
 from ..data.long_tail import frequency_groups
+from ..registry import Registry
+from .outcomes import Outcomes, Tally
+
+# A metric is a function from a Tally to a fraction 0..1, or to None where it has no value.
+METRICS: Registry[Callable[[Tally], float | None]] = Registry("metric")
+register_metric = METRICS.register
+
+
+@register_metric("accuracy")
+def accuracy(tally: Tally) -> float:
+    """Share of the test images whose highest logit is at their class."""
+    return tally.hits.sum() / tally.images.sum()
+
+
+@register_metric("top5_accuracy")
+def top5_accuracy(tally: Tally) -> float | None:
+    """Share of the test images whose class is among the five highest logits, where there are more than five."""
+    return None if tally.top5_hits is None else tally.top5_hits.sum() / tally.images.sum()
+
+
+@register_metric("mean_class_accuracy")
+def mean_class_accuracy(tally: Tally) -> float:
+    """Mean of the classes' accuracies, of those that have a test image."""
+    return np.nanmean(tally.class_accuracies)
+
+
+def _group_mean(group: str) -> Callable[[Tally], float | None]:
+    return lambda tally: group_means(tally.class_accuracies, tally.groups).get(group)
+
+
+# Within a group of classes (Liu et al., 2019, https://arxiv.org/abs/1904.05160).
+for name in ("many", "medium", "few"):
+    register_metric(name)(_group_mean(name))
+
+
+@register_metric("worst_class_accuracy")
+def worst_class_accuracy(tally: Tally) -> float:
+    """Lowest of the classes' accuracies."""
+    return np.nanmin(tally.class_accuracies)
+
+
+@register_metric("harmonic_mean_accuracy")
+def harmonic_mean_accuracy(tally: Tally) -> float:
+    """Harmonic mean of the classes' accuracies, which a class that is never right makes 0."""
+    values = tally.class_accuracies[~np.isnan(tally.class_accuracies)]
+    return 0.0 if (values == 0).any() else 1 / np.mean(1 / values)
+
+
+@register_metric("geometric_mean_accuracy")
+def geometric_mean_accuracy(tally: Tally) -> float:
+    """Geometric mean of the classes' accuracies, which a class that is never right makes 0."""
+    values = tally.class_accuracies[~np.isnan(tally.class_accuracies)]
+    return 0.0 if (values == 0).any() else np.exp(np.mean(np.log(values)))
+
+
+@register_metric("macro_f1")
+def macro_f1(tally: Tally) -> float:
+    """Mean of the classes' F1, 2 hits / (images + images taken for the class), of those that have a test image."""
+    present = tally.images > 0
+    return np.mean(2 * tally.hits[present] / (tally.images + tally.predicted)[present])
+
+
+@register_metric("calibration_error")
+def calibration_error(tally: Tally) -> float | None:
+    """Expected calibration error with 15 bins of equal width (Guo et al., 2017, https://arxiv.org/abs/1706.04599,
+    eq. 3): mean distance of confidence and accuracy over the images, by bins of confidence; needs logits."""
+    if tally.bin_images is None:
+        return None
+    return np.abs(tally.bin_confidence - tally.bin_hits).sum() / tally.bin_images.sum()
+
+
+def tally_metrics(tally: Tally) -> dict[str, float]:
+    """All registered metrics that have a value."""
+    values = {name: metric(tally) for name, metric in METRICS.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 class LongTailMetrics:
     """The `compute_metrics` of a Trainer for a long-tailed training set.
 
-    All values are fractions 0..1. `accuracy` is the share of test images whose highest logit is at their class.
-    `mean_class_accuracy` averages the accuracies of the classes, and `many`, `medium` and `few` do so within a group
-    of classes (Liu et al., 2019, https://arxiv.org/abs/1904.05160); on a balanced test set this equals the accuracy
-    over the group's images. A class without a test image has no accuracy and enters no mean; a group without any
-    other class has no entry. An image with a NaN among its logits counts as wrong.
+    All values are fractions 0..1. `accuracy` is the share of test images whose highest logit is at their class,
+    `top5_accuracy` among the five highest. `mean_class_accuracy` averages the accuracies of the classes, and `many`,
+    `medium` and `few` do so within a group of classes (Liu et al., 2019, https://arxiv.org/abs/1904.05160); on a
+    balanced test set this equals the accuracy over the group's images. `worst_class_accuracy`,
+    `harmonic_mean_accuracy` and `geometric_mean_accuracy` say what the mean hides, `macro_f1` counts false positives
+    too, and `calibration_error` is the expected calibration error. A class without a test image has no accuracy and
+    enters no mean; a group without any other class has no entry. An image with a NaN among its logits counts as wrong.
 
     Args:
         class_counts (`np.ndarray` or `Sequence[int]`): Training images of each class, shape (C,).
@@ -39,18 +119,13 @@ class LongTailMetrics:
                 them, or the predicted classes of shape (N,); `label_ids` of shape (N,), values 0..C-1.
 
         Returns:
-            `dict[str, float]`: accuracy, mean_class_accuracy, many, medium, few.
+            `dict[str, float]`: The values by the names in `METRICS`; those that need logits, only where these are
+            given.
 
         Raises:
             ValueError: If there is no image, a shape does not fit, or a label is outside 0..C-1.
         """
-        labels = np.asarray(eval_prediction.label_ids)
-        per_class = self.per_class(eval_prediction.predictions, labels)
-        metrics = {
-            "accuracy": float(accuracy_score(labels, predicted_classes(eval_prediction.predictions))),
-            "mean_class_accuracy": float(np.nanmean(per_class)),
-        }
-        return metrics | group_means(per_class, self.groups)
+        return tally_metrics(self._tally(eval_prediction.predictions, eval_prediction.label_ids))
 
     def per_class(self, predictions: np.ndarray | tuple, labels: np.ndarray) -> np.ndarray:
         """Accuracy of each class.
@@ -65,35 +140,10 @@ class LongTailMetrics:
         Raises:
             ValueError: As in [`LongTailMetrics.__call__`].
         """
-        predicted, labels = predicted_classes(predictions), np.asarray(labels)
-        if labels.shape != predicted.shape or labels.size == 0:
-            raise ValueError(
-                f"Metrics need one label an image, but got {labels.shape} labels and {predicted.shape} images."
-            )
-        if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(
-                f"The test labels {labels.min()}..{labels.max()} leave 0..{self.num_classes - 1}, the classes that "
-                f"class_counts has; give counts of the classes that the test set has."
-            )
-        classes = np.arange(self.num_classes)
-        return recall_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
+        return self._tally(predictions, labels).class_accuracies
 
-
-def predicted_classes(predictions: np.ndarray | tuple) -> np.ndarray:
-    """Class of the highest logit, int64 of shape (N,); -1 for an image with a NaN among its logits.
-
-    Args:
-        predictions (`np.ndarray` or `tuple`): As in [`LongTailMetrics.__call__`].
-
-    Raises:
-        ValueError: If the array has neither one nor two dimensions.
-    """
-    predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-    if predictions.ndim == 1:
-        return predictions.astype(np.int64)
-    if predictions.ndim != 2:
-        raise ValueError(f"Predictions of shape {predictions.shape} are neither logits (N, C) nor classes (N,).")
-    return np.where(np.isnan(predictions).any(axis=1), -1, predictions.argmax(axis=1))
+    def _tally(self, predictions: np.ndarray | tuple, labels: np.ndarray) -> Tally:
+        return Outcomes.of(predictions, labels, num_classes=self.num_classes, groups=self.groups).tally()
 
 
 def group_means(per_class_accuracy: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

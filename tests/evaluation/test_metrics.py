@@ -1,25 +1,51 @@
 """Long-tailed metrics against a plain loop over the images."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, f1_score, recall_score, top_k_accuracy_score
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from ft_focalsam.evaluation import LongTailMetrics, predicted_classes
+from ft_focalsam.evaluation import METRICS, LongTailMetrics, Outcomes, predicted_classes, register_metric
 
 CLASS_COUNTS = [500, 101, 100, 20, 19, 3]
 GROUPS = {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
 
 
+def softmax(row):
+    powers = [math.exp(value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
 def looped(logits, labels):
-    hits = {}
+    hits, in_top5, taken_for, bins = {}, 0, {}, {}
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        hits.setdefault(label, []).append(max(range(len(row)), key=row.__getitem__) == label)
+        order = sorted(range(len(row)), key=lambda c: -row[c])
+        hits.setdefault(label, []).append(order[0] == label)
+        in_top5 += label in order[:5]
+        taken_for.setdefault(order[0], []).append(label)
+        confidence = max(softmax(row))
+        place = next(b for b in range(15) if confidence <= (b + 1) / 15)
+        bins.setdefault(place, []).append((confidence, order[0] == label))
     per_class = {label: sum(values) / len(values) for label, values in hits.items()}
-    result = {"accuracy": sum(map(sum, hits.values())) / len(labels)}
+    result = {"accuracy": sum(map(sum, hits.values())) / len(labels), "top5_accuracy": in_top5 / len(labels)}
     result["mean_class_accuracy"] = sum(per_class.values()) / len(per_class)
+    result["worst_class_accuracy"] = min(per_class.values())
+    inverses = [1 / value if value else math.inf for value in per_class.values()]
+    result["harmonic_mean_accuracy"] = len(inverses) / sum(inverses)
+    result["geometric_mean_accuracy"] = math.prod(per_class.values()) ** (1 / len(per_class))
+    f1 = []
+    for label, values in hits.items():
+        right = sum(values)
+        precision, recall = right / max(1, len(taken_for.get(label, []))), right / len(values)
+        f1.append(2 * precision * recall / (precision + recall) if right else 0)
+    result["macro_f1"] = sum(f1) / len(f1)
+    result["calibration_error"] = sum(
+        abs(sum(c for c, _ in entries) - sum(h for _, h in entries)) for entries in bins.values()
+    ) / len(labels)
     for group, classes in GROUPS.items():
         present = [per_class[c] for c in classes if c in per_class]
         if present:
@@ -46,7 +72,62 @@ def test_tuple_and_classes_give_the_same_as_logits():
     metrics = LongTailMetrics(CLASS_COUNTS)
     expected = metrics(EvalPrediction(predictions=logits, label_ids=labels))
     assert metrics(EvalPrediction(predictions=(logits, np.zeros((400, 8))), label_ids=labels)) == expected
-    assert metrics(EvalPrediction(predictions=logits.argmax(1), label_ids=labels)) == expected
+    of_classes = metrics(EvalPrediction(predictions=logits.argmax(1), label_ids=labels))
+    assert set(expected) - set(of_classes) == {"top5_accuracy", "calibration_error"}  # these need logits
+    assert of_classes == {name: expected[name] for name in of_classes}
+
+
+def test_equals_scikit_learn_and_torchmetrics():
+    rng = np.random.default_rng(5)
+    labels = rng.choice([0, 1, 2, 4, 7, 8, 9], size=700)
+    logits = rng.normal(size=(700, 10)) + 2 * np.eye(10)[labels]
+    got = LongTailMetrics(np.full(10, 50))(EvalPrediction(predictions=logits, label_ids=labels))
+    present, predicted = np.unique(labels), logits.argmax(axis=1)
+    recalls = recall_score(labels, predicted, labels=present, average=None)
+    assert got["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert got["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=np.arange(10)))
+    assert got["mean_class_accuracy"] == pytest.approx(recalls.mean())
+    assert got["macro_f1"] == pytest.approx(f1_score(labels, predicted, labels=present, average="macro"))
+    torchmetrics = pytest.importorskip("torchmetrics")  # lightning brings it
+    error = torchmetrics.CalibrationError(task="multiclass", num_classes=10, n_bins=15)
+    probabilities = torch.from_numpy(logits).softmax(dim=1)
+    assert got["calibration_error"] == pytest.approx(float(error(probabilities, torch.from_numpy(labels))), abs=1e-6)
+
+
+def test_a_class_that_is_never_right_makes_the_strict_means_zero():
+    labels, logits = np.array([0, 1, 2, 3, 4, 5]), np.eye(6)[[0, 1, 2, 3, 4, 4]]
+    got = LongTailMetrics(CLASS_COUNTS)(EvalPrediction(predictions=logits, label_ids=labels))
+    strict = ("worst_class_accuracy", "harmonic_mean_accuracy", "geometric_mean_accuracy")
+    assert [got[name] for name in strict] == [0, 0, 0]
+    assert got["mean_class_accuracy"] == pytest.approx(5 / 6)
+
+
+def test_five_classes_have_no_top_5():
+    logits, labels = random_predictions(range(5))
+    assert "top5_accuracy" not in LongTailMetrics(CLASS_COUNTS[:5])(
+        EvalPrediction(predictions=logits[:, :5], label_ids=labels)
+    )
+
+
+def test_equal_logits_count_for_the_first_class_in_top_1_and_top_5():
+    logits = np.zeros((8, 8))
+    outcomes = Outcomes.of(logits, np.arange(8), num_classes=8)
+    assert outcomes.is_hit.tolist() == [True] + [False] * 7
+    assert outcomes.in_top5.tolist() == [True] * 5 + [False] * 3
+
+
+def test_a_metric_of_ones_own_is_one_function():
+    @register_metric("best_class_accuracy")
+    def best_class_accuracy(tally):
+        return np.nanmax(tally.class_accuracies)
+
+    try:
+        logits, labels = random_predictions(range(6))
+        metrics = LongTailMetrics(CLASS_COUNTS)
+        got = metrics(EvalPrediction(predictions=logits, label_ids=labels))
+        assert got["best_class_accuracy"] == metrics.per_class(logits, labels).max()
+    finally:
+        del METRICS["best_class_accuracy"]
 
 
 def test_balanced_test_set_makes_group_accuracy_that_of_its_images():
@@ -64,9 +145,8 @@ def test_thresholds_move_classes_between_groups():
     logits = np.eye(6)[[0, 1, 0, 0, 4, 5]]
     metrics = LongTailMetrics(CLASS_COUNTS, many=50, few=10)
     got = metrics(EvalPrediction(predictions=logits, label_ids=labels))
-    assert got == pytest.approx(
-        {"accuracy": 4 / 6, "mean_class_accuracy": 4 / 6, "many": 2 / 3, "medium": 1 / 2, "few": 1.0}
-    )
+    expected = {"accuracy": 4 / 6, "mean_class_accuracy": 4 / 6, "many": 2 / 3, "medium": 1 / 2, "few": 1.0}
+    assert {name: got[name] for name in expected} == pytest.approx(expected)
 
 
 def test_per_class_leaves_out_classes_without_an_image():
@@ -87,6 +167,8 @@ def test_errors_name_value_and_place():
         metrics(EvalPrediction(predictions=np.zeros((2, 7)), label_ids=np.array([0, 6])))
     with pytest.raises(ValueError, match=r"\(3,\) labels and \(2,\) images"):
         metrics(EvalPrediction(predictions=np.zeros((2, 6)), label_ids=np.zeros(3)))
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 7\) are not those of 6 classes"):
+        metrics(EvalPrediction(predictions=np.zeros((2, 7)), label_ids=np.zeros(2)))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\)"):
         predicted_classes(np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match="few=30 is larger than many=20"):

@@ -1,0 +1,196 @@
+"""Which class of a model is which class of a test set: by names, by WordNet synsets, by a class index."""
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+_SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
+
+
+def match_classes(
+    test_names: Sequence[str],
+    model_names: Sequence[str],
+    *,
+    class_index: Mapping[int, Sequence[str]] | None = None,
+    source: str = "the test set",
+) -> np.ndarray:
+    """The model's class of each class of a test set.
+
+    A class is found by, in this order: its name as it is; the WordNet synset that it begins with ("n01440764",
+    "n01440764 tench"); its name without regard to case, underscores and outer spaces; one of the synonyms that commas
+    separate ("tench, Tinca tinca"). The model knows a class by its own name and, with a class index, by all that the
+    index says of it. A key that several of the model's classes share ("crane") finds none of them.
+
+    Args:
+        test_names (sequence of `str`): K names of the test set's classes.
+        model_names (sequence of `str`): C names of the model's classes, in index order.
+        class_index (mapping, *optional*): Class of the model -> its synset, its names; of [`read_class_index`].
+        source (`str`): What the error calls the test set.
+
+    Returns:
+        `np.ndarray`: int64 of shape (K,), values 0..C-1, all different.
+
+    Raises:
+        ValueError: If a class of the test set is none of the model's, or two are the same one.
+    """
+    known = [(name, *(class_index or {}).get(index, ())) for index, name in enumerate(model_names)]
+    tables = [_table(known, keys) for keys in _KEYS]
+    matched: dict[int, str] = {}
+    for name in test_names:
+        index = next((t[k] for t, keys in zip(tables, _KEYS, strict=True) for k in keys(name) if k in t), None)
+        if index is None:
+            raise ValueError(_no_match(name, model_names, source=source, has_index=class_index is not None))
+        if index in matched:
+            raise ValueError(
+                f"The classes {matched[index]!r} and {name!r} of {source} are both the model's class {index}, "
+                f"{model_names[index]!r}; merge them or give a class index that tells them apart."
+            )
+        matched[index] = name
+    return np.array(list(matched), dtype=np.int64)
+
+
+def _synset(name: str) -> list[str]:
+    found = _SYNSET.match(name)
+    return [found[0]] if found else []
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+# Name -> keys by which it may be found, the surest first.
+_KEYS = (
+    lambda name: [name],
+    _synset,
+    lambda name: [_plain(name)],
+    lambda name: [_plain(part) for part in name.split(",")],
+)
+
+
+def _table(known: Sequence[Sequence[str]], keys) -> dict[str, int]:
+    """Key -> class, of the keys that belong to one class only."""
+    owners: dict[str, set[int]] = {}
+    for index, names in enumerate(known):
+        for name in names:
+            for key in keys(name):
+                owners.setdefault(key, set()).add(index)
+    return {key: next(iter(classes)) for key, classes in owners.items() if len(classes) == 1}
+
+
+def _no_match(name: str, model_names: Sequence[str], *, source: str, has_index: bool) -> str:
+    nearest = difflib.get_close_matches(name, model_names, n=1, cutoff=0.0)[0]
+    remedy = "correct the name" if has_index or not _synset(name) else "give --class_index, which says what it is"
+    return (
+        f"The class {name!r} of {source} is none of the model's {len(model_names)} classes (the nearest name is "
+        f"{nearest!r}); {remedy}."
+    )
+
+
+def read_class_index(path: str | Path) -> dict[int, tuple[str, ...]]:
+    """Read what a model's classes are called elsewhere.
+
+    Args:
+        path (`str` or `Path`): JSON: either class -> names, as `{"0": ["n01440764", "tench"]}` or
+            `{"0": "n01440764"}`, or a list in index order, or name -> class, as `{"n01440764": 0}`.
+
+    Returns:
+        `dict[int, tuple[str, ...]]`: Class of the model -> its names.
+
+    Raises:
+        ValueError: If the file is missing or holds something else.
+    """
+    content = _read_json(path)
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    result: dict[int, tuple[str, ...]] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, int) and not isinstance(value, bool):
+            key, value = value, key
+        names = [value] if isinstance(value, str) else value
+        if not str(key).isdecimal() or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ValueError(
+                f"The class index '{path}' has the entry {key!r}: {value!r}; write class number -> names, as "
+                '"0": ["n01440764", "tench"].'
+            )
+        result[int(key)] = (*result.get(int(key), ()), *names)
+    if not result:
+        raise ValueError(f"The class index '{path}' names no class; write class number -> names.")
+    return result
+
+
+def read_train_counts(path: str | Path, model_names: Sequence[str]) -> np.ndarray:
+    """Training images of each class of a model.
+
+    Args:
+        path (`str` or `Path`): The per_class.csv of a run, or any CSV with the columns name and train_images, or JSON
+            name -> images.
+        model_names (sequence of `str`): C names in index order.
+
+    Returns:
+        `np.ndarray`: int64 of shape (C,).
+
+    Raises:
+        ValueError: If the file is missing or of another kind, or lacks a class.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        try:
+            with Path(path).open(encoding="utf-8", newline="") as file:
+                counts = {row["name"]: row["train_images"] for row in csv.DictReader(file)}
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f"The training counts '{path}' cannot be read ({error}); give a CSV file with the columns name and "
+                "train_images."
+            ) from error
+    else:
+        counts = _read_json(path)
+    missing = [name for name in model_names if not isinstance(counts, dict) or name not in counts]
+    if missing:
+        raise ValueError(
+            f"The training counts '{path}' lack {missing[0]!r} and {len(missing) - 1} others of the model's "
+            f"{len(model_names)} classes; write one count a class, by its name."
+        )
+    wrong = [name for name in model_names if not str(counts[name]).isdecimal()]
+    if wrong:
+        raise ValueError(
+            f"The training counts '{path}' give {wrong[0]!r} {counts[wrong[0]]!r} images; write a whole number."
+        )
+    return np.array([int(counts[name]) for name in model_names], dtype=np.int64)
+
+
+def _read_json(path: str | Path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{path}' cannot be read as JSON ({error}); check the path and the file.") from error
+
+
+def readable_names(names: Sequence[str], class_index: Mapping[int, Sequence[str]] | None = None) -> list[str]:
+    """Names that a text tower can read, of classes that may be named by WordNet synsets.
+
+    Args:
+        names (sequence of `str`): "n01440764 tench" becomes "tench"; "n01440764" what the class index calls it.
+        class_index (mapping, *optional*): Of [`read_class_index`].
+
+    Raises:
+        ValueError: If a synset has no name.
+    """
+    known: dict[str, str] = {}
+    for entry in (class_index or {}).values():
+        words = next((name for name in entry if not _synset(name)), None)
+        known |= {synset: words.split(",")[0] for name in entry for synset in _synset(name) if words}
+    readable = []
+    for name in names:
+        (synset,) = _synset(name) or [""]
+        words = name.removeprefix(synset).strip(" _-") or known.get(synset)
+        if words is None:
+            raise ValueError(
+                f"The class {name!r} is named by a WordNet synset, which a text tower cannot read; give a class index "
+                "that has its name (--class_index)."
+            )
+        readable.append(words)
+    return readable

@@ -1,0 +1,187 @@
+"""Any image classifier, ready to be judged: one of this package, one of transformers, or CLIP by class names."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig
+
+from ..data import TransformedImages
+from ..models import (
+    BACKBONE_FAMILIES,
+    LongTailClassifier,
+    LongTailClassifierConfig,
+    load_image_processor,
+    text_features,
+)
+from ..models.backbones import quiet_loading, resolve_name
+from ..models.text import DEFAULT_TEMPLATE
+from .class_matching import readable_names
+from .views import view_transform
+
+DEFAULT_PATCH = 16  # of models whose configuration names none
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model, what its classes are called, and how it wants pictures.
+
+    Args:
+        model (`nn.Module`): pixel_values -> an output with `logits` of shape (B, C).
+        class_names (`list[str]`): The C class names in index order.
+        processor (`BaseImageProcessor`): Its image processor.
+        image_size (`int`, *optional*): Side of the pictures in pixels, where it is not the processor's own.
+        patch_size (`int`): Side of its patches, in pixels.
+        is_zero_shot (`bool`): Made for the classes of one test set, by their names.
+    """
+
+    model: nn.Module
+    class_names: list[str]
+    processor: BaseImageProcessor
+    image_size: int | None = None
+    patch_size: int = DEFAULT_PATCH
+    is_zero_shot: bool = False
+
+    def pictures(self, dataset, *, views: str = "center") -> TransformedImages:
+        """A data set as this model wants it, in the views of [`view_transform`]."""
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
+        return TransformedImages(dataset, view_transform(self.processor, views, **sizes))
+
+
+def load_classifier(
+    name: str,
+    class_names: Sequence[str] = (),
+    class_index: Mapping[int, Sequence[str]] | None = None,
+    *,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+) -> Classifier:
+    """Load a classifier in evaluation mode.
+
+    Args:
+        name (`str`): A folder or Hub repository with a `LongTailClassifier` or an image classifier of transformers
+            (safetensors), or a backbone with a text tower ("tiny_clip", "openai/clip-vit-base-patch16"), which
+            becomes a zero-shot classifier.
+        class_names (sequence of `str`): For zero-shot, what to tell apart; the others have their own.
+        class_index (mapping, *optional*): For zero-shot, what classes that are named by synsets are called.
+        templates (sequence of `str`): For zero-shot, prompts with {} where the class name goes.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If it is no classifier and has no text tower, or lacks weights.
+    """
+    config = read_config(name)
+    if config["model_type"] == LongTailClassifierConfig.model_type:
+        model = LongTailClassifier.from_pretrained(name)
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+        except OSError:  # what save_pretrained wrote without a processor beside it
+            processor = load_image_processor(model.config.backbone)
+        return _classifier(model, processor, read_config(model.config.backbone), image_size=model.config.image_size)
+    if is_zero_shot(config, name):
+        features = text_features(name, readable_names(class_names, class_index), templates=templates)
+        model = LongTailClassifier.from_backbone(name, class_names).eval()
+        model.head.start_from(features)
+        return replace(_classifier(model, load_image_processor(name), config), is_zero_shot=True)
+    with quiet_loading():
+        model, report = AutoModelForImageClassification.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        raise ValueError(
+            f"'{name}' has no weights for {sorted(report['missing_keys'])[0]!r}, which would stay random; give a "
+            "checkpoint of a trained classifier."
+        )
+    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name), config)
+
+
+def is_zero_shot(config: Mapping, name: str) -> bool:
+    """Whether a checkpoint with this configuration is no classifier, but one by its text tower.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    architectures = config.get("architectures") or []
+    if config["model_type"] == LongTailClassifierConfig.model_type:
+        return False
+    if any("ForImageClassification" in architecture for architecture in architectures):
+        return False
+    family = BACKBONE_FAMILIES.get(config["model_type"])
+    if family is not None and family.has_text_tower:
+        return True
+    raise ValueError(
+        f"'{name}' ({', '.join(architectures) or config['model_type']}) has no classification head and no text tower "
+        "to classify by class names; give a fine-tuned classifier."
+    )
+
+
+def read_config(name: str) -> dict:
+    """The config.json of a folder, a Hub repository or an embedded backbone.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it names no model type.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(resolve_name(name))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The model '{name}' could not be read: it is neither a folder with a config.json nor to be had from the "
+            "Hub; check the path, or the name and the network."
+        ) from error
+    if "model_type" not in config:
+        raise ValueError(
+            f"The config.json of '{name}' names no model_type; give a model of this package or of transformers."
+        )
+    return config
+
+
+def restrict(
+    logits: np.ndarray, labels: np.ndarray, *, classes: np.ndarray, keep_all: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits among the classes of a test set, and labels that count in them.
+
+    Args:
+        logits (`np.ndarray`): Of all C classes of the model, shape (N, C).
+        labels (`np.ndarray`): In the test set's own numbers 0..K-1, shape (N,).
+        classes (`np.ndarray`): The model's class of each of them, shape (K,), of [`match_classes`].
+        keep_all (`bool`): Leave the logits of classes that the test set has not.
+
+    Returns:
+        Logits, labels, and the model's classes that the columns stand for, in the model's order.
+    """
+    kept = np.arange(logits.shape[1]) if keep_all else np.sort(classes)
+    return logits[:, kept], np.searchsorted(kept, classes)[labels], kept
+
+
+def saved_counts(name: str) -> Path | None:
+    """The per_class.csv beside a model, or beside the run that it is a checkpoint of; None where there is none."""
+    path = _run_folder(name) / "per_class.csv"
+    return path if path.is_file() else None
+
+
+def saved_history(name: str) -> list[dict]:
+    """What was logged in the training of a model in a folder: the log history of its last trainer_state.json, which
+    lies beside it or in its checkpoints; empty where there is none."""
+    states = [
+        *_run_folder(name).glob("checkpoint-*/trainer_state.json"),
+        *_run_folder(name).glob("trainer_state.json"),
+    ]
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in states]
+    return max(contents, key=lambda state: state["global_step"])["log_history"] if contents else []
+
+
+def _run_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    return folder.parent if folder.name.startswith("checkpoint-") else folder
+
+
+def _classifier(
+    model: nn.Module, processor: BaseImageProcessor, config: Mapping, *, image_size: int | None = None
+) -> Classifier:
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    patch = config.get("patch_size") or (config.get("vision_config") or {}).get("patch_size") or DEFAULT_PATCH
+    return Classifier(model, names, processor, image_size, patch if isinstance(patch, int) else max(patch))

@@ -1,0 +1,158 @@
+"""From a classifier and a test set to a verdict: match the classes, predict, correct the logits, score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from accelerate import Accelerator
+
+from ..data import stratified_split
+from .class_matching import match_classes, readable_names
+from .classifiers import Classifier, restrict
+from .post_hoc import adjust_logits, fit_temperature
+from .predictions import AVERAGES, Predictions, image_ids, predict
+from .test_sets import TestSet
+from .verdict import Verdict
+from .views import VIEWS
+
+SPLIT_SEED = 0  # which pictures the temperature is fitted on is the same in every run
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a classifier is judged.
+
+    Args:
+        views (`str`): A name in `VIEWS`: center, flip, five_crop, ten_crop or expanded_crops.
+        average (`str`): Over the views: logits or probabilities.
+        tau (`float`, *optional*): Of the logit adjustment after training, see [`adjust_logits`]; none by default.
+        temperature_fraction (`float`, *optional*): Share of each class's test pictures, inside (0, 1), that is held
+            out to fit a temperature on, see [`fit_temperature`]; these are not scored.
+        all_classes (`bool`): Keep the logits of classes that a test set has not.
+        batch_size (`int`): Pictures at a time and process.
+        num_workers (`int`): Processes that read pictures.
+        many, few (`int`): As in [`~ft_focalsam.data.frequency_groups`].
+        resamples (`int`): Of the bootstrap intervals.
+
+    Raises:
+        ValueError: If a value is unknown or out of range.
+    """
+
+    views: str = "center"
+    average: str = "logits"
+    tau: float | None = None
+    temperature_fraction: float | None = None
+    all_classes: bool = False
+    batch_size: int = 64
+    num_workers: int = 0
+    many: int = 100
+    few: int = 20
+    resamples: int = 1000
+
+    def __post_init__(self):
+        VIEWS.choose(self.views)
+        if self.average not in AVERAGES:
+            raise ValueError(f"Unknown average {self.average!r}; choose one of {', '.join(AVERAGES)}.")
+        if self.temperature_fraction is not None and not 0 < self.temperature_fraction < 1:
+            raise ValueError(f"temperature_fraction is {self.temperature_fraction}; set it between 0 and 1.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; set it to 1 or more.")
+        if self.resamples < 100:
+            raise ValueError(f"resamples is {self.resamples}; set it to 100 or more, for the ends of an interval.")
+
+    def verdict(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Verdict:
+        """A verdict on predictions with the thresholds and resamples of these options."""
+        return Verdict(predictions, class_counts, self.many, self.few, self.resamples, tuple(notes))
+
+
+def check_classes(
+    classifier: Classifier, tests: Sequence[TestSet], class_index: Mapping[int, Sequence[str]] | None = None
+) -> None:
+    """Raise a `ValueError`, before anything is predicted, where a classifier does not know a class of a test set."""
+    for test in tests:
+        if classifier.is_zero_shot:
+            readable_names(test.class_names, class_index)
+        else:
+            match_classes(test.class_names, classifier.class_names, class_index=class_index, source=f"'{test.name}'")
+
+
+def judge(
+    classifier: Classifier,
+    test: TestSet,
+    *,
+    options: JudgeOptions,
+    model: str,
+    class_counts: np.ndarray | None = None,
+    class_index: Mapping[int, Sequence[str]] | None = None,
+    accelerator: Accelerator | None = None,
+) -> tuple[Verdict, datasets.Dataset]:
+    """Judge a classifier on a test set.
+
+    Args:
+        classifier (`Classifier`): Of [`load_classifier`].
+        test (`TestSet`): Of [`load_test_set`].
+        options (`JudgeOptions`): How.
+        model (`str`): What to call the classifier.
+        class_counts (`np.ndarray`, *optional*): Training images of each of its classes, shape (C,).
+        class_index (mapping, *optional*): What else its classes are called, of [`read_class_index`].
+        accelerator (`Accelerator`, *optional*): As in [`predict`].
+
+    Returns:
+        The verdict, among the classes that were kept, and the pictures that were scored.
+
+    Raises:
+        ValueError: If a class of the test set is none of the model's, or a logit adjustment has no training counts.
+    """
+    if options.tau is not None and class_counts is None:
+        raise ValueError(
+            f"The logit adjustment (tau {options.tau:g}) needs the training images of each class, and '{model}' came "
+            "without; give --train_counts."
+        )
+    names, source = classifier.class_names, f"'{test.name}'"
+    classes = match_classes(test.class_names, names, class_index=class_index, source=source)
+    pictures = classifier.pictures(test.pictures, views=options.views)
+    settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "average": options.average}
+    logits = predict(classifier.model, pictures, accelerator=accelerator, **settings)
+    logits, labels, kept = restrict(logits, pictures.targets, classes=classes, keep_all=options.all_classes)
+    counts = None if class_counts is None else class_counts[kept]
+    notes = [test.note] if test.note else []
+    if len(kept) < len(names):
+        notes.append(f"{test.name}: logits restricted to its {len(kept):,} of the model's {len(names):,} classes.")
+    if options.views != "center":
+        notes.append(f"Averaged over views: {options.views}, {options.average}.")
+    if options.tau is not None:
+        logits = adjust_logits(logits, counts, tau=options.tau)
+        notes.append(f"Logits adjusted by the class frequencies after training, tau {options.tau:g}.")
+    kept_names = [names[index] for index in kept]
+    predictions = Predictions.of_logits(
+        logits, labels, ids=image_ids(test.pictures), class_names=kept_names, dataset=test.name, model=model
+    )
+    scored = test.pictures
+    if options.temperature_fraction is not None:
+        predictions, rows, note = scale_temperature(predictions, options.temperature_fraction)
+        scored, notes = scored.select(rows), [*notes, note]
+    return options.verdict(predictions, counts, notes), scored
+
+
+def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predictions, np.ndarray, str]:
+    """Fit a temperature on a part of the pictures of each class, and apply it to the others.
+
+    Args:
+        predictions (`Predictions`): Of a test set.
+        fraction (`float`): Share that is held out, inside (0, 1); of a class with one picture, none.
+
+    Returns:
+        The others with the temperature applied, their rows, and a note for the reader.
+    """
+    rows, held_out = stratified_split(
+        predictions.labels, len(predictions.class_names), test_fraction=fraction, seed=SPLIT_SEED
+    )
+    fitted_on = predictions.select(held_out)
+    temperature = fit_temperature(fitted_on.log_probabilities, fitted_on.labels)
+    scored = predictions.select(rows)
+    note = (
+        f"{predictions.dataset}: temperature {temperature:.3f}, fitted on {len(held_out):,} pictures that were held "
+        f"out and are not scored; the other {len(rows):,} are."
+    )
+    return scored.with_logits(scored.log_probabilities / temperature), rows, note

@@ -1,0 +1,171 @@
+"""What came of each test image, and the counts of it that metrics are functions of."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.special import softmax
+
+BINS = 15  # of confidence, of equal width, as in Guo et al., 2017 (https://arxiv.org/abs/1706.04599)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of test images, by class and by confidence; whole numbers, or weighted in a resample.
+
+    Args:
+        images (`np.ndarray`): Test images of each class, shape (C,).
+        hits (`np.ndarray`): Those of them whose highest logit is at the class, shape (C,).
+        top5_hits (`np.ndarray`, *optional*): Those of them with the class among the five highest logits, shape (C,);
+            None without logits and with five classes or fewer, where all would be.
+        predicted (`np.ndarray`): Images taken for each class, right or wrong, shape (C,).
+        bin_images, bin_confidence, bin_hits (`np.ndarray`, *optional*): Images, the sum of their confidences and the
+            number of hits in each bin of confidence, shape (15,); None without logits, and in a resample.
+        groups (`dict[str, np.ndarray]`): Classes by frequency, of [`~ft_focalsam.data.frequency_groups`].
+    """
+
+    images: np.ndarray
+    hits: np.ndarray
+    top5_hits: np.ndarray | None
+    predicted: np.ndarray
+    bin_images: np.ndarray | None = None
+    bin_confidence: np.ndarray | None = None
+    bin_hits: np.ndarray | None = None
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def class_accuracies(self) -> np.ndarray:
+        """Shape (C,), NaN for a class without a test image."""
+        return np.divide(self.hits, self.images, out=np.full(self.images.shape, np.nan), where=self.images > 0)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of each of N test images.
+
+    Args:
+        labels (`np.ndarray`): Its class, int64 of shape (N,), values 0..C-1.
+        predicted (`np.ndarray`): The class of its highest logit, int64 of shape (N,); -1 where a logit is NaN.
+        in_top5 (`np.ndarray`, *optional*): bool of shape (N,), see [`Tally`].
+        confidence (`np.ndarray`, *optional*): Probability of the predicted class, float64 of shape (N,); 0 where a
+            logit is NaN. None without logits.
+        num_classes (`int`): C.
+        groups (`dict[str, np.ndarray]`): Classes by frequency.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    in_top5: np.ndarray | None
+    confidence: np.ndarray | None
+    num_classes: int
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        predictions: np.ndarray | tuple,
+        labels: np.ndarray,
+        *,
+        num_classes: int,
+        groups: dict[str, np.ndarray] | None = None,
+    ) -> "Outcomes":
+        """Compare predictions with labels.
+
+        Args:
+            predictions (`np.ndarray` or `tuple`): Logits of shape (N, C), a tuple that begins with them, or the
+                predicted classes of shape (N,).
+            labels (`np.ndarray`): int of shape (N,), values 0..C-1.
+            num_classes (`int`): C.
+            groups (`dict[str, np.ndarray]`, *optional*): Classes by frequency.
+
+        Raises:
+            ValueError: If there is no image, a shape does not fit, or a label is outside 0..C-1.
+        """
+        predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+        predicted, labels = predicted_classes(predictions), np.asarray(labels)
+        if labels.shape != predicted.shape or labels.size == 0:
+            raise ValueError(
+                f"Metrics need one label an image, but got {labels.shape} labels and {predicted.shape} images."
+            )
+        labels = labels.astype(np.int64)
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"The test labels {labels.min()}..{labels.max()} leave 0..{num_classes - 1}, the classes that "
+                f"class_counts has; give counts of the classes that the test set has."
+            )
+        if predictions.ndim == 2 and predictions.shape[1] != num_classes:
+            raise ValueError(
+                f"The logits of shape {predictions.shape} are not those of {num_classes} classes; give one a class."
+            )
+        in_top5 = confidence = None
+        if predictions.ndim == 2:
+            valid = predicted >= 0
+            confidence = np.zeros(len(labels))
+            confidence[valid] = softmax(predictions[valid].astype(np.float64), axis=1).max(axis=1)
+            if num_classes > 5:
+                in_top5 = valid & (_ranks(predictions, labels) < 5)
+        return cls(labels, predicted, in_top5, confidence, num_classes, groups or {})
+
+    @property
+    def is_hit(self) -> np.ndarray:
+        """bool of shape (N,)."""
+        return self.predicted == self.labels
+
+    def tally(self) -> Tally:
+        """Count all images."""
+        counted = self.resampled(np.arange(len(self.labels)), np.ones(len(self.labels)))
+        if self.confidence is None:
+            return counted
+        places = confidence_bins(self.confidence)
+        values = {"bin_images": None, "bin_confidence": self.confidence, "bin_hits": self.is_hit}
+        return replace(counted, **{name: np.bincount(places, value, minlength=BINS) for name, value in values.items()})
+
+    def resampled(self, rows: np.ndarray, weights: np.ndarray) -> Tally:
+        """Count a resample, by class only, as what is counted by confidence has no interval.
+
+        Args:
+            rows (`np.ndarray`): Images to count, int of shape (M,), where one may occur several times.
+            weights (`np.ndarray`): What each of them counts, shape (M,).
+        """
+        labels, predicted = self.labels[rows], self.predicted[rows]
+        hits = np.where(labels == predicted, weights, 0)
+        top5_hits = None
+        if self.in_top5 is not None:
+            top5_hits = np.bincount(labels, np.where(self.in_top5[rows], weights, 0), minlength=self.num_classes)
+        return Tally(
+            images=np.bincount(labels, weights, minlength=self.num_classes),
+            hits=np.bincount(labels, hits, minlength=self.num_classes),
+            top5_hits=top5_hits,
+            # A place before the first class takes the images that are taken for none.
+            predicted=np.bincount(predicted + 1, weights, minlength=self.num_classes + 1)[1:],
+            groups=self.groups,
+        )
+
+
+def confidence_bins(confidence: np.ndarray) -> np.ndarray:
+    """Bin of each confidence, int64 0..14; bin b holds (b / 15, (b + 1) / 15], as in Guo et al., and 0 is in bin 0."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def predicted_classes(predictions: np.ndarray | tuple) -> np.ndarray:
+    """Class of the highest logit, int64 of shape (N,); -1 for an image with a NaN among its logits.
+
+    Args:
+        predictions (`np.ndarray` or `tuple`): As in [`LongTailMetrics.__call__`].
+
+    Raises:
+        ValueError: If the array has neither one nor two dimensions.
+    """
+    predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    if predictions.ndim == 1:
+        return predictions.astype(np.int64)
+    if predictions.ndim != 2:
+        raise ValueError(f"Predictions of shape {predictions.shape} are neither logits (N, C) nor classes (N,).")
+    return np.where(np.isnan(predictions).any(axis=1), -1, predictions.argmax(axis=1))
+
+
+def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Place of each image's class in the order of its logits, 0 for the highest; of equal ones the first is higher."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    ties_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    return (logits > own).sum(axis=1) + ties_before.sum(axis=1)

@@ -1,0 +1,193 @@
+"""What a model says to each picture of a test set: computed, saved, loaded, restricted to some classes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from scipy.special import log_softmax
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import default_data_collator
+
+from ..data import TransformedImages
+from .outcomes import Outcomes
+
+AVERAGES = ("logits", "probabilities")
+FORMAT = "ft_focalsam predictions 1"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says to each of N pictures.
+
+    Args:
+        log_probabilities (`np.ndarray`): float32 of shape (N, C); they stand in for logits wherever these are asked.
+        labels (`np.ndarray`): int64 of shape (N,), values 0..C-1.
+        ids (`list[str]`): What tells the pictures apart, see [`image_ids`].
+        class_names (`list[str]`): The C class names in index order.
+        dataset (`str`): Name of the test set.
+        model (`str`): Name of the model.
+    """
+
+    log_probabilities: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+    class_names: list[str]
+    dataset: str = ""
+    model: str = ""
+
+    @classmethod
+    def of_logits(
+        cls,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        *,
+        ids: Sequence[str],
+        class_names: Sequence[str],
+        dataset: str = "",
+        model: str = "",
+    ) -> "Predictions":
+        """From logits of shape (N, C), or log-probabilities.
+
+        Raises:
+            ValueError: If the numbers of pictures or of classes differ.
+        """
+        logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
+        if logits.shape != (len(labels), len(class_names)) or len(ids) != len(labels):
+            raise ValueError(
+                f"Logits of shape {logits.shape} do not fit {len(labels)} labels, {len(ids)} ids and "
+                f"{len(class_names)} class names."
+            )
+        log_probabilities = log_softmax(logits.astype(np.float64), axis=1).astype(np.float32)
+        return cls(log_probabilities, labels, list(ids), list(class_names), dataset, model)
+
+    def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> Outcomes:
+        """Compared with the labels, by frequency groups where these are given."""
+        return Outcomes.of(self.log_probabilities, self.labels, num_classes=len(self.class_names), groups=groups)
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """Some of the pictures, by their rows."""
+        ids = [self.ids[row] for row in rows]
+        return replace(self, log_probabilities=self.log_probabilities[rows], labels=self.labels[rows], ids=ids)
+
+    def check_same_pictures(self, other: "Predictions", *, source: str) -> None:
+        """Raise a `ValueError` where another run has other pictures, labels or classes, which cannot be paired."""
+        for what in ("class_names", "ids", "labels"):
+            if not np.array_equal(getattr(self, what), getattr(other, what)):
+                raise ValueError(
+                    f"The {what.replace('_', ' ')} in '{source}' are not those of the other run on '{other.dataset}', "
+                    "so the two cannot be paired; evaluate both on the same test set with the same options."
+                )
+
+    def with_logits(self, logits: np.ndarray) -> "Predictions":
+        """The same pictures with other logits, of shape (N, C)."""
+        return replace(self, log_probabilities=log_softmax(logits.astype(np.float64), axis=1).astype(np.float32))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; names and ids are in its header, as JSON."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = {"format": FORMAT, "dataset": self.dataset, "model": self.model}
+        texts |= {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in ("ids", "class_names")}
+        arrays = {"log_probabilities": np.ascontiguousarray(self.log_probabilities), "labels": self.labels}
+        save_file(arrays, path, metadata=texts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Predictions":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is another file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There are no predictions at '{path}'; give what recipes/evaluate.py wrote.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                texts = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        except SafetensorError as error:
+            raise ValueError(
+                f"'{path}' is no safetensors file ({error}); give what recipes/evaluate.py wrote."
+            ) from error
+        if texts.get("format") != FORMAT:
+            raise ValueError(
+                f"'{path}' holds {texts.get('format', 'no format name')!r}, not {FORMAT!r}; give predictions that "
+                "this version of recipes/evaluate.py wrote."
+            )
+        ids, class_names = (json.loads(texts[name]) for name in ("ids", "class_names"))
+        return cls(arrays["log_probabilities"], arrays["labels"], ids, class_names, texts["dataset"], texts["model"])
+
+
+def image_ids(dataset: datasets.Dataset) -> list[str]:
+    """What tells the pictures of a data set apart: the last three parts of a picture's path (corruption or split,
+    class, file) where it has one, else its row.
+
+    Args:
+        dataset (`datasets.Dataset`): With the column "image"; no picture is decoded.
+    """
+    paths = []
+    for part in dataset.select_columns(["image"]).with_format("arrow").iter(1000):
+        paths += pc.struct_field(part["image"], "path").to_pylist()
+    return [str(row) if path is None else "/".join(Path(path).parts[-3:]) for row, path in enumerate(paths)]
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    pictures: TransformedImages,
+    *,
+    batch_size: int = 64,
+    average: str = "logits",
+    num_workers: int = 0,
+    accelerator: Accelerator | None = None,
+) -> np.ndarray:
+    """Logits of pictures, averaged over their views.
+
+    With several processes each looks at a part of the pictures, and all get the logits of all; what the last batch is
+    filled up with does not count twice.
+
+    Args:
+        model (`nn.Module`): pixel_values of shape (B, 3, H, W) -> an output with `logits` of shape (B, C).
+        pictures (`TransformedImages`): With the transform of [`view_transform`], or with an [`eval_transform`].
+        batch_size (`int`, defaults to 64): Pictures, with all their views, at a time and process.
+        average (`str`, defaults to "logits"): Over the views; "logits", as LIFT does, or "probabilities".
+        num_workers (`int`, defaults to 0): Processes that read pictures.
+        accelerator (`Accelerator`, *optional*): Says on which device, in which precision and in how many processes.
+
+    Returns:
+        `np.ndarray`: float32 of shape (N, C), in the order of the pictures; with "probabilities", their logarithms.
+
+    Raises:
+        ValueError: If `average` is unknown.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"Unknown average {average!r}; choose one of {', '.join(AVERAGES)}.")
+    accelerator = accelerator or Accelerator()
+    model = accelerator.prepare_model(model.eval(), evaluation_mode=True)
+    loader = DataLoader(pictures, batch_size, collate_fn=default_data_collator, num_workers=num_workers)
+    parts = []
+    shown = accelerator.is_main_process
+    for batch in tqdm(accelerator.prepare_data_loader(loader), desc="Predicting", leave=False, disable=not shown):
+        views = batch["pixel_values"]
+        views = views[:, None] if views.ndim == 4 else views
+        logits = model(pixel_values=views.flatten(0, 1)).logits.float()
+        parts.append(accelerator.gather_for_metrics(_averaged(logits.unflatten(0, views.shape[:2]), average)).cpu())
+    return torch.cat(parts).numpy()
+
+
+def _averaged(logits: Tensor, average: str) -> Tensor:
+    """(B, V, C) to (B, C)."""
+    if average == "logits" or logits.shape[1] == 1:
+        return logits.mean(dim=1)
+    return F.log_softmax(logits, dim=-1).logsumexp(dim=1) - np.log(logits.shape[1])

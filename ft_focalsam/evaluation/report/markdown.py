@@ -1,0 +1,67 @@
+"""A report as Markdown, with its drawings and pictures in a folder beside it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .blocks import Block, Examples, Heading, Plot, Table, Text
+from .plots import LIGHT, colors_of
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+
+
+def write_markdown(path: Path, blocks: Iterable[Block], *, folder: str) -> None:
+    """Write a report.
+
+    Args:
+        path (`Path`): The Markdown file.
+        blocks (iterable of blocks): The report.
+        folder (`str`): Name of the folder beside it that its pictures go to.
+    """
+    (path.parent / folder).mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(
+        part for index, block in enumerate(blocks) for part in _parts(block, path.parent, folder, index)
+    )
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _parts(block: Block, root: Path, folder: str, index: int) -> Iterator[str]:
+    if isinstance(block, Heading):
+        yield f"{'#' * block.level} {_escape(block.text)}"
+    elif isinstance(block, Text):
+        yield _escape(block.text)
+    elif isinstance(block, Table):
+        yield from _table(block)
+    elif isinstance(block, Plot):
+        name = f"{folder}/{index:02}.png"
+        with colors_of(LIGHT):
+            block.draw(LIGHT).savefig(root / name, dpi=160, facecolor="white", metadata={"Software": None})
+        yield f"![{_escape(block.description)}]({name})"
+        yield _escape(block.caption)
+    elif isinstance(block, Examples):
+        yield f"**{_escape(block.title)}**"
+        yield " ".join(_pictures(block, root, folder, index))
+
+
+def _table(block: Table) -> Iterator[str]:
+    if block.fold is not None:
+        yield _escape(block.fold)
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (block.header, *block.rows)]
+    lines.insert(1, "|" + "|".join(["---", *["---:"] * (len(block.header) - 1)]) + "|")
+    yield "\n".join(lines)
+
+
+def _pictures(block: Examples, root: Path, folder: str, index: int) -> Iterator[str]:
+    for number, (picture, caption) in enumerate(block.pictures):
+        name = f"{folder}/{index:02}_{number}.jpg"
+        picture.save(root / name, quality=88)
+        yield f"![{_escape(caption)}]({name}) {_escape(caption)}"
+
+
+def _cell(cell: str | tuple[str, str]) -> str:
+    return _escape(cell) if isinstance(cell, str) else f"{_escape(cell[0])} ({_escape(cell[1])})"
+
+
+def _escape(text: str) -> str:
+    """Text on one line, in which nothing is taken for Markdown or HTML."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,64 @@
+"""Example pictures: what is confused most often, and how a picture gets into a page."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ...data.transforms import to_rgb
+from ..outcomes import Outcomes
+
+SIDE = 112  # pixels of the longer side of an example
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that are taken for another.
+
+    Args:
+        label, predicted (`int`): The class, and what it is taken for.
+        rows (`np.ndarray`): The images, int64, the most confident mistake first.
+        share (`float`): Of the class's images, 0..1.
+    """
+
+    label: int
+    predicted: int
+    rows: np.ndarray
+    share: float
+
+
+def worst_confusions(outcomes: Outcomes, most: int = 6) -> list[Confusion]:
+    """The pairs of classes with the most mistakes, of equally many those with the larger share of their class."""
+    wrong = np.flatnonzero(~outcomes.is_hit & (outcomes.predicted >= 0))
+    pairs = np.stack([outcomes.labels[wrong], outcomes.predicted[wrong]], axis=1)
+    found, places = np.unique(pairs, axis=0, return_inverse=True)
+    sizes = np.bincount(outcomes.labels, minlength=outcomes.num_classes)
+    confusions = []
+    for index, (label, predicted) in enumerate(found):
+        rows = wrong[places == index]
+        if outcomes.confidence is not None:
+            rows = rows[np.argsort(-outcomes.confidence[rows], kind="stable")]
+        confusions.append(Confusion(int(label), int(predicted), rows, len(rows) / sizes[label]))
+    return sorted(confusions, key=lambda pair: (-len(pair.rows), -pair.share, pair.label, pair.predicted))[:most]
+
+
+def example(dataset: datasets.Dataset, row: int) -> Image.Image:
+    """One picture of a data set, upright, in RGB, with its longer side scaled to 112 pixels (small ones by whole
+    factors, without smoothing)."""
+    picture = to_rgb(dataset[int(row)]["image"])
+    longer = max(picture.size)
+    if longer * 2 <= SIDE:
+        factor = SIDE // longer
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    size = tuple(max(1, round(side * SIDE / longer)) for side in picture.size)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def picture_uri(picture: Image.Image) -> str:
+    """A picture as JPEG inside a data URI."""
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

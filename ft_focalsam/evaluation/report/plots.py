@@ -1,0 +1,124 @@
+"""Drawings of the report: calibration and training curves (class frequency is in `frequency.py`), in two looks."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..outcomes import BINS, Tally
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours of a drawing.
+
+    Args:
+        ink (`str`): Text.
+        faint (`str`): Axes, and what joins or guides.
+        grid (`str`): Grid lines.
+        ground (`str`): What open markers are filled with.
+        accent, second (`str`): Of the bars and curves.
+        groups (`dict[str, str]`): Of many, medium and few.
+    """
+
+    ink: str
+    faint: str
+    grid: str
+    ground: str
+    accent: str
+    second: str
+    groups: Mapping[str, str]
+
+
+LIGHT = Look(
+    ink="#24292f",
+    faint="#b8bec6",
+    grid="#e6e9ed",
+    ground="#ffffff",
+    accent="#1f6fb4",
+    second="#d1495b",
+    groups={"many": "#1f6fb4", "medium": "#2a9d6f", "few": "#d1495b"},
+)
+DARK = Look(
+    ink="#dfe3e8",
+    faint="#626a75",
+    grid="#323840",
+    ground="#15181c",
+    accent="#6cb2ee",
+    second="#f2808d",
+    groups={"many": "#6cb2ee", "medium": "#5fcf9f", "few": "#f2808d"},
+)
+
+# A drawing is a function from a look to a figure.
+Drawing = Callable[[Look], Figure]
+
+
+@contextmanager
+def colors_of(look: Look) -> Iterator[None]:
+    """Draw and save in the colours of a look; names with a dollar sign are no formulas."""
+    colors = {f"{part}.color": look.ink for part in ("text", "xtick", "ytick")}
+    colors |= {"axes.labelcolor": look.ink, "axes.edgecolor": look.faint}
+    with rc_context({**colors, "text.parse_math": False, "svg.hashsalt": "ft_focalsam", "svg.fonttype": "path"}):
+        yield
+
+
+def new_axes(look: Look, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of (width, height) in inches, and axes with a grid and without a frame."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(facecolor="none")
+    axes.grid(color=look.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def data_uri(draw: Drawing, look: Look) -> str:
+    """A drawing without ground as SVG inside a data URI, the same bytes for the same drawing."""
+    file = io.BytesIO()
+    with colors_of(look):
+        draw(look).savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def reliability(look: Look, tally: Tally) -> Figure:
+    """Reliability diagram: accuracy over confidence in 15 bins, and how many images each holds (Guo et al., 2017,
+    https://arxiv.org/abs/1706.04599, figure 1)."""
+    figure, axes = new_axes(look, (5.2, 4.4))
+    filled = tally.bin_images > 0
+    left = 100 * np.arange(BINS)[filled] / BINS
+    images, width = tally.bin_images[filled], 100 / BINS
+    accuracy, confidence = (100 * values[filled] / images for values in (tally.bin_hits, tally.bin_confidence))
+    axes.plot([0, 100], [0, 100], color=look.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2.5)
+    axes.bar(left, accuracy, width, align="edge", color=look.accent, alpha=0.85, edgecolor=look.ground, zorder=2)
+    low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
+    axes.vlines(confidence, low, high, color=look.second, linewidth=2, zorder=3)
+    axes.scatter(confidence, confidence, s=16, color=look.second, zorder=4)
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
+    share = axes.inset_axes((0, 1.06, 1, 0.16))
+    share.bar(left, 100 * images / images.sum(), width, align="edge", color=look.faint, edgecolor=look.ground)
+    share.set(xlim=(0, 100), xticks=[], ylabel="images (%)", facecolor="none")
+    share.yaxis.set_major_locator(MaxNLocator(2))
+    share.yaxis.label.set_size(8)
+    share.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curve(look: Look, lines: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> Figure:
+    """What was logged over the steps of training: name -> (step, value) pairs; the first two have a colour each."""
+    figure, axes = new_axes(look, (5.2, 3.6))
+    styles = [(look.accent, "-"), (look.second, "-"), (look.ink, (0, (4, 2))), (look.faint, (0, (1, 1)))]
+    for (color, style), (name, pairs) in zip(styles, lines.items(), strict=False):
+        marker = "o" if len(pairs) < 12 else None
+        axes.plot(*zip(*pairs, strict=True), color=color, linestyle=style, marker=marker, markersize=4, label=name)
+    axes.set(xlabel="optimizer step", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,97 @@
+"""Test sets: the test split of any data set, or all of one that has nothing else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from ..data import SOURCES, ImageData, load_image_data
+
+# Splits that are taken for the whole of a data set without a training split, in this order.
+ONLY_SPLITS = ("train", "test", "validation", "val")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures to test on.
+
+    Args:
+        pictures (`datasets.Dataset`): Columns "image" and "labels", as in [`~ft_focalsam.data.ImageData`].
+        class_names (`list[str]`): The K class names, as the data set spells them.
+        name (`str`): What the report calls it, a [`short_name`].
+        note (`str`): What to know about the choice of pictures; may be empty.
+    """
+
+    __test__ = False  # it is no test of pytest's
+
+    pictures: datasets.Dataset
+    class_names: list[str]
+    name: str
+    note: str = ""
+
+
+def load_test_set(
+    name: str,
+    *,
+    split: str | None = None,
+    test_fraction: float | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    config_name: str | None = None,
+) -> TestSet:
+    """Load a test set by what [`~ft_focalsam.data.load_image_data`] takes.
+
+    By default it is the split called test, else validation or val; a data set that has one split and no other, as a
+    folder of class folders, is taken whole.
+
+    Args:
+        name (`str`): A registered source, a Hub name or a path.
+        split (`str`, *optional*): The split to test on; all of it.
+        test_fraction (`float`, *optional*): Test on the share of the training split that a run with this
+            `test_fraction` had cut off.
+        image_column, label_column, config_name: As in `load_image_data`.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_image_data`.
+    """
+    options = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
+    if split is not None:
+        return _whole(name, split, options)
+    try:
+        return _of(load_image_data(name, test_fraction=test_fraction, **options), name)
+    except ValueError as error:
+        if name in SOURCES or test_fraction is not None:
+            raise
+        for only in ONLY_SPLITS:
+            try:
+                return _whole(name, only, options)
+            except ValueError as in_split:
+                if not str(in_split).startswith("There is no split"):
+                    raise
+        raise error
+
+
+def short_name(name: str) -> str:
+    """What a report calls a data set or a model: the last two parts of a path, any other name as it is."""
+    path = Path(name).expanduser()
+    return "/".join(path.resolve().parts[-2:]) if path.exists() else name
+
+
+def file_name(name: str, suffix: str = "") -> str:
+    """A name as part of a file's: letters and digits of any language, dots, hyphens; the rest as underscores."""
+    return re.sub(r"[^\w.-]+", "_", name).lstrip(".") + suffix
+
+
+def _of(data: ImageData, name: str) -> TestSet:
+    return TestSet(data.test, data.class_names, short_name(name))
+
+
+def _whole(name: str, split: str, options: dict) -> TestSet:
+    """All pictures of a split."""
+    data = load_image_data(name, train_split=split, test_fraction=1, **options)
+    note = (
+        f"All {len(data.test):,} pictures of the split '{split}' of {short_name(name)} are the test; a model that was "
+        "trained on some of them knows these already (--test_fraction gives the part that a run had cut off)."
+    )
+    return TestSet(data.test, data.class_names, short_name(name), note)

@@ -1,0 +1,159 @@
+"""Judge an image classifier on one or several test sets.
+
+    python recipes/evaluate.py runs/quickstart --datasets digits
+    python recipes/evaluate.py google/vit-base-patch16-224 --datasets imagenetv2 imagenet-a --class_index index.json
+    python recipes/evaluate.py tiny_clip --datasets digits --compare evaluations/quickstart
+
+MODEL is a folder or Hub repository of this package or of transformers, or a backbone with a text tower, which becomes
+a zero-shot classifier. Classes are matched by name, by WordNet synset (n01440764) or by `--class_index`; where a test
+set has a part of the model's classes, the logits are restricted to these. Writes to `output_dir`: report.html,
+report.md, metrics.json, per_class/ and predictions/, which `--compare` and `--seeds` read again.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ft_focalsam.evaluation import (
+    VIEWS,
+    JudgeOptions,
+    TestSet,
+    check_classes,
+    file_name,
+    format_table,
+    judge,
+    load_classifier,
+    load_test_set,
+    read_class_index,
+    read_train_counts,
+    saved_counts,
+    saved_history,
+    short_name,
+    verdict_rows,
+    write_page,
+    write_per_class_csv,
+)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder or Hub name of a classifier, or of a backbone with a text tower")
+    add("--datasets", nargs="+", required=True, help="digits, Hub names, or folders; each is a test set")
+    add("--output_dir", type=Path, help="where to write; evaluations/MODEL by default")
+    add("--split", help="split to test on, all of it; by default test, else validation, else the only one there is")
+    add("--test_fraction", type=float, help="test on the share that a run with this test_fraction had cut off")
+    add("--image_column", help="column of the images; found by default")
+    add("--label_column", help="column of the classes; found by default")
+    add("--dataset_config", help="configuration of a Hub data set that has several")
+    add("--class_index", help='JSON of what else the model\'s classes are called: {"0": ["n01440764", "tench"], ...}')
+    add("--train_counts", help="CSV (name, train_images) or JSON of training images; by default the run's own")
+    add(
+        "--prompt_templates", nargs="+", default=["a photo of a {}."], help="for zero-shot, with {} for the class name"
+    )
+    add("--views", default="center", help=f"test-time views: {', '.join(VIEWS)}")
+    add("--average", default="logits", help="over the views: logits or probabilities")
+    add("--logit_adjustment_tau", type=float, help="adjust logits by the training counts afterwards; none by default")
+    add("--temperature_fraction", type=float, help="hold out this share of the pictures to fit a temperature on")
+    add("--all_classes", action="store_true", help="keep the logits of classes that a test set has not")
+    add("--compare", nargs="+", default=[], help="output folders of earlier evaluations: tested against this one")
+    add("--seeds", nargs="+", default=[], help="output folders of the same training with other seeds: mean, deviation")
+    add("--batch_size", type=int, default=64, help="pictures at a time")
+    add("--num_workers", type=int, default=0, help="processes that read pictures")
+    add("--many_shot_threshold", type=int, default=100, help="more training images than this are many")
+    add("--few_shot_threshold", type=int, default=20, help="fewer training images than this are few")
+    add("--resamples", type=int, default=1000, help="of the bootstrap intervals")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    """Run the recipe; returns what metrics.json holds, by name of the row."""
+    args = parse(argv)
+    options = JudgeOptions(
+        views=args.views,
+        average=args.average,
+        tau=args.logit_adjustment_tau,
+        temperature_fraction=args.temperature_fraction,
+        all_classes=args.all_classes,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        many=args.many_shot_threshold,
+        few=args.few_shot_threshold,
+        resamples=args.resamples,
+    )
+    folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
+    is_main, model = PartialState().is_main_process, short_name(args.model)
+    with PartialState().main_process_first():
+        tests = load_tests(args)
+    earlier = find_earlier(args, tests, output=folder)
+    class_index = read_class_index(args.class_index) if args.class_index else None
+    train_counts = args.train_counts or saved_counts(args.model)
+    words = {"class_index": class_index, "templates": args.prompt_templates}
+    classifier = load_classifier(args.model, tests[0].class_names, **words)
+    check_classes(classifier, tests, class_index)
+    verdicts, pictures, seeds = {}, {}, {}
+    for test in tests:
+        if classifier.is_zero_shot and test is not tests[0]:
+            classifier = load_classifier(args.model, test.class_names, **words)
+        counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
+        found = {"class_counts": counts, "class_index": class_index}
+        verdict, pictures[test.name] = judge(classifier, test, options=options, model=model, **found)
+        if is_main:
+            verdict.predictions.save(folder / "predictions" / file_name(test.name, ".safetensors"))
+            write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
+        where = f" on {test.name}" if len(tests) > 1 else ""
+        for other in args.compare:
+            verdicts[short_name(other) + where] = verdict.of_earlier(earlier[other, test.name])
+        verdicts[model + where] = verdict  # the last one is the one that is judged
+        if args.seeds:
+            runs = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
+            seeds[test.name] = [run.metrics for run in runs]
+    records = {name: verdict.record() for name, verdict in verdicts.items()}
+    if is_main:
+        print(f"\n{format_table(records)}\n")
+        (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
+        history = saved_history(args.model)
+        write_page(folder, verdicts, title=f"{model}, judged", pictures=pictures, log_history=history, seeds=seeds)
+        for note in dict.fromkeys(note for verdict in verdicts.values() for note in verdict.notes):
+            print(note)
+        print(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}.")
+    return records
+
+
+def load_tests(args: argparse.Namespace) -> list[TestSet]:
+    """The test sets, each with a name of its own."""
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    which = {"split": args.split, "test_fraction": args.test_fraction, "config_name": args.dataset_config}
+    tests = [load_test_set(name, **which, **columns) for name in args.datasets]
+    names = [file_name(test.name) for test in tests]
+    twice = [name for name, test in zip(args.datasets, tests, strict=True) if names.count(file_name(test.name)) > 1]
+    if twice:
+        raise ValueError(f"The test sets {' and '.join(twice)} have one name in the report; give each set once.")
+    return tests
+
+
+def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
+    """Where the predictions of earlier evaluations are, by folder and name of the test set."""
+    names = [short_name(name) for name in (*args.compare, args.model)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
+    paths = {}
+    for folder in (*args.compare, *args.seeds):
+        if Path(folder).resolve() == output.resolve():
+            raise ValueError(f"'{folder}' is where this evaluation writes to; set another --output_dir.")
+        for test in tests:
+            path = paths[folder, test.name] = Path(folder, "predictions", file_name(test.name, ".safetensors"))
+            if not path.is_file():
+                raise ValueError(f"'{folder}' has no predictions for {test.name} ({path}); evaluate it there first.")
+    return paths
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    PartialState().destroy_process_group()
