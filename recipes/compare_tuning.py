@@ -61,7 +61,7 @@ def run(config: str, further: list[str], *, repeats: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--output_dir", folder, "--save_strategy", "no"]
         metrics = finetune([config, *options, *further], trainer_type=kept_trainer(kept))
-    (before, start), (_, after) = metrics.items()
+    (before, start), *_, (_, after) = [next(iter(metrics.items())), *metrics.items()]
     parameters = list(kept[0].model.parameters())
     return {
         "trained": sum(p.numel() for p in parameters if p.requires_grad),

@@ -39,7 +39,7 @@ from ft_focalsam.evaluation import (
     write_page,
     write_report,
 )
-from ft_focalsam.models import choose_head_start, load_image_processor, start_head
+from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
 from ft_focalsam.tuning import describe_parameters
 
 ROW_BEFORE = {
@@ -66,13 +66,98 @@ def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say:
     return data
 
 
+def build_model(
+    data: ImageData | StreamedData,
+    plain: Callable,
+    options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
+) -> LongTailClassifier:
+    """The classifier as training finds it: its backbone, its head started, and what of it is tuned.
+
+    Args:
+        data: The images.
+        plain: Their transform without augmentation, for starts from features.
+        options: The description of the run.
+    """
+    data_args, model_args, tuning_options, args = options
+    model = LongTailClassifier.from_backbone(
+        model_args.backbone,
+        data.class_names,
+        head=model_args.head,
+        head_scale=model_args.head_scale,
+        image_size=data_args.image_size,
+        dtype=model_args.backbone_dtype,
+        features=model_args.backbone_features,
+    ).to(args.device)
+    start_head(
+        model,
+        choose_head_start(model_args.backbone, model_args.head_start),
+        batches=lambda: DataLoader(
+            training_set(data.train, plain),
+            batch_size=args.per_device_eval_batch_size,
+            collate_fn=default_data_collator,
+        ),
+        templates=model_args.prompt_templates,
+        class_names=read_class_names(model_args.prompt_names, data.num_classes),
+    )
+    apply_tuning(model, model_args.tuning, tuning_options)
+    return model
+
+
+def train_and_judge(
+    trainer: FocalSAMTrainer, data: ImageData | StreamedData, *, before: str, say: Callable
+) -> tuple[dict[str, dict[str, float]], dict[str, Verdict]]:
+    """Metrics and verdicts on the test images by name of the row: `before`, and after training if anything trains."""
+    args, name = trainer.args, short_name(data.name)
+    thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
+    say(describe_groups(trainer.class_counts, **thresholds))
+    say(describe_parameters(trainer.model))
+    metrics, verdicts = {}, {}
+    trains = any(parameter.requires_grad for parameter in trainer.model.parameters())
+    for row in (before, args.sharpness.replace("none", "plain")) if trains else (before,):
+        if metrics:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="test")
+        metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
+        predictions = Predictions.of_logits(
+            prediction.predictions,
+            prediction.label_ids,
+            ids=image_ids(data.test),
+            class_names=data.class_names,
+            dataset=name,
+        )
+        verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
+        say(f"\n{format_table(metrics)}\n")
+    return metrics, verdicts
+
+
+def save(
+    trainer: FocalSAMTrainer, data: ImageData | StreamedData, metrics: dict, verdicts: dict[str, Verdict]
+) -> None:
+    """Write the model and the report to the output folder."""
+    args, name = trainer.args, short_name(data.name)
+    trainer.model.save_pretrained(args.output_dir)
+    trainer.processing_class.save_pretrained(args.output_dir)
+    write_report(
+        args.output_dir,
+        metrics,
+        accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
+        class_names=data.class_names,
+        class_counts=trainer.class_counts,
+        test_counts=np.bincount(trainer.eval_dataset.targets, minlength=data.num_classes),
+        many=args.many_shot_threshold,
+        few=args.few_shot_threshold,
+    )
+    title = f"{trainer.model.config.backbone} on {name}"
+    pictures, log = {name: data.test}, trainer.state.log_history
+    write_page(args.output_dir, verdicts, title=title, pictures=pictures, log_history=log)
+
+
 def main(
     argv: list[str] | None = None, *, trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer
 ) -> dict[str, dict[str, float]]:
     """Run the recipe; returns the metrics before and after fine-tuning, by name of the row."""
-    data_args, model_args, tuning_options, args = parse_config(
-        (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
-    )
+    options = parse_config((DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv)
+    data_args, model_args, _, args = options
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
@@ -89,29 +174,8 @@ def main(
         augmentation=data_args.augmentation,
         fast_decode=data_args.fast_decode,
     )
-    test = TransformedImages(data.test, plain)
-    model = LongTailClassifier.from_backbone(
-        model_args.backbone,
-        data.class_names,
-        head=model_args.head,
-        head_scale=model_args.head_scale,
-        image_size=data_args.image_size,
-        dtype=model_args.backbone_dtype,
-        features=model_args.backbone_features,
-    ).to(args.device)
-    start_head(
-        model,
-        head_start,
-        batches=lambda: DataLoader(
-            training_set(data.train, plain),
-            batch_size=args.per_device_eval_batch_size,
-            collate_fn=default_data_collator,
-        ),
-        templates=model_args.prompt_templates,
-    )
-    apply_tuning(model, model_args.tuning, tuning_options)
     trainer = trainer_type(
-        model,
+        build_model(data, plain, options),
         args,
         class_counts=data.class_counts if data_args.streaming else None,
         train_dataset=training_set(
@@ -121,41 +185,12 @@ def main(
             num_epochs=math.ceil(args.num_train_epochs),
             shuffle_buffer=data_args.shuffle_buffer,
         ),
-        eval_dataset=test,
+        eval_dataset=TransformedImages(data.test, plain),
         processing_class=processor,
     )
-    thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
-    say(describe_groups(trainer.class_counts, **thresholds))
-    say(describe_parameters(model))
-
-    name, names = short_name(data.name), data.class_names
-    accuracies, metrics, verdicts = {}, {}, {}
-    for row in (ROW_BEFORE[head_start], args.sharpness.replace("none", "plain")):
-        if accuracies:
-            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        prediction = trainer.predict(test, metric_key_prefix="test")
-        metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
-        predictions = Predictions.of_logits(
-            prediction.predictions, prediction.label_ids, ids=image_ids(data.test), class_names=names, dataset=name
-        )
-        verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
-        accuracies[row] = verdicts[row].class_accuracies
-        say(f"\n{format_table(metrics)}\n")
-
+    metrics, verdicts = train_and_judge(trainer, data, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
-        model.save_pretrained(args.output_dir)
-        processor.save_pretrained(args.output_dir)
-        write_report(
-            args.output_dir,
-            metrics,
-            accuracies=accuracies,
-            class_names=names,
-            class_counts=trainer.class_counts,
-            test_counts=np.bincount(test.targets, minlength=data.num_classes),
-            **thresholds,
-        )
-        title, log = f"{model_args.backbone} on {name}", trainer.state.log_history
-        write_page(args.output_dir, verdicts, title=title, pictures={name: data.test}, log_history=log)
+        save(trainer, data, metrics, verdicts)
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
     return metrics
 

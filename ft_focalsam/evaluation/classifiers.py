@@ -12,13 +12,12 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 
 from ..data import TransformedImages
 from ..models import (
-    BACKBONE_FAMILIES,
     LongTailClassifier,
     LongTailClassifierConfig,
     load_image_processor,
     text_features,
 )
-from ..models.backbones import quiet_loading, resolve_name
+from ..models.backbones import has_text_tower, quiet_loading, resolve_name, split_name
 from ..models.text import DEFAULT_TEMPLATE
 from .class_matching import readable_names
 from .views import view_transform
@@ -73,6 +72,11 @@ def load_classifier(
         FileNotFoundError: If there is no such folder or repository.
         ValueError: If it is no classifier and has no text tower, or lacks weights.
     """
+    if is_zero_shot(name):
+        features = text_features(name, readable_names(class_names, class_index), templates=templates)
+        model = LongTailClassifier.from_backbone(name, class_names).eval()
+        model.head.start_from(features)
+        return replace(_classifier(model, load_image_processor(name)), is_zero_shot=True)
     config = read_config(name)
     if config["model_type"] == LongTailClassifierConfig.model_type:
         model = LongTailClassifier.from_pretrained(name)
@@ -80,12 +84,7 @@ def load_classifier(
             processor = AutoImageProcessor.from_pretrained(name)
         except OSError:  # what save_pretrained wrote without a processor beside it
             processor = load_image_processor(model.config.backbone)
-        return _classifier(model, processor, read_config(model.config.backbone), image_size=model.config.image_size)
-    if is_zero_shot(config, name):
-        features = text_features(name, readable_names(class_names, class_index), templates=templates)
-        model = LongTailClassifier.from_backbone(name, class_names).eval()
-        model.head.start_from(features)
-        return replace(_classifier(model, load_image_processor(name), config), is_zero_shot=True)
+        return _classifier(model, processor, image_size=model.config.image_size)
     with quiet_loading():
         model, report = AutoModelForImageClassification.from_pretrained(
             name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -95,22 +94,25 @@ def load_classifier(
             f"'{name}' has no weights for {sorted(report['missing_keys'])[0]!r}, which would stay random; give a "
             "checkpoint of a trained classifier."
         )
-    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name), config)
+    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name))
 
 
-def is_zero_shot(config: Mapping, name: str) -> bool:
-    """Whether a checkpoint with this configuration is no classifier, but one by its text tower.
+def is_zero_shot(name: str) -> bool:
+    """Whether a checkpoint is no classifier, but one by its text tower.
 
     Raises:
+        FileNotFoundError: If there is none.
         ValueError: If it is neither.
     """
+    if split_name(name)[0] and has_text_tower(name):  # a backbone of another library
+        return True
+    config = read_config(name)
     architectures = config.get("architectures") or []
     if config["model_type"] == LongTailClassifierConfig.model_type:
         return False
     if any("ForImageClassification" in architecture for architecture in architectures):
         return False
-    family = BACKBONE_FAMILIES.get(config["model_type"])
-    if family is not None and family.has_text_tower:
+    if has_text_tower(name):
         return True
     raise ValueError(
         f"'{name}' ({', '.join(architectures) or config['model_type']}) has no classification head and no text tower "
@@ -179,9 +181,18 @@ def _run_folder(name: str) -> Path:
     return folder.parent if folder.name.startswith("checkpoint-") else folder
 
 
-def _classifier(
-    model: nn.Module, processor: BaseImageProcessor, config: Mapping, *, image_size: int | None = None
-) -> Classifier:
+def _classifier(model: nn.Module, processor: BaseImageProcessor, *, image_size: int | None = None) -> Classifier:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return Classifier(model, names, processor, image_size, _patch_size(model))
+
+
+def _patch_size(model: nn.Module) -> int:
+    """Side of the patches of a classifier in pixels."""
+    if isinstance(model, LongTailClassifier):
+        try:
+            return round(model.family.patch_area(model.backbone) ** 0.5)
+        except AttributeError:  # a backbone without patches
+            return DEFAULT_PATCH
+    config = model.config.to_dict()
     patch = config.get("patch_size") or (config.get("vision_config") or {}).get("patch_size") or DEFAULT_PATCH
-    return Classifier(model, names, processor, image_size, patch if isinstance(patch, int) else max(patch))
+    return patch if isinstance(patch, int) else max(patch)

@@ -4,7 +4,7 @@
 `open_clip_models.py` and `timm_models.py`.
 """
 
-from .transformers_models import BACKBONE_FAMILIES, TransformersFamily  # isort: skip  (names without prefix)
+from .transformers_models import BACKBONE_FAMILIES, TransformersFamily, quiet_loading, resolve_name  # isort: skip  (names without prefix)
 from . import open_clip_models, timm_models  # noqa: F401  (importing a file registers its library)
 from .protocol import (
     LIBRARIES,
@@ -17,6 +17,7 @@ from .protocol import (
     load_image_processor,
     load_text_tower,
     register_library,
+    split_name,
 )
 from .text_tower import TextTower
 
@@ -33,5 +34,8 @@ __all__ = [
     "load_backbone",
     "load_image_processor",
     "load_text_tower",
+    "quiet_loading",
     "register_library",
+    "resolve_name",
+    "split_name",
 ]
