@@ -13,6 +13,7 @@ from ft_focalsam.config import ConfigError, DataArguments, ModelArguments, parse
 from ft_focalsam.data import AUGMENTATIONS, ON_BAD_IMAGE, PROFILES, SAMPLERS
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
+from ft_focalsam.models.text import choose_templates
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
 from ft_focalsam.training_args import CC_SAM
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods
@@ -406,4 +407,9 @@ def test_recipe_parses(path):
     assert data.augmentation in AUGMENTATIONS
     assert choose_methods(model.tuning) and model.head in HEADS
     assert model.head_start is None or model.head_start in HEAD_STARTS
-    assert all("{}" in template for template in model.prompt_templates)
+    assert all("{}" in template for template in choose_templates(model.prompt_templates))
+
+
+def test_every_tuning_method_has_a_recipe():
+    tunings = [parse_config(ALL_TYPES, [str(path)])[1].tuning for path in RECIPES]
+    assert {name for tuning in tunings for name in tuning.split(",")} == set(TUNING_METHODS)
