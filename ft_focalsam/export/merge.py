@@ -18,25 +18,27 @@ from .check import check_same, logits_of, random_pictures
 REMEDY = "export to onnx, which needs no merging"
 
 
-def merge(model: LongTailClassifier) -> LongTailClassifier:
+def merge(model: LongTailClassifier, *, keep: bool = False) -> LongTailClassifier:
     """A copy, on the CPU and in float32, that gives the same logits with plain weights.
 
     All of its parameters require a gradient: `save_pretrained` saves it whole.
 
     Args:
-        model (`LongTailClassifier`): A tuned classifier; it stays as it is.
+        model (`LongTailClassifier`): A tuned classifier; it is not changed.
+        keep (`bool`): Whether inserted modules that cannot be folded may stay in the copy, as they are.
 
     Raises:
         ValueError: If something of it cannot be folded, or the logits of the copy differ.
     """
-    check_can_merge(model)
+    if not keep:
+        check_can_merge(model)
     merged = in_float32(model)
     pictures = random_pictures(merged)
     expected = logits_of(merged, pictures)
     note, merged.config.inserted = merged.config.inserted, None
     for name, settings in read_inserted(note, source=merged.config.backbone):
         kind = choose_inserted(name)
-        if kind.stays:
+        if kind.merge is None:
             merged.config.inserted = add_inserted(merged.config.inserted, name, settings)
         else:
             kind.merge(merged)

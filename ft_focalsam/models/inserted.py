@@ -13,10 +13,10 @@ class InsertedKind:
         insert (`Callable`): (model, **settings) -> None; puts new modules into a `LongTailClassifier`, trainable and in
             float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings that
             were saved.
-        merge (`Callable`, *optional*): (model) -> None; folds them into the weights of the layers they act on, and
-            takes them out. It finds what was inserted before folded already, and peft's adapters not yet. Without
-            it, a model that has them cannot be exported merged.
-        stays (`bool`): Whether there is nothing to fold: they stay in a merged model as they are.
+        merge (`Callable`, *optional*): (model) -> None; folds them into plain weights and takes them out. It finds
+            what was inserted before folded already, and peft's adapter not yet. Without it, a model that has them
+            cannot be merged.
+        stays (`bool`): Whether there is nothing to fold, so that they are part of a merged model as they are.
     """
 
     insert: Callable[..., None]
