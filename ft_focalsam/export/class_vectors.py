@@ -62,16 +62,16 @@ CLASS_VECTORS: dict[str, Callable[[nn.Module], ClassVectors]] = {
 }
 
 
-@torch.no_grad()
-def class_vectors(model: LongTailClassifier) -> ClassVectors:
-    """The head of a classifier in float32.
-
-    Raises:
-        ValueError: If it cannot be written in this way.
-    """
+def check_head(model: LongTailClassifier) -> None:
+    """Raise a `ValueError` where the head of a classifier cannot be written in this way."""
     if model.config.head not in CLASS_VECTORS:
         raise ValueError(
             f"The head is {model.config.head!r}, which is not one vector a class; export to onnx, which takes any "
             f"head, or train with one of {', '.join(CLASS_VECTORS)}."
         )
+
+
+@torch.no_grad()
+def class_vectors(model: LongTailClassifier) -> ClassVectors:
+    """The head of a merged classifier."""
     return CLASS_VECTORS[model.config.head](model.head)

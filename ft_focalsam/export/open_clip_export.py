@@ -19,7 +19,7 @@ from ..models.backbones.protocol import split_name
 from ..models.backbones.split_attention import join_projections
 from ..models.backbones.transformers_models import quiet_loading, resolve_name
 from .check import check_same, logits_of, random_pictures
-from .class_vectors import LAYER_NORM, NONE, UNIT_LENGTH, ClassVectors, class_vectors
+from .class_vectors import LAYER_NORM, NONE, UNIT_LENGTH, ClassVectors, check_head, class_vectors
 from .clip_weights import to_open_clip_config, to_open_clip_weights
 from .folder import check_is_free, new_folder
 from .merge import check_can_merge, merge
@@ -93,7 +93,7 @@ def export_open_clip(
     check_is_free(folder)
     source = _choose_source(model)
     check_can_merge(model)
-    class_vectors(model)
+    check_head(model)
     preprocess = to_open_clip(preprocessing_of(model, image_processor))
     merged = merge(model)
     with quiet_loading():

@@ -1,0 +1,23 @@
+"""Tiny backbones of every library."""
+
+import pytest
+import torch
+from families import save_families
+from tuning.tiny import save_backbones
+
+from export.tiny import save_open_clip, save_timm
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> dict[str, str]:
+    """Names of backbones by what they are of."""
+    root = tmp_path_factory.mktemp("export_backbones")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {
+            **save_families(root),
+            **{f"deep_{name}": path for name, path in save_backbones(root / "deep").items()},
+            "timm": save_timm(root / "timm"),
+            "open_clip": save_open_clip(root / "open_clip"),
+            "tiny_clip": "tiny_clip",
+        }
