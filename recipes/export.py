@@ -2,10 +2,13 @@
 
     python recipes/export.py runs/quickstart --format onnx --output exported
 
-The folder is one that recipes/finetune.py wrote. transformers: an image classifier for pipeline("image-classification");
-its head must be linear. open_clip: both towers, for open_clip.create_model_and_transforms, and the class vectors of
-the head. onnx: a graph from pictures to logits, of any head and any tuning. What is written is compared with the
-classifier first: nothing is left behind that gives other logits.
+The folder is one that recipes/finetune.py wrote. The formats:
+
+  transformers  an image classifier for pipeline("image-classification"); the head must be linear
+  open_clip     both towers for open_clip.create_model_and_transforms, and the class vectors of the head
+  onnx          a graph from pictures to logits, of any head and any tuning
+
+What is written is compared with the classifier; nothing is left behind that gives other logits.
 """
 
 import argparse

@@ -36,5 +36,6 @@ def check_same(expected: Tensor, got: Tensor, *, what: str, remedy: str) -> None
     difference = float((expected - got).abs().max()) if expected.shape == got.shape else float("inf")
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ValueError(
-            f"What {what} gives on random pictures differs by {difference:.2g} from what the tuned one gives; {remedy}."
+            f"What {what} gives on random pictures differs by {difference:.2g} from what the tuned one gives; "
+            f"{remedy}."
         )

@@ -1,4 +1,4 @@
-"""A head as what it is in the end: class vectors, a bias, a scale, and what is done to the features in front of them."""
+"""A head as what it is in the end: class vectors, a bias, a scale, and a normalisation of the features before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,9 +52,7 @@ def _layer_norm(head: nn.Module) -> ClassVectors:
 # By the name of the head. A new head that can be written in this way is one entry.
 CLASS_VECTORS: dict[str, Callable[[nn.Module], ClassVectors]] = {
     "linear": lambda head: _make(head.weight, head.bias),
-    "cosine": lambda head: _make(
-        F.normalize(head.weight, dim=-1), None, scale=head.scale, normalisation=UNIT_LENGTH
-    ),
+    "cosine": lambda head: _make(F.normalize(head.weight, dim=-1), None, scale=head.scale, normalisation=UNIT_LENGTH),
     "l2_normalized": lambda head: _make(
         head.linear.weight, head.linear.bias, scale=head.scale, normalisation=UNIT_LENGTH
     ),

@@ -55,8 +55,8 @@ def check_can_merge(model: LongTailClassifier) -> None:
     stuck = [name for name, kind in kinds.items() if kind.merge is None and not kind.stays]
     if stuck:
         raise ValueError(
-            f"The classifier has modules of the kind {' and '.join(map(repr, stuck))}, which cannot be folded into the "
-            f"weights of the backbone; {REMEDY}."
+            f"The classifier has modules of the kind {' and '.join(map(repr, stuck))}, which cannot be folded into "
+            f"the weights of the backbone; {REMEDY}."
         )
 
 

@@ -191,8 +191,8 @@ def _choose_source(model: LongTailClassifier) -> Callable[[LongTailClassifier], 
         )
     if config.image_size is not None and hasattr(model.backbone, "trunk"):
         raise ValueError(
-            f"image_size is {config.image_size}, which an open_clip checkpoint cannot note for an image tower of timm; "
-            "train without image_size, or export to onnx."
+            f"image_size is {config.image_size}, which an open_clip checkpoint cannot note for an image tower of timm"
+            "; train without image_size, or export to onnx."
         )
     if find_spec("open_clip") is None:
         raise ValueError(

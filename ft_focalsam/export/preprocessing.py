@@ -69,8 +69,8 @@ def to_open_clip(preprocessing: Preprocessing) -> dict:
     resized = (resize, resize) if isinstance(resize, int) else resize
     if resized != preprocessing.output_size or preprocessing.interpolation.value not in ("bicubic", "bilinear"):
         raise ValueError(
-            f"The pictures are resized to {resize} pixels ({preprocessing.interpolation.value}) and cropped to {crop}, "
-            "and open_clip resizes (bicubic or bilinear) to just what the model sees; export to onnx."
+            f"The pictures are resized to {resize} pixels ({preprocessing.interpolation.value}) and cropped to "
+            f"{crop}, and open_clip resizes (bicubic or bilinear) to just what the model sees; export to onnx."
         )
     return {
         "size": list(preprocessing.output_size),

@@ -109,7 +109,9 @@ class Target:
         weight = torch.zeros(config.num_labels, self.parts * model.config.feature_size)
         place = self.reads[model.config.backbone_features]
         weight.view(config.num_labels, self.parts, -1)[:, place] = model.head.weight.detach()
-        target.load_state_dict({**state, "classifier.weight": weight, "classifier.bias": model.head.bias}, strict=False)
+        target.load_state_dict(
+            {**state, "classifier.weight": weight, "classifier.bias": model.head.bias}, strict=False
+        )
         return target
 
 
@@ -202,10 +204,11 @@ def _choose_target(model: LongTailClassifier) -> Callable[[LongTailClassifier], 
         )
     target = TARGETS[config.backbone_family]
     if isinstance(target, Target) and config.backbone_features not in target.reads:
-        known = " or ".join(name for name in target.reads if name) or "its default"
+        given = config.backbone_features or "that are usual"
+        known = " or ".join(name for name in target.reads if name)
         raise ValueError(
-            f"The classifier reads the features {config.backbone_features or 'that are usual'} of '{config.backbone}', "
-            f"and {target.model_type.__name__} reads others; train with backbone_features {known}, or export to onnx."
+            f"The classifier reads the features {given} of '{config.backbone}', and {target.model_type.__name__} "
+            f"reads others; train with backbone_features {known}, or export to onnx."
         )
     return target
 

@@ -10,9 +10,9 @@ from ..registry import Registry
 class InsertedKind:
     """
     Attributes:
-        insert (`Callable`): (model, **settings) -> None; puts new modules into a `LongTailClassifier`, trainable and in
-            float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings that
-            were saved.
+        insert (`Callable`): (model, **settings) -> None; puts new modules into a `LongTailClassifier`, trainable
+            and in float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings
+            that were saved.
         merge (`Callable`, *optional*): (model) -> None; folds them into plain weights and takes them out. It finds
             what was inserted before folded already, and peft's adapter not yet. Without it, a model that has them
             cannot be merged.

@@ -64,9 +64,9 @@ def merge_ssf(model: LongTailClassifier) -> None:
         gamma, beta, bias = layer.ssf.weight, layer.ssf.bias, getattr(layer, "bias", None)
         if bias is None and beta.any():
             raise ValueError(
-                f"The shift that ssf trained behind {name.removeprefix('base_model.model.')!r} cannot be folded into it, as that layer has no bias; "
-                "export to onnx, which keeps it, or train with tuned_layers, by which layers outside of blocks go "
-                "without."
+                f"The shift that ssf trained behind {name.removeprefix('base_model.model.')!r} cannot be folded into "
+                "it, as that layer has no bias; export to onnx, which keeps it, or train with tuned_layers, by which "
+                "layers outside of blocks go without."
             )
         layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
         if bias is not None:

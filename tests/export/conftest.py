@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from export.tiny import save_open_clip, save_timm
 from families import save_families
 from tuning.tiny import save_backbones
-
-from export.tiny import save_open_clip, save_timm
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,9 @@ def by_onnxruntime(folder, picture):
     steps, image = note["preprocessing"], Image.open(picture).convert(note["preprocessing"]["channels"])
     if steps["resize"] is not None:
         scale = steps["resize"]["shortest_edge"] / min(image.size)
-        image = image.resize([round(side * scale) for side in image.size], getattr(Image, steps["interpolation"].upper()))
+        image = image.resize(
+            [round(side * scale) for side in image.size], getattr(Image, steps["interpolation"].upper())
+        )
     crop = steps["center_crop"]
     left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
     image = image.crop((left, top, left + crop["width"], top + crop["height"]))

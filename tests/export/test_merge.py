@@ -141,5 +141,5 @@ def test_a_difference_is_an_error():
     expected = torch.tensor([[100.0, 1.0]])
     check_same(expected, expected + 9e-3, what="it", remedy="stop")
     for wrong in (expected + 2e-2, expected * torch.nan, expected[:, :1]):
-        with pytest.raises(ValueError, match="What it gives on random pictures differs by .*; stop"):
+        with pytest.raises(ValueError, match=r"What it gives on random pictures differs by .*; stop"):
             check_same(expected, wrong, what="it", remedy="stop")
