@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from export.tiny import build, processor
@@ -14,6 +15,7 @@ from ft_focalsam.data.transforms import read_preprocessing
 from ft_focalsam.export import TARGETS, export_onnx, export_open_clip, export_transformers
 from ft_focalsam.export.class_vectors import CLASS_VECTORS, class_vectors
 from ft_focalsam.export.folder import new_folder
+from ft_focalsam.export.onnx_export import run_graph
 from ft_focalsam.export.preprocessing import to_image_processor, to_json, to_open_clip
 from ft_focalsam.models import HEADS
 
@@ -152,6 +154,17 @@ def test_preprocessing_in_other_terms():
     }
     assert to_json(preprocessing)["resize"] == {"height": 10, "width": 10}
     assert to_json(preprocessing)["center_crop"] is None
+
+
+def test_a_graph_of_one_batch_size_is_refused(tmp_path):
+    pictures = onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, [2, 3, 8, 8])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [2, 3, 8, 8])
+    nodes = [onnx.helper.make_node("Identity", ["pixel_values"], ["logits"])]
+    graph = onnx.helper.make_graph(nodes, "fixed", [pictures], [logits])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="takes batches of 2 pictures only, as a module"):
+        run_graph(tmp_path / "model.onnx", torch.zeros(2, 3, 8, 8))
 
 
 # ---- the recipe ----
