@@ -36,7 +36,7 @@ def to_open_clip_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, new in RENAMED:
             name = re.sub(pattern, new, name)
         renamed[name] = value.T if name in TRANSPOSED else value
-    return join_projections(renamed)
+    return join_projections(renamed, {re.sub(r"\.[qkv]_proj\.", ".in_proj_", name) for name in renamed})
 
 
 def to_open_clip_config(config: CLIPConfig, *, image_size: int | None) -> dict:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BaseImageProcessor, CLIPModel
@@ -17,6 +18,7 @@ from ..models import LongTailClassifier, load_text_tower
 from ..models.backbones import open_clip_models
 from ..models.backbones.protocol import split_name
 from ..models.backbones.split_attention import join_projections
+from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading, resolve_name
 from .check import check_same, logits_of, random_pictures
 from .class_vectors import LAYER_NORM, NONE, UNIT_LENGTH, ClassVectors, check_head, class_vectors
@@ -131,8 +133,8 @@ def _check(merged: LongTailClassifier, head: ClassVectors, path: Path) -> None:
     check_same(logits_of(merged, pictures), got, what=what, remedy=remedy)
     tokens = open_clip.get_tokenizer(f"local-dir:{path}")(list(PROMPTS))
     with quiet_loading():
-        expected = load_text_tower(merged.config.backbone).encode(PROMPTS)
-    got = exported.encode_text(tokens, normalize=False)
+        expected = F.normalize(load_text_tower(merged.config.backbone).encode(PROMPTS), dim=-1)
+    got = exported.encode_text(tokens, normalize=True)  # CoCa's tower has no other
     check_same(expected, got, what="the text tower of " + what, remedy=remedy)
 
 
@@ -142,9 +144,8 @@ def _from_open_clip(model: LongTailClassifier) -> Parts:
 
     name, size = split_name(model.config.backbone)[1], model.config.image_size
     whole = open_clip_models.create(name, image_size=size)
-    state = model.backbone.state_dict()
-    state = join_projections(state) | state  # what has projections of its own keeps them
-    whole.visual.load_state_dict({key: state[key] for key in whole.visual.state_dict()})
+    names = set(whole.visual.state_dict())
+    whole.visual.load_state_dict(join_projections(split_qkv_biases(model.backbone.state_dict(), names), names))
     identifier = open_clip_models.split_weights(name)[0]
     config = open_clip.get_model_config(identifier)
     if size is not None:

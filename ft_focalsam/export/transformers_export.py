@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from ..models import LongTailClassifier
+from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading
 from .check import check_same, logits_of, random_pictures
 from .folder import check_is_free, new_folder
@@ -134,7 +135,8 @@ def _build_timm(model: LongTailClassifier) -> PreTrainedModel:
             f"The classifier of '{model.config.backbone}' in timm is a {type(classifier).__name__} and not one linear "
             "layer; export to onnx."
         )
-    target.timm_model.load_state_dict(backbone.state_dict(), strict=False)
+    state = split_qkv_biases(backbone.state_dict(), set(target.timm_model.state_dict()))
+    target.timm_model.load_state_dict(state, strict=False)
     classifier.load_state_dict(model.head.state_dict())
     return target
 

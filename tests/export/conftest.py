@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from export.tiny import save_open_clip, save_timm
 from families import save_families
+from other_libraries import save_others
 from tuning.tiny import save_backbones
 
 
@@ -16,7 +16,6 @@ def backbones(tmp_path_factory) -> dict[str, str]:
         return {
             **save_families(root),
             **{f"deep_{name}": path for name, path in save_backbones(root / "deep").items()},
-            "timm": save_timm(root / "timm"),
-            "open_clip": save_open_clip(root / "open_clip"),
+            **save_others(root),
             "tiny_clip": "tiny_clip",
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from export.tiny import NAMES, build, picture, processor
+from other_libraries import side_of
 from PIL import Image
 
 from ft_focalsam.data import eval_transform
@@ -42,8 +43,15 @@ CASES: dict[str, tuple[str, str, dict]] = {
     "vit_msn": ("transformers", "vit_msn", {"features": "cls"}),
     "swin": ("transformers", "swin", {"features": "pooler", "tuning": "full"}),
     "timm": ("transformers", "timm", {"tuning": "sparse,bias"}),
+    "timm map": ("transformers", "timm_map", {"tuning": "lora", "lora_target_modules": ["qkv"]}),
+    "timm beit": ("transformers", "timm_beit", {"tuning": "lora", "lora_target_modules": ["qkv"]}),
+    "timm eva": ("transformers", "timm_eva", {"tuning": "sparse,norms"}),
+    "timm swin": ("transformers", "timm_swin", {"tuning": "full"}),
+    "timm resnet": ("transformers", "timm_resnet", {"tuning": "full"}),
     "timm larger": ("transformers", "timm", {"tuning": "norms", "image_size": 16}),
     "open_clip cosine": ("open_clip", "open_clip", {**LORA, "head": "cosine"}),
+    "open_clip coca": ("open_clip", "open_clip_coca", {"tuning": "sparse,bias", "head": "cosine"}),
+    "open_clip timm": ("open_clip", "open_clip_timm", {"tuning": "bias", "head": "cosine"}),
     "open_clip larger": ("open_clip", "open_clip", {**LORA, "head": "linear", "image_size": 16}),
     "tiny_clip cosine": ("open_clip", "tiny_clip", {"tuning": "lora,context_prompts", "head": "cosine"}),
     "tiny_clip larger": ("open_clip", "tiny_clip", {"tuning": "bias", "head": "layer_norm", "image_size": 48}),
@@ -57,14 +65,15 @@ def _export(backbones, case, folder):
     """Write a case and its picture; returns the case for the other process, and its logits here."""
     kind, backbone, options = CASES[case]
     model = build(backbones[backbone], **options)
-    own = load_image_processor(backbones[backbone]) if backbone in ("open_clip", "tiny_clip") else processor()
+    has_own = backbone.startswith(("open_clip", "tiny_clip"))
+    own = load_image_processor(backbones[backbone]) if has_own else processor(side_of(backbone))
     with redirect_stdout(io.StringIO()) as said:
         FORMATS[kind](model, folder / "model", image_processor=own)
     assert said.getvalue() == ""
     transform = eval_transform(own, image_size=options.get("image_size"))
     size = transform(picture(50, 50)).shape[-1]
     image = picture(37, 29) if kind == "transformers" else picture(size, size)
-    if kind == "onnx" and backbone != "open_clip":  # of the size to which `processor` resizes before the crop
+    if kind == "onnx" and not has_own:  # of the size to which `processor` resizes before the crop
         image = picture(size * 10 // 8, size * 10 // 8)
     image.save(folder / "picture.png")
     with torch.no_grad():

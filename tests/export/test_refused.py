@@ -46,6 +46,13 @@ REFUSED = {
     "dinov3": (export_transformers, "dinov3_vit", {}, r"no image classifier for .* \(dinov3_vit\); export to onnx\."),
     "open_clip": (export_transformers, "open_clip", {}, r"no image classifier for .*; export to open_clip or onnx\."),
     "adapters": (export_transformers, "vit", {"tuning": "adaptformer"}, "'adaptformer', which cannot be folded"),
+    "two heads": (export_transformers, "timm_distilled", {}, "in timm is a .* and not one linear layer; export to on"),
+    "size of a trunk": (
+        export_open_clip,
+        "open_clip_timm",
+        {"image_size": 64},
+        "image_size is 64, which an open",
+    ),
     "no towers": (export_open_clip, "vit", {}, "is no CLIP with two towers.*; export to transformers or onnx"),
     "one tower": (export_open_clip, "deep_clip_vision_model", {}, "is no CLIP with two towers"),
     "mean of clip": (export_open_clip, "clip", {"features": "mean"}, "reads the features mean, .*; train without"),
