@@ -25,7 +25,6 @@ EVERYTHING = {"tuning": "norms,vpt_deep,ssf,bias,sparse,adaptformer,last_blocks,
 # (format, backbone, of `build`); pictures of open_clip and ONNX have the size of the model, as other libraries resize
 # in another way.
 CASES: dict[str, tuple[str, str, dict]] = {
-    "vit": ("transformers", "vit", LORA),
     "vit larger": ("transformers", "vit", {**LORA, "image_size": 16}),
     "deit larger": ("transformers", "deit", {"tuning": "bias", "image_size": 12}),
     "beit": ("transformers", "beit", {"tuning": "lora,norms"}),
@@ -38,7 +37,6 @@ CASES: dict[str, tuple[str, str, dict]] = {
     "clip mean larger": ("transformers", "clip", {**LORA, "features": "mean", "image_size": 16}),
     "clip vision mean": ("transformers", "deep_clip_vision_model", {**LORA, "features": "mean"}),
     "siglip mean larger": ("transformers", "siglip", {**LORA, "features": "mean", "image_size": 16}),
-    "siglip vision mean": ("transformers", "siglip_vision_model", {**LORA, "features": "mean"}),
     "ijepa": ("transformers", "ijepa", {"features": "mean"}),
     "vit_msn": ("transformers", "vit_msn", {"features": "cls"}),
     "swin": ("transformers", "swin", {"features": "pooler", "tuning": "full"}),
@@ -55,8 +53,7 @@ CASES: dict[str, tuple[str, str, dict]] = {
     "open_clip larger": ("open_clip", "open_clip", {**LORA, "head": "linear", "image_size": 16}),
     "tiny_clip cosine": ("open_clip", "tiny_clip", {"tuning": "lora,context_prompts", "head": "cosine"}),
     "tiny_clip larger": ("open_clip", "tiny_clip", {"tuning": "bias", "head": "layer_norm", "image_size": 48}),
-    "onnx everything": ("onnx", "deep_vit", EVERYTHING),
-    "onnx dinov2 larger": ("onnx", "dinov2", {**LORA, "head": "layer_norm", "image_size": 16}),
+    "onnx everything larger": ("onnx", "deep_vit", {**EVERYTHING, "image_size": 16}),
     "onnx open_clip": ("onnx", "open_clip", {"tuning": "adapter", "head": "l2_normalized"}),
 }
 
