@@ -1,13 +1,58 @@
 """Modules that are inserted into a classifier: what there is, and how a checkpoint notes what was inserted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..registry import Registry
 
-# An entry is a function (model, **settings) that puts new modules into a `LongTailClassifier`, trainable and in
-# float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings that were saved.
+
+@dataclass(frozen=True)
+class InsertedKind:
+    """
+    Attributes:
+        insert (`Callable`): (model, **settings) -> None; puts new modules into a `LongTailClassifier`, trainable
+            and in float32. `LongTailClassifier.insert` calls it, and so does loading a checkpoint, with the settings
+            that were saved.
+        merge (`Callable`, *optional*): (model) -> None; folds them into plain weights and takes them out. It finds
+            what was inserted before folded already, and peft's adapter not yet. Without it, a model that has them
+            cannot be merged.
+        stays (`bool`): Whether there is nothing to fold, so that they are part of a merged model as they are.
+    """
+
+    insert: Callable[..., None]
+    merge: Callable[..., None] | None = None
+    stays: bool = False
+
+    def __call__(self, model, **settings) -> None:
+        self.insert(model, **settings)
+
+
 INSERTED_MODULES: Registry[Callable[..., None]] = Registry("kind of inserted modules")
-register_inserted = INSERTED_MODULES.register
+
+
+def register_inserted(name: str, *, merge: Callable[..., None] | None = None, stays: bool = False) -> Callable:
+    """Register a function (model, **settings) as a kind of inserted modules; see `InsertedKind`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def decorate(insert: Callable[..., None]) -> Callable[..., None]:
+        INSERTED_MODULES.register(name)(InsertedKind(insert, merge, stays))
+        return insert
+
+    return decorate
+
+
+def choose_inserted(name: str) -> InsertedKind:
+    """The kind of that name; a plain function in `INSERTED_MODULES` is one that cannot be merged.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    kind = INSERTED_MODULES.choose(name)
+    return kind if isinstance(kind, InsertedKind) else InsertedKind(kind)
+
 
 # Of the note in config.json: {"format": 2, "modules": [{"name": a name in INSERTED_MODULES, "settings": {...}}, ...]},
 # in the order of insertion. To be raised when a checkpoint of today could not be read by the code of tomorrow, or the

@@ -62,3 +62,12 @@ def raise_to_float32(root: nn.Module, names: Iterable[str]) -> None:
             owner = root.get_submodule(place.rpartition(".")[0])
         if not isinstance(owner, CastsParameters) and not getattr(owner, "casts_parameters", False):
             owner.__class__, owner.half_dtype = _casting(type(owner)), half
+
+
+def forget_half(root: nn.Module) -> nn.Module:
+    """All of a model in float32, in place, without the casts of `raise_to_float32`."""
+    for module in root.modules():
+        if isinstance(module, CastsParameters):
+            module.__class__ = type(module).__bases__[1]
+            del module.half_dtype
+    return root.float()

@@ -38,7 +38,8 @@ class Prompts(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, T + P - replaces, D)."""
-        prompts = self.weight.to(tokens.dtype).expand(len(tokens), -1, -1)
+        # Not len(tokens), which would fix the size of the batch where the model is traced.
+        prompts = self.weight.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         return torch.cat([tokens[:, : self.first], prompts, tokens[:, self.first + self.replaces :]], dim=1)
 
 

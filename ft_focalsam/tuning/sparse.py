@@ -43,7 +43,17 @@ class SparselyTunedLinear(nn.Linear):
         return F.linear(input, weight.view_as(self.weight).to(input.dtype), bias)
 
 
-@register_inserted("sparse")
+@torch.no_grad()
+def merge_sparse(model: LongTailClassifier) -> None:
+    """W + S in the place of W, in layers that are `nn.Linear` again and keep their hooks and children."""
+    for layer in model.backbone.modules():
+        if isinstance(layer, SparselyTunedLinear):
+            layer.weight.view(-1).index_add_(0, layer.index, layer.values)
+            del layer.values, layer.index
+            layer.__class__ = nn.Linear
+
+
+@register_inserted("sparse", merge=merge_sparse)
 def insert_sparse(model: LongTailClassifier, *, layers: list[int], ratio: float, seed: int) -> None:
     """A `SparselyTunedLinear` for each linear layer of the blocks numbered `layers`."""
     blocks = model.family.blocks(model.backbone)

@@ -52,7 +52,31 @@ def _channels(layer: nn.Module) -> tuple[int, int] | None:
     return (layer.weight.numel(), -1) if is_norm(layer) else None
 
 
-@register_inserted("ssf")
+@torch.no_grad()
+def merge_ssf(model: LongTailClassifier) -> None:
+    """gamma W and gamma b + beta in the place of W and b: gamma (W x + b) + beta is what the layer gives.
+
+    Raises:
+        ValueError: If a layer has no b to take a beta other than 0.
+    """
+    layers = [(name, m) for name, m in model.backbone.named_modules() if hasattr(m, "ssf")]
+    for name, layer in layers:
+        gamma, beta, bias = layer.ssf.weight, layer.ssf.bias, getattr(layer, "bias", None)
+        if bias is None and beta.any():
+            raise ValueError(
+                f"The shift that ssf trained behind {name.removeprefix('base_model.model.')!r} cannot be folded into "
+                "it, as that layer has no bias; export to onnx, which keeps it, or train with tuned_layers, by which "
+                "layers outside of blocks go without."
+            )
+        layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
+        if bias is not None:
+            bias.mul_(gamma).add_(beta)
+        del layer.ssf
+        for key in [key for key, hook in layer._forward_hooks.items() if hook is _behind]:
+            del layer._forward_hooks[key]
+
+
+@register_inserted("ssf", merge=merge_ssf)
 def insert_ssf(model: LongTailClassifier, *, layers: list[int] | None) -> None:
     """A `ScaleAndShift` called `ssf` in every layer, which acts on its output; `layers` None: also outside of blocks.
 

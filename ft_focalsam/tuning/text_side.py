@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..models import LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
+from ..models import HEADS, LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
 from ..models.peft_adapter import wrap_with_peft
 from ..models.text import DEFAULT_TEMPLATE
 from .lora import QUERY_AND_VALUE, linear_layers
@@ -63,7 +63,16 @@ def text_head(model: LongTailClassifier) -> TextHead:
     return model.head
 
 
-@register_inserted("text_lora")
+@torch.no_grad()
+def merge_text_head(model: LongTailClassifier) -> None:
+    """The cosine head with the class vectors that the text tower gives now, in the place of a `TextHead`."""
+    if isinstance(model.head, TextHead):
+        vectors, config = model.head.class_vectors(), model.config
+        model.head = HEADS["cosine"](config.feature_size, config.num_labels, config.head_scale)
+        model.head.start_from(vectors)
+
+
+@register_inserted("text_lora", merge=merge_text_head)
 def insert_text_lora(
     model: LongTailClassifier, *, rank: int, alpha: float, dropout: float, target_modules: list[str]
 ) -> None:
@@ -73,7 +82,7 @@ def insert_text_lora(
     tower.model = wrap_with_peft(tower.model, config, base=model.config.backbone)
 
 
-@register_inserted("context")
+@register_inserted("context", merge=merge_text_head)
 def insert_context(
     model: LongTailClassifier, *, length: int, position: str, words: str | None, per_class: bool
 ) -> None:

@@ -49,6 +49,10 @@ class OpenClipFamily(BackboneFamily):
     def patch_area(self, backbone: nn.Module) -> int:
         return self._timm.patch_area(backbone.trunk) if hasattr(backbone, "trunk") else prod(backbone.patch_size)
 
+    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+        size = backbone.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
     def text_tower(self, name: str) -> TextTower:
         import open_clip
 

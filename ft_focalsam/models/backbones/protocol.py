@@ -59,6 +59,10 @@ class BackboneFamily(ABC):
     def patch_area(self, backbone: nn.Module) -> int:
         """Pixels of a patch."""
 
+    @abstractmethod
+    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures that the model as it was loaded is made for."""
+
     def text_tower(self, name: str) -> TextTower:
         """The text tower that belongs to the vision model, in evaluation mode, frozen, float32.
 

@@ -40,6 +40,10 @@ class TimmFamily(BackboneFamily):
     def patch_area(self, backbone: nn.Module) -> int:
         return prod(backbone.patch_embed.patch_size)
 
+    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+        size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+        return size or tuple(backbone.pretrained_cfg["input_size"][-2:])
+
     def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
         """Of a model that keeps one sequence of tokens from the first block to the last, as ViT, BEiT and EVA do."""
         blocks = getattr(backbone, "blocks", None)

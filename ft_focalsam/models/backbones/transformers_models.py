@@ -137,6 +137,10 @@ class TransformersFamily(BackboneFamily):
         size = backbone.config.patch_size
         return size**2 if isinstance(size, int) else prod(size)
 
+    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+        size = getattr(backbone.config, "image_size", 224)
+        return (size, size) if isinstance(size, int) else tuple(size)
+
     def text_tower(self, name: str) -> TextTower:
         if self.load_text is None:
             return super().text_tower(name)
