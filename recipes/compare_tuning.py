@@ -19,7 +19,8 @@ from benchmark_step import make_steps, seconds
 from finetune import main as finetune
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import DataArguments, ModelArguments, parse_config
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments
 
 METRICS = {"accuracy": "top-1", "many": "many", "medium": "medium", "few": "few"}
 WARM_UP = 3  # steps, in which Focal-SAM also checks its gradient

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator, set_seed
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
-from ft_focalsam.config import DataArguments, ModelArguments, parse_config
+from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
+    DataArguments,
     ImageData,
     StreamedData,
     TransformedImages,

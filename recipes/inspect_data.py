@@ -18,8 +18,8 @@ import matplotlib
 import numpy as np
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import DataArguments, ModelArguments, parse_config
-from ft_focalsam.data import Inspection, frequency_groups, inspect_images, prepare_images
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
 
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 

@@ -24,8 +24,8 @@ from ft_focalsam import (
     TuningOptions,
     apply_tuning,
 )
-from ft_focalsam.config import DataArguments, ModelArguments, parse_config
-from ft_focalsam.data import eval_transform, load_image_data
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments, eval_transform, load_image_data
 from ft_focalsam.models import load_image_processor
 from ft_focalsam.tuning import TUNING_METHODS
 

@@ -1,5 +1,6 @@
 """Labelled images: where they come from, how their class counts are shaped, how they become tensors."""
 
+from .arguments import DataArguments
 from .columns import label_array
 from .images import BadImageError, StoredImage
 from .inspection import Inspection, inspect_images
@@ -41,6 +42,7 @@ __all__ = [
     "SOURCES",
     "BadImageError",
     "ClassSampler",
+    "DataArguments",
     "FileOptions",
     "ImageData",
     "ImageFacts",

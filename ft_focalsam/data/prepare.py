@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..config import DataArguments
+from .arguments import DataArguments
 from .images import BadImageError
 from .resized_cache import resize_into_cache
 from .scan import find_broken

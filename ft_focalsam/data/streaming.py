@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..config import DataArguments
+from .arguments import DataArguments
 from .columns import find_image_column, find_label_column
 from .list_files import read_class_names
 from .scan import write_aside

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.config import DataArguments
-from ft_focalsam.data import BadImageError, label_array, prepare_images, resize_into_cache
+from ft_focalsam.data import BadImageError, DataArguments, label_array, prepare_images, resize_into_cache
 from ft_focalsam.data import resized_cache as module
 
 

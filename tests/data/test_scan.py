@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.config import DataArguments
 from ft_focalsam.data import (
     BadImageError,
+    DataArguments,
     find_broken,
     inspect_images,
     label_array,

@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments
-from ft_focalsam.config import DataArguments
-from ft_focalsam.data import label_array, read_class_counts, stream_images, train_transform, training_set
+from ft_focalsam.data import (
+    DataArguments,
+    label_array,
+    read_class_counts,
+    stream_images,
+    train_transform,
+    training_set,
+)
 from ft_focalsam.models import load_image_processor
 
 TRAIN, TEST = 26, 10

@@ -22,7 +22,7 @@ from ft_focalsam.sharpness import SharpnessStep
 from ft_focalsam.tuning import TUNING_METHODS
 
 NAMES = ("owl", "fox", "newt", "moth", "carp")
-RHO = 0.05
+RHO = 0.02
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 OTHERS = (
     "timm", "timm_registers", "timm_map", "timm_distilled", "timm_eva", "open_clip", "open_clip_coca", "open_clip_timm"

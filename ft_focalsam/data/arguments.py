@@ -1,0 +1,120 @@
+"""Which images a run is about, as users write it."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """Which images, how unbalanced, and how they are augmented.
+
+    Args:
+        dataset (`str`): "digits", a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt
+            with `path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or
+            torchvision:cifar100.
+        test_dataset (`str`, *optional*): File to test on, where the data set is a file.
+        image_root (`str`, *optional*): Folder that the paths in a file start from; by default the file's own.
+        class_names (`str`, *optional*): File of class names in index order: one a line, or a JSON list.
+        dataset_config (`str`, *optional*): Configuration of a Hub data set that has several.
+        image_column, label_column (`str`, *optional*): By default found by their types and usual names.
+        train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
+        test_fraction (`float`, *optional*): Cut the test set from the training split instead.
+        imbalance_factor (`float`, >= 1, *optional*): Cut the training set to a long-tail profile with this ratio of
+            the most frequent to the rarest class; by default it is used as it is.
+        imbalance_profile (`str`): Shape of that profile: exponential, step or pareto.
+        max_train_per_class (`int`, *optional*): Images of the most frequent class.
+        max_test_per_class (`int`, *optional*): Test images a class.
+        long_tail_seed (`int`): Which images the cut takes.
+        augmentation (`str`): none, crop, crop_flip, randaugment, imagenet, cifar or minimalist.
+        image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
+        on_bad_image (`str`): What to do about pictures that cannot be read, which are looked for before training:
+            fail, skip or unchecked (stop when one is met).
+        fast_decode (`bool`): Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the
+            model sees. Test images are always decoded in full.
+        cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
+        cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
+        streaming (`bool`): Read the training images as a stream, for data sets too large for the disk; needs
+            max_steps.
+        class_counts (`str`, *optional*): JSON file of a stream's class counts (name: images), written if missing.
+        shuffle_buffer (`int`, >= 0): Images of a stream among which the next one is drawn.
+    """
+
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits, a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt with "
+            "`path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or "
+            "torchvision:cifar100."
+        },
+    )
+    test_dataset: str | None = field(default=None, metadata={"help": "File to test on, where the data set is a file."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder that the paths in a file start from; the file's own by default."}
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "File of class names in index order: one a line, or a JSON list."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set that has several."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by default."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str | None = field(default=None, metadata={"help": "Split to test on; found by default."})
+    test_fraction: float | None = field(
+        default=None, metadata={"help": "Cut this share of each class from the training split to test on."}
+    )
+    imbalance_factor: float | None = field(
+        default=None,
+        metadata={
+            "help": "Cut the training set to a long-tail profile with this ratio of the most frequent to the rarest "
+            "class; by default it is used as it is."
+        },
+    )
+    imbalance_profile: str = field(
+        default="exponential", metadata={"help": "Shape of that profile: exponential, step or pareto."}
+    )
+    max_train_per_class: int | None = field(default=None, metadata={"help": "Images of the most frequent class."})
+    max_test_per_class: int | None = field(default=None, metadata={"help": "Test images a class."})
+    long_tail_seed: int = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    augmentation: str = field(
+        default="crop_flip",
+        metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
+    )
+    on_bad_image: str = field(
+        default="fail",
+        metadata={
+            "help": "What to do about pictures that cannot be read, which are looked for before training: fail, skip "
+            "or unchecked; the last stops when one is met."
+        },
+    )
+    fast_decode: bool = field(
+        default=True,
+        metadata={
+            "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the model "
+            "sees. Test images are always decoded in full."
+        },
+    )
+    cache_resized: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps smaller copies of the training images (JPEG), made once."},
+    )
+    cache_resized_side: int = field(
+        default=256,
+        metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images as a stream, for data sets too large for the disk; needs max_steps."
+        },
+    )
+    class_counts: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Images of a stream among which the next one is drawn."}
+    )
