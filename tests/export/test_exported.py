@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, str, dict]] = {
     "timm map": ("transformers", "timm_map", {"tuning": "lora", "lora_target_modules": ["qkv"]}),
     "timm beit": ("transformers", "timm_beit", {"tuning": "lora", "lora_target_modules": ["qkv"]}),
     "timm eva": ("transformers", "timm_eva", {"tuning": "sparse,norms"}),
-    "timm swin": ("transformers", "timm_swin", {"tuning": "full"}),
+    "timm convnext": ("transformers", "timm_convnext", {"tuning": "full"}),
     "timm resnet": ("transformers", "timm_resnet", {"tuning": "full"}),
     "timm larger": ("transformers", "timm", {"tuning": "norms", "image_size": 16}),
     "open_clip cosine": ("open_clip", "open_clip", {**LORA, "head": "cosine"}),

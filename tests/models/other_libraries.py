@@ -19,7 +19,7 @@ TIMM = {
     "timm_distilled": ("deit_tiny_distilled_patch16_224", SIZE),
     "timm_eva": ("eva02_tiny_patch14_224", SIZE),
     "timm_beit": ("beit_base_patch16_224", SIZE),
-    "timm_swin": ("swin_tiny_patch4_window7_224", {"img_size": 32, "embed_dim": 16, "depths": (1, 1, 1, 1)}),
+    "timm_convnext": ("test_convnext", {}),
     "timm_resnet": ("test_resnet", {}),
 }
 
@@ -41,7 +41,7 @@ OPEN_CLIP = {
 }
 PREPROCESSING = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
 SIDES = {
-    "timm_swin": 32,
+    "timm_convnext": 32,
     "timm_resnet": 32,
     "open_clip_timm": 32,
     "open_clip_resnet": 32,

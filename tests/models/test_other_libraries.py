@@ -314,7 +314,7 @@ def test_weights_that_a_folder_does_not_hold(names, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("timm_swin", "SwinTransformer"), ("timm_resnet", "ResNet"), ("open_clip_resnet", "ModifiedResNet")],
+    [("timm_convnext", "ConvNeXt"), ("timm_resnet", "ResNet"), ("open_clip_resnet", "ModifiedResNet")],
 )
 def test_without_blocks_there_are_no_adapters_but_other_methods(names, name, kind):
     model = LongTailClassifier.from_backbone(names[name], NAMES)
