@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
+from ft_focalsam.models import choose_family
+from ft_focalsam.models.backbones.timm_models import create as create_timm
 from ft_focalsam.models.resnet import ResNet32
 from ft_focalsam.sharpness import ClassConditionalSAM, Economy, class_weights
 from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
@@ -36,6 +38,7 @@ VISION_MODELS = {
         lambda: Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=224)),
         224,
     ),
+    "timm_vit_s16": ("timm:timm", lambda: create_timm("vit_small_patch16_224", pretrained=False), 224),
 }
 KINDS = ["plain", "sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
 LABELS = {"sam": "SAM", "three_backward": "Focal-SAM, 3 backwards", "focal_sam": "Focal-SAM, ours", "cc_sam": "CC-SAM"}
@@ -49,7 +52,9 @@ def build_model(name: str, tuning: str) -> tuple[nn.Module, int]:
     family, build, side = VISION_MODELS[name]
     backbone = build()
     config = LongTailClassifierConfig(
-        backbone_family=family, feature_size=backbone.config.hidden_size, id2label={i: str(i) for i in range(CLASSES)}
+        backbone_family=family,
+        feature_size=choose_family(family).feature_size(backbone),
+        id2label={i: str(i) for i in range(CLASSES)},
     )
     model = LongTailClassifier(config, backbone)
     apply_tuning(model, tuning, TuningOptions())

@@ -13,7 +13,14 @@ from . import (  # noqa: F401  (importing a file registers its methods)
     whole,
 )
 from .options import TuningOptions
-from .registry import TUNING_METHODS, apply_tuning, choose_methods, describe_parameters, register_tuning
+from .registry import (
+    TUNING_METHODS,
+    apply_tuning,
+    choose_methods,
+    describe_parameters,
+    find_layers,
+    register_tuning,
+)
 
 __all__ = [
     "TUNING_METHODS",
@@ -21,5 +28,6 @@ __all__ = [
     "apply_tuning",
     "choose_methods",
     "describe_parameters",
+    "find_layers",
     "register_tuning",
 ]
