@@ -1,8 +1,8 @@
 """Every backbone with every way to tune: one table.
 
 Each pair trains what it says and nothing else, by one backward pass for both gradients, exactly; is saved, and loads
-in a new process to the same logits. Pairs that do not go together, and those for which one backward pass is not
-enough, are named here with the reason.
+in a new process to the same logits; and is merged into plain weights. Pairs that do not go together, and those for
+which something of this is not to be had, are named here with the reason.
 """
 
 import subprocess
@@ -14,10 +14,12 @@ import other_libraries
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from sharpness.models import COUNTS, naive_gradient, relative_error, run_step
 
 from ft_focalsam import FocalSAM, LongTailClassifier, TuningOptions, apply_tuning, class_weights
+from ft_focalsam.export import merge
 from ft_focalsam.sharpness import SharpnessStep
 from ft_focalsam.tuning import TUNING_METHODS
 
@@ -43,6 +45,9 @@ METHODS = {name: (name, {}) for name in TUNING_METHODS if name != "peft"} | {
 
 WITH_TEXTS = ("clip", "siglip", "open_clip", "open_clip_coca", "open_clip_timm")
 WITHOUT_PLACE = ("beit", "data2vec-vision", "timm_eva")  # for prompts, among position biases or rotated positions
+WITHOUT_BIAS = (  # in some layer outside of the blocks or for the keys
+    "dinov3_vit", "beit", "data2vec-vision", "clip", "timm_registers", "open_clip", "open_clip_coca", "open_clip_timm"
+)  # fmt: skip
 TEXT_METHODS = ("text_lora", "context_prompts", "context_of_words", "both_towers")
 PROMPTS = ("vpt_shallow", "vpt_deep", "combined")
 
@@ -60,6 +65,17 @@ def refusal(backbone: str, method: str) -> str | None:
 
 # Relative error where a model itself does not compute all in float64: timm resizes its position table in float32.
 ROUNDING = {("open_clip_timm", "full"): 1e-9}
+
+
+def not_mergeable(backbone: str, method: str) -> str | None:
+    """Why what was tuned cannot be folded into the weights of the backbone, as the error says it."""
+    if method in ("adaptformer", "adapter", "vpt_shallow", "vpt_deep", "clip_adapter", "combined"):
+        return "cannot be folded into the weights"
+    if method == "ssf" and backbone in WITHOUT_BIAS:
+        return "has no bias"
+    return None
+
+
 PAIRS = [(b, m) for b in BACKBONES for m in METHODS if refusal(b, m) is None]
 REFUSED = [(b, m) for b in BACKBONES for m in METHODS if refusal(b, m) is not None]
 
@@ -147,6 +163,21 @@ def test_training_moves_what_it_says_and_nothing_else(folders, saved, backbone, 
     assert set(load_file(folder / "model.safetensors")) == {
         name for name, p in model.named_parameters() if p.requires_grad or name == "head.weight"
     }
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS)
+def test_merged_into_plain_weights_it_gives_the_same_logits(folders, backbone, method):
+    model = make(folders[backbone], method).eval()
+    reason = not_mergeable(backbone, method)
+    if reason is not None:
+        with pytest.raises(ValueError, match=f"{reason}.*export to onnx"):
+            merge(model)
+        return
+    merged = merge(model)
+    with torch.no_grad():
+        logits, expected = merged(pictures(backbone)).logits, model(pictures(backbone)).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
+    assert merged.config.inserted is None and not isinstance(merged.backbone, PeftModel)
 
 
 def test_a_new_process_gives_the_same_logits(saved):
