@@ -102,7 +102,11 @@ class ConfigError(ValueError):
     """A run description that cannot be used; the message says what to change."""
 
 
-def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple:
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind the help of each key, and an epilog as it is written."""
+
+
+def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None, *, epilog: str = "") -> tuple:
     """Read `[config.yaml] [--key value ...]` into dataclasses: YAML sets the defaults, the command line wins.
 
     With the line `base: other.yaml` a file inherits from another one in or near its folder, and its own keys win.
@@ -110,6 +114,7 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     Args:
         argument_types (sequence of dataclass types): Their fields are the keys.
         argv (sequence of `str`, *optional*): Defaults to the arguments of the running script.
+        epilog (`str`): What `--help` says below the keys.
 
     Returns:
         One instance of each type.
@@ -120,7 +125,13 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
         ValueError: What the dataclasses themselves raise.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(argument_types, allow_abbrev=False, usage="%(prog)s [config.yaml] [--key value ...]")
+    parser = HfArgumentParser(
+        argument_types,
+        allow_abbrev=False,
+        usage="%(prog)s [config.yaml] [--key value ...]",
+        epilog=epilog,
+        formatter_class=_HelpFormatter,
+    )
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     keys = set(actions)
     if argv and not argv[0].startswith("-"):

@@ -41,7 +41,7 @@ from ft_focalsam.evaluation import (
     write_report,
 )
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
-from ft_focalsam.tuning import describe_parameters
+from ft_focalsam.tuning import describe_methods, describe_parameters
 
 ROW_BEFORE = {
     "text": "zero-shot",
@@ -157,7 +157,8 @@ def main(
     argv: list[str] | None = None, *, trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer
 ) -> dict[str, dict[str, float]]:
     """Run the recipe; returns the metrics before and after fine-tuning, by name of the row."""
-    options = parse_config((DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv)
+    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+    options = parse_config(types, argv, epilog=describe_methods())
     data_args, model_args, _, args = options
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None

@@ -16,7 +16,7 @@ from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
 from ft_focalsam.training_args import CC_SAM
-from ft_focalsam.tuning import TUNING_METHODS, choose_methods
+from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
 from ft_focalsam.tuning.options import LORA_INITS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -394,6 +394,14 @@ def test_help_runs_and_lists_every_key(capsys, arguments):
     assert stop.value.code == 0
     assert all(f"--{f.name}" in text for one in arguments for f in dataclasses.fields(one) if f.init)
     assert arguments != (Example,) or "In % of all." in squeeze(text)
+
+
+def test_help_explains_every_tuning_method(capsys):
+    with pytest.raises(SystemExit):
+        parse_config((TuningOptions,), ["--help"], epilog=describe_methods())
+    lines = capsys.readouterr().out.partition("Ways to tune (--tuning):\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == sorted(TUNING_METHODS)
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
 
 
 def test_there_are_recipes():

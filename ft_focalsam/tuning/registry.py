@@ -1,5 +1,6 @@
 """Tuning methods by name. A new method is one file in this folder, imported in `__init__.py`."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,6 +109,15 @@ def _conflict(new: str, method: TuningMethod, other: str, there: TuningMethod) -
     if method.place == there.place and method.place not in (PARAMETERS, OWN):
         return f"both tune {method.place}"
     return None
+
+
+def describe_methods() -> str:
+    """One line a method: its name and the first sentence of what it does."""
+    lines = ["Ways to tune (--tuning):"]
+    for name, method in sorted(TUNING_METHODS.items()):
+        summary = " ".join((inspect.getdoc(method.apply) or "").split("\n\n")[0].split())
+        lines.append(f"  {name:<17}{summary}")
+    return "\n".join(lines)
 
 
 # ---- for the methods ----
