@@ -128,8 +128,15 @@ class Images(Dataset):
         return {"pixel_values": self.images[index], "labels": self.targets[index]}
 
 
-@pytest.mark.parametrize("tuning", [*METHODS, "norms,sparse", "lora,norms"])
-@pytest.mark.parametrize("family", ["vit", "clip"])
+@pytest.mark.parametrize(
+    ("family", "tuning"),
+    [
+        *((family, tuning) for family in ("vit", "clip") for tuning in (*METHODS, "norms,sparse", "lora,norms")),
+        ("vit", "clip_adapter,norms"),
+        ("clip", "context_prompts"),
+        ("clip", "lora,text_lora"),
+    ],
+)
 def test_the_trainer_trains_saves_and_resumes(tiny_backbones, tmp_path, family, tuning):
     def trainer(folder: str, steps: int) -> FocalSAMTrainer:
         args = FocalSAMTrainingArguments(
