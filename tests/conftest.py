@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes, and what they start, on two cores: before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
