@@ -1,45 +1,21 @@
 """The recipes as users run them: real processes, real files."""
 
 import csv
-import importlib
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model
+from running import QUICKSTART, ROOT, finetune, run
 
 from ft_focalsam import (
-    FocalSAM,
-    FocalSAMTrainingArguments,
     LongTailClassifier,
-    LongTailClassifierConfig,
-    TuningOptions,
-    apply_tuning,
 )
-from ft_focalsam.config import ModelArguments, parse_config
-from ft_focalsam.data import DataArguments, eval_transform, load_image_data
+from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.models import load_image_processor
-from ft_focalsam.tuning import TUNING_METHODS
-
-ROOT = Path(__file__).resolve().parents[1]
-QUICKSTART = "recipes/configs/quickstart.yaml"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def run(command, **options):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, **options)
-
-
-def finetune(*overrides, config=QUICKSTART):
-    return run([sys.executable, "recipes/finetune.py", config, *map(str, overrides)])
 
 
 @pytest.fixture(scope="module")
@@ -215,144 +191,6 @@ def test_an_image_folder_of_the_users_own(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     with open(tmp_path / "out" / "per_class.csv", newline="", encoding="utf-8") as file:
         assert {row["name"] for row in csv.DictReader(file)} == {"ein Stück", "größer", "plain"}
-
-
-def benchmark(*arguments):
-    result = run([sys.executable, "recipes/benchmark_step.py", *arguments])
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def test_the_benchmark_runs_on_a_vision_transformer():
-    output = benchmark("--model", "vit_s14", "--tuning", "adaptformer", "--batch_size", "2", "--steps", "1")
-    assert 0.5 < float(re.search(r"three backwards / ours: ([\d.]+)", output)[1]) < 3
-
-
-def test_the_benchmark_knows_every_kind_of_step():
-    kinds = ["sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
-    output = benchmark("--model", "resnet32", "--batch_size", "16", "--steps", "3", "--kinds", *kinds, "--profile")
-    rows = {
-        line.split("  ")[0]: line.split() for line in output.splitlines() if "," not in line or "Focal-SAM" in line
-    }
-    assert {"plain", "SAM", "Focal-SAM, ours", "every_k", "look_sam", "split_batch", "CC-SAM"} <= set(rows)
-    to_plain = {name: float(rows[name][-5]) for name in ("every_k", "split_batch", "Focal-SAM, ours")}
-    assert to_plain["every_k"] < to_plain["Focal-SAM, ours"] and to_plain["split_batch"] < to_plain["Focal-SAM, ours"]
-    assert "aten::convolution" in output
-
-
-def test_schedules_are_compared():
-    command = ["recipes/compare_schedules.py", QUICKSTART, "--num_seeds", "1", "--probe_steps", "3"]
-    schedules = ["--schedules", "plain", "exact", "split_batch"]
-    result = run([sys.executable, *command, *schedules, "--max_steps", "12"])
-    assert result.returncode == 0, result.stderr[-3000:]
-    rows = dict(re.findall(r"^\| ([\w ]+) \| ([\d.]+) \|", result.stdout, flags=re.MULTILINE))
-    assert float(rows["exact"]) == 0
-    assert 0 < float(rows["split_batch"]) < 0.5 < float(rows["another batch"])
-    assert 0 < float(rows["plain"]) < 0.5
-
-
-DINOV2_RECIPES = sorted((ROOT / "recipes" / "configs" / "cifar100_lt").glob("dinov2_vits14_*.yaml"))
-
-
-def test_every_tuning_method_has_a_recipe():
-    configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "configs").rglob("*.yaml")]
-    written = [config.get("tuning", "lora") for config in configs]
-    named = {name for tuning in written for name in ([tuning] if isinstance(tuning, str) else tuning)}
-    assert named == set(TUNING_METHODS)
-
-
-@pytest.mark.parametrize("path", DINOV2_RECIPES, ids=lambda path: path.stem)
-def test_a_dinov2_recipe_tunes_what_it_is_called(path):
-    """On random weights: their modules are called what the recipe calls them, and the step moves what trains."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
-    labels = {index: str(index) for index in range(32)}
-    config = LongTailClassifierConfig(backbone_family="dinov2", feature_size=16, id2label=labels, head="cosine")
-    model = LongTailClassifier(config, Dinov2Model(Dinov2Config(**sizes)))
-    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
-    _, model_args, options, args = parse_config(types, [str(path)])
-    apply_tuning(model, model_args.tuning, options)
-    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.learning_rate)
-    focal_sam = FocalSAM(optimizer, model.train(), class_counts=range(32, 0, -1), rho=args.rho, gamma=args.focal_gamma)
-    images, targets = torch.randn(32, 3, 28, 28), torch.arange(32)
-    for _ in range(3):  # what stands in front of a zero start moves from the second step on
-        focal_sam.step(
-            lambda: F.cross_entropy(model(pixel_values=images).logits, targets, reduction="none"), labels=targets
-        )
-    names = dict(model.named_parameters())
-    still = {name for name, before in trained.items() if torch.equal(names[name], before)}
-    assert still <= {"backbone.embeddings.mask_token"}  # of masked pretraining, not used here
-    assert {name.partition(".")[0] for name in trained} - {"head"} or model_args.tuning == "linear_probe"
-
-
-@pytest.fixture
-def tunings(tmp_path):
-    """Two recipes on the quickstart, and the command line that compares them in two steps each."""
-    recipes = [tmp_path / "alone.yaml", tmp_path / "layer_norms.yaml"]
-    for recipe, tuning in zip(recipes, ("linear_probe", "norms"), strict=True):
-        recipe.write_text(f"base: {ROOT / QUICKSTART}\ntuning: {tuning}\n")
-    options = ["--results", tmp_path / "runs" / "results.jsonl", "--timed_steps", 3, "--max_steps", 2]
-    return recipes, ["recipes/compare_tuning.py", *map(str, [*recipes, *options])]
-
-
-@pytest.fixture
-def compare_tuning(monkeypatch):
-    """The script, as a module."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    return importlib.import_module("compare_tuning")
-
-
-def test_tunings_are_compared_and_finished_ones_kept(tunings, compare_tuning, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", tunings[1])
-    compare_tuning.main()
-    output = capsys.readouterr().out
-    assert output.count("'train_runtime'") == 2
-    header, _, start, *rows = [line.strip("| ").split(" | ") for line in output.splitlines()[-5:]]
-    assert [row[0] for row in (start, *rows)] == ["zero-shot, before", "alone", "layer_norms"]
-    assert header[3:7] == ["top-1", "many", "medium", "few"]
-    printed = re.findall(r"Trained parameters: ([\d,]+) of [\d,]+ \((\S+)\)", output)
-    assert [(row[1], row[2]) for row in rows] == printed
-    tables = output.split("top-1")[2:5:2]  # what each recipe printed when it was through
-    for row, table in zip(rows, tables, strict=True):
-        accuracies = table.splitlines()[3].split()[-5:]
-        assert row[3:7] == [accuracies[0], *accuracies[2:]]
-    assert all(1.3 < float(row[7]) < 4 for row in rows)
-
-    results = tmp_path / "runs" / "results.jsonl"
-    first, second = results.read_text().splitlines()
-    results.write_text(first + "\n")  # as if it had been stopped in the second run
-    compare_tuning.main()
-    rest = capsys.readouterr().out
-    assert rest.count("'train_runtime'") == 1
-    assert rest.splitlines()[-2] == output.splitlines()[-2]
-    kept, new = map(json.loads, results.read_text().splitlines())
-    assert kept == json.loads(first)
-    new["result"]["step_cost"] = json.loads(second)["result"]["step_cost"]
-    assert new == json.loads(second)
-
-
-def test_a_mistake_in_any_tuning_recipe_ends_the_comparison_before_the_first_run(tunings, tmp_path):
-    recipes, command_line = tunings
-    recipes[1].write_text(f"base: {ROOT / QUICKSTART}\ntunign: norms\n")
-    result = run([sys.executable, *command_line])
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("Error: Unknown key 'tunign'")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_results_of_other_settings_are_not_mixed(compare_tuning, tmp_path):
-    read_results = compare_tuning.read_results
-    path = tmp_path / "results.jsonl"
-    assert read_results(path, []) == {}
-    lines = [{"config": "a", "further": further, "result": {"n": n}} for n, further in enumerate(([], ["--rho", "0"]))]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_results(path, []) == {"a": {"n": 0}}
-    assert read_results(path, ["--rho", "0"]) == {"a": {"n": 1}}
-    for damage in ('{"config": "a"', '{"config": "a"}', "[]"):
-        path.write_text(json.dumps(lines[0]) + "\n" + damage)
-        with pytest.raises(ValueError, match=rf"Line 2 of '{path}' is no result of a run; take it out"):
-            read_results(path, [])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)

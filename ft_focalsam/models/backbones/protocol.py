@@ -148,8 +148,8 @@ def register_library(prefix: str) -> Callable[[type[Library]], type[Library]]:
 
 def split_name(name: str) -> tuple[str, str]:
     """Prefix of the library, "" without one, and what is behind it."""
-    prefix, colon, rest = name.partition(":")
-    return (prefix, rest) if colon and prefix in LIBRARIES else ("", name)
+    prefix, colon, rest = str(name).partition(":")
+    return (prefix, rest) if colon and prefix in LIBRARIES else ("", str(name))
 
 
 def find_family(name: str, features: str | None = None) -> tuple[str, BackboneFamily]:
