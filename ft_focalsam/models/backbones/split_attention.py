@@ -43,7 +43,6 @@ class SplitAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
-        **_unused,
     ) -> tuple[Tensor, None]:
         """As `nn.MultiheadAttention`, with (B, T, D) inputs where `batch_first`, else (T, B, D); no weights.
 
