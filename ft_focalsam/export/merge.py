@@ -10,6 +10,7 @@ import copy
 import torch
 from peft import PeftModel
 
+from ..errors import one_line
 from ..models import LongTailClassifier
 from ..models.inserted import add_inserted, choose_inserted, read_inserted
 from ..models.precision import forget_half
@@ -74,5 +75,4 @@ def _merge_peft(backbone: PeftModel) -> torch.nn.Module:
     try:
         return backbone.merge_and_unload()
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".;")
-        raise ValueError(f"peft cannot merge its adapter {kind!r} ({reason}); {REMEDY}.") from error
+        raise ValueError(f"peft cannot merge its adapter {kind!r} ({one_line(error)}); {REMEDY}.") from error

@@ -6,6 +6,7 @@ import warnings
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig
 
+from ..errors import one_line
 from ..models import LongTailClassifier
 from .registry import PEFT, TuningOptions, register_tuning
 
@@ -26,7 +27,7 @@ def peft(model: LongTailClassifier, options: TuningOptions) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise ValueError(
             f"peft_config with peft_type {config.peft_type.value!r} does not fit the backbone "
-            f"'{model.config.backbone}': {_one_line(error)}; correct its fields."
+            f"'{model.config.backbone}': {one_line(error)}; correct its fields."
         ) from error
 
 
@@ -68,8 +69,4 @@ def read_peft_config(fields: dict | None) -> PeftConfig:
             warnings.simplefilter("ignore")
             return config(**fields)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"peft_config for {kind} is refused by peft: {_one_line(error)}; correct it.") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".;")
+        raise ValueError(f"peft_config for {kind} is refused by peft: {one_line(error)}; correct it.") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
+from ...errors import one_line
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .split_attention import split_attention
 from .text_tower import TextTower
@@ -177,7 +178,6 @@ def create(name: str, *, image_size: int | None = None, load_weights: bool = Tru
             weights_only=True,
         )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".;")
         raise ValueError(
-            f"open_clip has no usable model '{name}': {reason}; open_clip.list_pretrained() lists names and tags."
+            f"open_clip has no usable model '{name}': {one_line(error)}; open_clip.list_pretrained() lists them."
         ) from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, CLIPImageProcessor
 
+from ...errors import one_line
 from .protocol import BackboneFamily, Library, check_path, register_library
 
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
@@ -156,12 +157,8 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
-            f"timm has no usable model '{name}': {_one_line(error)}; timm.list_models(pretrained=True) lists names."
+            f"timm has no usable model '{name}': {one_line(error)}; timm.list_models(pretrained=True) lists names."
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".;")
 
 
 def make_image_processor(
