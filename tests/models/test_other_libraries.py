@@ -330,3 +330,18 @@ def test_models_that_have_no_place_for_prompts(names, name, reason):
     model = LongTailClassifier.from_backbone(names[name], NAMES)
     with pytest.raises(ValueError, match=rf"takes no prompts: it has (the|a) {reason}.*; choose another"):
         apply_tuning(model, "vpt_deep")
+
+
+@pytest.mark.parametrize(("name", "first"), [("timm", 1), ("timm_distilled", 2), ("timm_registers", 3)])
+def test_prompts_come_behind_all_tokens_that_timm_counts_on(names, name, first):
+    model = LongTailClassifier.from_backbone(names[name], NAMES)
+    apply_tuning(model, "vpt_deep", TuningOptions(prompt_length=5))
+    seen = []
+    for block in model.family.blocks(model.backbone):
+        block.prompts.register_forward_hook(lambda module, args, output: seen.append((module, args[0], output)))
+    model(pictures(8))
+    assert len(seen) == 3
+    for module, tokens, output in seen:
+        assert output.shape == (4, first + 5 + 4, 16)
+        assert torch.equal(output[:, :first], tokens[:, :first]) and torch.equal(output[:, -4:], tokens[:, -4:])
+        assert torch.equal(output[:, first : first + 5], module.weight.expand(4, -1, -1))
