@@ -3,6 +3,7 @@
 from .class_matching import match_classes, read_class_index, read_train_counts
 from .classifiers import Classifier, load_classifier, restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
+from .estimates import Estimate, estimate
 from .intervals import bootstrap_intervals, over_seeds
 from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
@@ -27,6 +28,7 @@ __all__ = [
     "VIEWS",
     "Classifier",
     "Comparison",
+    "Estimate",
     "JudgeOptions",
     "LongTailMetrics",
     "Outcomes",
@@ -39,6 +41,7 @@ __all__ = [
     "check_classes",
     "compare",
     "compare_verdicts",
+    "estimate",
     "file_name",
     "fit_temperature",
     "format_table",

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from .intervals import WITHOUT_INTERVAL, percentile_interval, resamples
+from .intervals import percentile_interval, resampled_metrics
 from .metrics import tally_metrics
-from .outcomes import Outcomes, Tally
+from .outcomes import Outcomes
 from .verdict import Verdict
 
 
@@ -61,26 +61,16 @@ def compare(first: Outcomes, second: Outcomes, *, count: int = 1000, seed: int =
     Raises:
         ValueError: If the labels of the two differ.
     """
-    if not np.array_equal(first.labels, second.labels):
-        raise ValueError(
-            "The two runs were scored on different images or labels, which cannot be paired; evaluate both on the "
-            "same test set."
-        )
-
-    def differences(before: Tally, after: Tally) -> dict[str, float]:
-        before, after = tally_metrics(before), tally_metrics(after)
-        return {name: after[name] - before[name] for name in before if name in after}
-
-    drawn = resamples(first.labels, count=count, seed=seed)
-    resampled = [differences(first.resampled(*each), second.resampled(*each)) for each in drawn]
-    total = differences(first.tally(), second.tally())
-    names = set.intersection(*map(set, resampled)) - set(WITHOUT_INTERVAL)
+    check_same_labels(first, second)
+    resampled = [resampled_metrics(outcomes, count=count, seed=seed) for outcomes in (first, second)]
+    total = minus(*(tally_metrics(outcomes.tally()) for outcomes in (second, first)))
+    drawn = minus(*reversed(resampled))
     return Comparison(
         only_first=int((first.is_hit & ~second.is_hit).sum()),
         only_second=int((second.is_hit & ~first.is_hit).sum()),
         p_value=mcnemar(first.is_hit, second.is_hit),
         differences=total,
-        intervals={n: percentile_interval([v[n] for v in resampled]) for n in total if n in names},
+        intervals={name: percentile_interval(drawn[name]) for name in total if name in drawn},
     )
 
 
@@ -92,3 +82,17 @@ def compare_verdicts(first: Verdict, second: Verdict) -> Comparison:
     """
     first.predictions.check_same_pictures(second.predictions, source=first.predictions.model)
     return compare(first.outcomes, second.outcomes, count=second.resamples)
+
+
+def check_same_labels(first: Outcomes, second: Outcomes) -> None:
+    """Raise a `ValueError` where two runs were not scored on the same images."""
+    if not np.array_equal(first.labels, second.labels):
+        raise ValueError(
+            "The two runs were scored on different images or labels, which cannot be paired; evaluate both on the "
+            "same test set."
+        )
+
+
+def minus(second: dict, first: dict) -> dict:
+    """Second minus first, of the metrics that both have."""
+    return {name: second[name] - first[name] for name in second if name in first}

@@ -42,26 +42,42 @@ def resamples(labels: np.ndarray, *, count: int, seed: int) -> Iterator[tuple[np
         yield by_class[starts + (rng.random(len(ranges)) * ranges).astype(np.int64)], weights
 
 
-def bootstrap_intervals(
-    outcomes: Outcomes, *, count: int = 1000, level: float = LEVEL, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of the metrics over the test images, the model being what it is.
+def resampled_metrics(outcomes: Outcomes, *, count: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+    """Metrics of bootstrap resamples of the test images, the model being what it is.
+
+    The resamples depend on the labels, the count and the seed only: values of two runs on the same images are paired.
 
     Args:
         outcomes (`Outcomes`): Of the test set.
         count (`int`, defaults to 1000): Number of [`resamples`].
-        level (`float`, defaults to 0.95): Coverage, inside (0, 1).
         seed (`int`, defaults to 0): Of the resamples.
 
     Returns:
-        `dict[str, tuple[float, float]]`: Lower and upper end by the name of the metric; none for those in
+        `dict[str, np.ndarray]`: By the name of the metric, float64 of shape (count,); none for those in
             `WITHOUT_INTERVAL`.
     """
     drawn = resamples(outcomes.labels, count=count, seed=seed)
     values = [tally_metrics(outcomes.resampled(*each)) for each in drawn]
     shared = set.intersection(*map(set, values))  # a group of single images may miss all of them
     names = [name for name in values[0] if name in shared and name not in WITHOUT_INTERVAL]
-    return {name: percentile_interval([value[name] for value in values], level) for name in names}
+    return {name: np.array([value[name] for value in values]) for name in names}
+
+
+def bootstrap_intervals(
+    outcomes: Outcomes, *, count: int = 1000, level: float = LEVEL, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of the metrics over the test images.
+
+    Args:
+        outcomes, count, seed: As in [`resampled_metrics`].
+        level (`float`, defaults to 0.95): Coverage, inside (0, 1).
+
+    Returns:
+        `dict[str, tuple[float, float]]`: Lower and upper end by the name of the metric; none for those in
+            `WITHOUT_INTERVAL`.
+    """
+    values = resampled_metrics(outcomes, count=count, seed=seed)
+    return {name: percentile_interval(column, level) for name, column in values.items()}
 
 
 def percentile_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
