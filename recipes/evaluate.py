@@ -18,6 +18,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ft_focalsam.evaluation import (
+    PREDICTIONS,
     VIEWS,
     JudgeOptions,
     TestSet,
@@ -59,8 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--logit_adjustment_tau", type=float, help="adjust logits by the training counts afterwards; none by default")
     add("--temperature_fraction", type=float, help="hold out this share of the pictures to fit a temperature on")
     add("--all_classes", action="store_true", help="keep the logits of classes that a test set has not")
-    add("--compare", nargs="+", default=[], help="output folders of earlier evaluations: tested against this one")
-    add("--seeds", nargs="+", default=[], help="output folders of the same training with other seeds: mean, deviation")
+    add("--compare", nargs="+", default=[], help="folders of earlier evaluations, or of runs: tested against this one")
+    add("--seeds", nargs="+", default=[], help="the same of this training with other seeds: mean, deviation")
     add("--batch_size", type=int, default=64, help="pictures at a time")
     add("--num_workers", type=int, default=0, help="processes that read pictures")
     add("--many_shot_threshold", type=int, default=100, help="more training images than this are many")
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         found = {"class_counts": counts, "class_index": class_index}
         verdict, pictures[test.name] = judge(classifier, test, options=options, model=model, **found)
         if is_main:
-            verdict.predictions.save(folder / "predictions" / file_name(test.name, ".safetensors"))
+            verdict.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
             write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
         where = f" on {test.name}" if len(tests) > 1 else ""
         for other in args.compare:
@@ -145,7 +146,7 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
         if Path(folder).resolve() == output.resolve():
             raise ValueError(f"'{folder}' is where this evaluation writes to; set another --output_dir.")
         for test in tests:
-            path = paths[folder, test.name] = Path(folder, "predictions", file_name(test.name, ".safetensors"))
+            path = paths[folder, test.name] = Path(folder, PREDICTIONS, file_name(test.name, ".safetensors"))
             if not path.is_file():
                 raise ValueError(f"'{folder}' has no predictions for {test.name} ({path}); evaluate it there first.")
     return paths

@@ -4,9 +4,10 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png and checkpoints.
+accuracy_by_frequency.png, predictions/ and checkpoints.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from ft_focalsam.data import (
     training_set,
 )
 from ft_focalsam.evaluation import (
+    PREDICTIONS,
     Predictions,
     Verdict,
+    file_name,
     format_table,
     image_ids,
     short_name,
@@ -104,6 +107,48 @@ def build_model(
     return model
 
 
+def make_trainer(
+    data: ImageData | StreamedData,
+    options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
+    *,
+    trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
+    restarts: bool = False,
+) -> FocalSAMTrainer:
+    """The trainer of a run.
+
+    Args:
+        data: The images.
+        options: The description of the run.
+        trainer_type: Its class.
+        restarts: Let each training begin with a copy of the same started model, as `hyperparameter_search` asks.
+    """
+    data_args, model_args, _, args = options
+    processor = load_image_processor(model_args.backbone)
+    plain = eval_transform(processor, image_size=data_args.image_size)
+    augmented = train_transform(
+        processor,
+        image_size=data_args.image_size,
+        augmentation=data_args.augmentation,
+        fast_decode=data_args.fast_decode,
+    )
+    model = build_model(data, plain, options)
+    return trainer_type(
+        None if restarts else model,
+        args,
+        model_init=(lambda: copy.deepcopy(model)) if restarts else None,
+        class_counts=data.class_counts if data_args.streaming else None,
+        train_dataset=training_set(
+            data.train,
+            augmented,
+            seed=args.seed,
+            num_epochs=math.ceil(args.num_train_epochs),
+            shuffle_buffer=data_args.shuffle_buffer,
+        ),
+        eval_dataset=TransformedImages(data.test, plain),
+        processing_class=processor,
+    )
+
+
 def train_and_judge(
     trainer: FocalSAMTrainer, data: ImageData | StreamedData, *, before: str, say: Callable
 ) -> tuple[dict[str, dict[str, float]], dict[str, Verdict]]:
@@ -134,9 +179,11 @@ def train_and_judge(
 def save(
     trainer: FocalSAMTrainer, data: ImageData | StreamedData, metrics: dict, verdicts: dict[str, Verdict]
 ) -> None:
-    """Write the model and the report to the output folder."""
+    """Write the model, its predictions and the report to the output folder."""
     args, name = trainer.args, short_name(data.name)
     trainer.model.save_pretrained(args.output_dir)
+    predictions = list(verdicts.values())[-1].predictions
+    predictions.save(Path(args.output_dir, PREDICTIONS, file_name(name, ".safetensors")))
     trainer.processing_class.save_pretrained(args.output_dir)
     write_report(
         args.output_dir,
@@ -163,33 +210,12 @@ def main(
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
-    processor = load_image_processor(model_args.backbone)
     with args.main_process_first(desc="loading the images"):
         data = load_data(data_args, args, say=say)
     set_seed(args.seed)
 
     say(f"\n{data.name}: {data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes")
-    plain = eval_transform(processor, image_size=data_args.image_size)
-    augmented = train_transform(
-        processor,
-        image_size=data_args.image_size,
-        augmentation=data_args.augmentation,
-        fast_decode=data_args.fast_decode,
-    )
-    trainer = trainer_type(
-        build_model(data, plain, options),
-        args,
-        class_counts=data.class_counts if data_args.streaming else None,
-        train_dataset=training_set(
-            data.train,
-            augmented,
-            seed=args.seed,
-            num_epochs=math.ceil(args.num_train_epochs),
-            shuffle_buffer=data_args.shuffle_buffer,
-        ),
-        eval_dataset=TransformedImages(data.test, plain),
-        processing_class=processor,
-    )
+    trainer = make_trainer(data, options, trainer_type=trainer_type)
     metrics, verdicts = train_and_judge(trainer, data, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
         save(trainer, data, metrics, verdicts)

@@ -9,12 +9,14 @@ from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
 from .outcomes import Outcomes, Tally, predicted_classes
 from .post_hoc import adjust_logits, fit_temperature
-from .predictions import Predictions, image_ids, predict
+from .predictions import PREDICTIONS, Predictions, image_ids, predict
 from .report import (
+    MethodRuns,
     format_table,
     per_class_rows,
     plot_accuracy_by_frequency,
     verdict_rows,
+    write_comparison,
     write_page,
     write_per_class_csv,
     write_report,
@@ -25,12 +27,14 @@ from .views import VIEWS, register_views, view_transform
 
 __all__ = [
     "METRICS",
+    "PREDICTIONS",
     "VIEWS",
     "Classifier",
     "Comparison",
     "Estimate",
     "JudgeOptions",
     "LongTailMetrics",
+    "MethodRuns",
     "Outcomes",
     "Predictions",
     "Tally",
@@ -67,6 +71,7 @@ __all__ = [
     "short_name",
     "verdict_rows",
     "view_transform",
+    "write_comparison",
     "write_page",
     "write_per_class_csv",
     "write_report",

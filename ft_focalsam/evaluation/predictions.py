@@ -24,6 +24,7 @@ from .outcomes import Outcomes
 
 AVERAGES = ("logits", "probabilities")
 FORMAT = "ft_focalsam predictions 1"
+PREDICTIONS = "predictions"  # folder of a run or an evaluation that holds them, one file a test set
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ class Predictions:
             ValueError: If it is another file.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"There are no predictions at '{path}'; give what recipes/evaluate.py wrote.")
+            raise FileNotFoundError(f"There are no predictions at '{path}'; give what recipes/finetune.py or recipes/evaluate.py wrote.")
         try:
             with safe_open(path, framework="numpy") as file:
                 texts = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except SafetensorError as error:
             raise ValueError(
-                f"'{path}' is no safetensors file ({error}); give what recipes/evaluate.py wrote."
+                f"'{path}' is no safetensors file ({error}); give what recipes/finetune.py or recipes/evaluate.py wrote."
             ) from error
         if texts.get("format") != FORMAT:
             raise ValueError(

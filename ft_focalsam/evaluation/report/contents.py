@@ -210,11 +210,11 @@ def _cell(value: float | None, interval, *, signed: bool = False) -> str | tuple
     """A value in percent, with its interval below it."""
     if value is None:
         return "–"
-    text, *ends = (_number(each, signed=signed) for each in (value, *(interval or ())))
+    text, *ends = (format_percent(each, signed=signed) for each in (value, *(interval or ())))
     return (text, " to ".join(ends)) if ends else text
 
 
-def _number(value: float, *, signed: bool) -> str:
+def format_percent(value: float, *, signed: bool = False) -> str:
     """In percent, with a true minus, and no sign before a zero."""
     text = f"{100 * value:{'+' if signed else ''}.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -31,7 +31,9 @@ def _parts(block: Block, root: Path, folder: str, index: int) -> Iterator[str]:
     elif isinstance(block, Text):
         yield _escape(block.text)
     elif isinstance(block, Table):
-        yield from _table(block)
+        if block.fold is not None:
+            yield _escape(block.fold)
+        yield markdown_table(block)
     elif isinstance(block, Plot):
         name = f"{folder}/{index:02}.png"
         with colors_of(LIGHT):
@@ -43,12 +45,11 @@ def _parts(block: Block, root: Path, folder: str, index: int) -> Iterator[str]:
         yield " ".join(_pictures(block, root, folder, index))
 
 
-def _table(block: Table) -> Iterator[str]:
-    if block.fold is not None:
-        yield _escape(block.fold)
+def markdown_table(block: Table) -> str:
+    """The lines of a table."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (block.header, *block.rows)]
     lines.insert(1, "|" + "|".join(["---", *["---:"] * (len(block.header) - 1)]) + "|")
-    yield "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _pictures(block: Examples, root: Path, folder: str, index: int) -> Iterator[str]:

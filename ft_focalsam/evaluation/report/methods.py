@@ -1,0 +1,183 @@
+"""Several methods, each with several seeds, on one data set: a table, their differences, accuracy over cost."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+from matplotlib.figure import Figure
+
+from ..estimates import Estimate, estimate
+from ..verdict import Verdict
+from .blocks import Block, Heading, Plot, Table, Text
+from .contents import TITLES, format_percent
+from .frequency import RUN_MARKERS
+from .html import to_html
+from .markdown import markdown_table, write_markdown
+from .plots import Look, new_axes
+from .tables import COLUMNS
+
+PICTURES = "comparison_pictures"  # folder of what comparison.md shows
+
+
+@dataclass(frozen=True)
+class MethodRuns:
+    """Runs of one method.
+
+    Args:
+        name (`str`): Of the method.
+        verdicts (`Mapping[int, Verdict]`): By seed, at least one.
+        seconds (`Mapping[int, float]`): What each training took, by seed.
+    """
+
+    name: str
+    verdicts: Mapping[int, Verdict]
+    seconds: Mapping[int, float]
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """Of [`~ft_focalsam.evaluation.estimate`], by the name of the metric."""
+        return estimate([verdict.outcomes for verdict in self.verdicts.values()])
+
+    def differences(self, reference: "MethodRuns") -> dict[str, Estimate]:
+        """This method minus another one, seed by seed on the same images.
+
+        Raises:
+            ValueError: If the seeds or the pictures of the two differ.
+        """
+        if list(self.verdicts) != list(reference.verdicts):
+            raise ValueError(
+                f"{self.name} was run with the seeds {', '.join(map(str, self.verdicts))} and {reference.name} with "
+                f"{', '.join(map(str, reference.verdicts))}; give both the same."
+            )
+        for seed, verdict in self.verdicts.items():
+            verdict.predictions.check_same_pictures(reference.verdicts[seed].predictions, source=self.name)
+        runs, others = ([v.outcomes for v in each.verdicts.values()] for each in (self, reference))
+        return estimate(runs, against=others)
+
+    def cost(self, reference: "MethodRuns") -> float:
+        """Time of a training over that of another method, medians over the seeds."""
+        return median(self.seconds.values()) / median(reference.seconds.values())
+
+
+def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title: str, clock: str) -> str:
+    """Write comparison.html, one file that needs nothing else, the same as comparison.md, and comparison.json.
+
+    Args:
+        folder (`str` or `Path`): Where to write; made where it does not exist.
+        methods (sequence of `MethodRuns`): The first is the one that the others are compared with.
+        title (`str`): Of the page.
+        clock (`str`): What the seconds are of, e.g. "CPU time".
+
+    Returns:
+        `str`: The tables as Markdown.
+
+    Raises:
+        ValueError: If two methods were run with other seeds, or scored on other pictures.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    reference, *others = methods
+    differences = {method.name: method.differences(reference) for method in others}
+    costs = {method.name: method.cost(reference) for method in methods}
+    tables = [accuracy_table(methods, costs)]
+    if differences:
+        tables.append(difference_table(differences, reference.name))
+    blocks = [Heading(title, 1), *_page(tables, methods, costs, clock=clock)]
+    (folder / "comparison.html").write_text(to_html(blocks), encoding="utf-8")
+    write_markdown(folder / "comparison.md", blocks, folder=PICTURES)
+    record = {
+        method.name: {
+            "cost": costs[method.name],
+            "seconds": dict(method.seconds),
+            "estimates": {name: asdict(each) for name, each in method.estimates.items()},
+            "differences": {name: asdict(each) for name, each in differences.get(method.name, {}).items()},
+        }
+        for method in methods
+    }
+    (folder / "comparison.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+    return "\n\n".join(map(markdown_table, tables))
+
+
+def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) -> Table:
+    """Mean and deviation over the seeds, with the intervals, one row a method."""
+    rows = [
+        (method.name, *(_cell(method.estimates.get(metric)) for metric in COLUMNS), f"{costs[method.name]:.2f}")
+        for method in methods
+    ]
+    return Table(("%", *(TITLES[metric] for metric in COLUMNS), f"time / {methods[0].name}"), rows)
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Estimate]], reference: str) -> Table:
+    """Differences from the first method in points, one row for each of the others."""
+    rows = [
+        (name, *(_cell(values.get(metric), signed=True) for metric in COLUMNS)) for name, values in differences.items()
+    ]
+    return Table((f"points from {reference}", *(TITLES[metric] for metric in COLUMNS)), rows)
+
+
+def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
+    """A metric with its interval over the time of training, one mark a method."""
+    figure, axes = new_axes(look, (5.2, 4.2))
+    colors = [look.ink, look.accent, look.second, *look.groups.values()]
+    places = _spread([costs[method.name] for method in methods])
+    for index, (method, place) in enumerate(zip(methods, places, strict=True)):
+        found, color = method.estimates[metric], colors[index % len(colors)]
+        low, high = found.interval
+        axes.vlines(place, 100 * low, 100 * high, color=color, linewidth=1.4)
+        marker = RUN_MARKERS[index % len(RUN_MARKERS)]
+        axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=method.name)
+    axes.margins(x=0.15)
+    axes.set(xlabel=f"time of training / {methods[0].name}", ylabel=f"{TITLES[metric]} (%)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _spread(costs: Sequence[float]) -> list[float]:
+    """Places on the axis: the costs, those that nearly coincide set beside each other."""
+    width = 0.02 * (max(costs) - min(costs) or 1)
+    places: list[float] = []
+    for cost in costs:
+        while any(abs(cost - place) < width for place in places):
+            cost += width
+        places.append(cost)
+    return places
+
+
+def _page(
+    tables: Sequence[Table], methods: Sequence[MethodRuns], costs: Mapping[str, float], *, clock: str
+) -> Iterator[Block]:
+    num_seeds, any_verdict = len(methods[0].verdicts), next(iter(methods[0].verdicts.values()))
+    yield from tables
+    seeds = (
+        f"mean ± standard deviation over {num_seeds} seeds, and 95 % intervals for other test images and other "
+        "trainings together"
+        if num_seeds > 1
+        else "one seed, with 95 % intervals for other test images but not for another training"
+    )
+    yield Text(
+        f"{len(any_verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
+        f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
+        "seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
+        f"{any_verdict.many} training images, few-shot those with fewer than {any_verdict.few}.",
+        is_note=True,
+    )
+    for metric in ("mean_class_accuracy", "few"):
+        if all(method.estimates.get(metric) for method in methods):
+            draw = lambda look, metric=metric: accuracy_by_cost(look, methods, costs, metric)  # noqa: E731
+            title = f"{TITLES[metric].capitalize()} accuracy over the time of training"
+            yield Plot(draw, title, f"{title}, one mark a method, with the intervals of the table.")
+
+
+def _cell(found: Estimate | None, *, signed: bool = False) -> str | tuple[str, str]:
+    """Mean ± deviation, and the interval below it."""
+    if found is None:
+        return "–"
+    text = format_percent(found.mean, signed=signed)
+    if found.deviation is not None:
+        text += f" ± {100 * found.deviation:.1f}"
+    if found.interval is None:
+        return text
+    return text, " to ".join(format_percent(end, signed=signed) for end in found.interval)

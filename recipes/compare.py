@@ -1,0 +1,169 @@
+"""Compare methods over several seeds on one data set.
+
+    python recipes/compare.py recipes/configs/quickstart.yaml --output_dir runs/compare
+    python recipes/compare.py CONFIG --output_dir DIR --methods none sam focal_sam focal_sam:rho=0.1,focal_gamma=0
+
+Runs recipes/finetune.py once per method and seed. A method is a value of `--sharpness`, with other keys of the recipe
+behind a colon; further `--key value` pairs go to every run. The first method is the one that the others are compared
+with. A run that is finished is not repeated: the command goes on where it was stopped. Writes to `output_dir` a folder
+a run and, at the end, comparison.html, comparison.md and comparison.json: accuracies over the seeds with intervals,
+paired differences, accuracy against the time of training.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from accelerate import PartialState
+from finetune import main as finetune
+
+from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments
+from ft_focalsam.evaluation import (
+    PREDICTIONS,
+    MethodRuns,
+    Predictions,
+    Verdict,
+    file_name,
+    read_train_counts,
+    saved_counts,
+    short_name,
+    write_comparison,
+)
+
+METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
+NAMES = {"none": "plain", "sam": "SAM", "imbsam": "ImbSAM", "cc_sam": "CC-SAM", "focal_sam": "Focal-SAM"}
+FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
+PLACES = ("output_dir", "logging_dir", "hub_token")  # options that say nothing about what comes out
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("config", help="YAML file of recipes/finetune.py")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the comparison go")
+    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="NAME or NAME:key=value,...")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of every method with each")
+    args, further = parser.parse_known_args(argv)
+    for name in ("methods", "seeds"):
+        values = getattr(args, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} has {' '.join(map(str, values))}; name each once.")
+    return args, further
+
+
+def method_options(method: str) -> list[str]:
+    """`focal_sam:rho=0.1` as the arguments of the recipe."""
+    name, _, settings = method.partition(":")
+    options = ["--sharpness", name]
+    for setting in settings.split(",") if settings else ():
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"'{setting}' in the method '{method}' is no setting; write NAME:key=value,key=value.")
+        options += [f"--{key}", value]
+    return options
+
+
+def method_name(method: str) -> str:
+    """As the tables show it."""
+    name, _, settings = method.partition(":")
+    return ", ".join([NAMES.get(name, name), *(settings.replace("=", " ").split(",") if settings else ())])
+
+
+def describe(command_line: list[str]) -> dict:
+    """What a run is defined by: all of its options, as JSON keeps them."""
+    data, model, tuning, args = parse_config(
+        (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), command_line
+    )
+    options = {**dataclasses.asdict(data), **dataclasses.asdict(model), **dataclasses.asdict(tuning), **args.to_dict()}
+    return json.loads(json.dumps({key: value for key, value in options.items() if key not in PLACES}, default=str))
+
+
+def is_finished(folder: Path, options: dict) -> bool:
+    """Whether the run of these options is in the folder.
+
+    Raises:
+        ValueError: If one of other options is.
+    """
+    if not (folder / FINISHED).is_file():
+        return False
+    before = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["options"]
+    for key in {**before, **options}:
+        if before.get(key) != options.get(key):
+            raise ValueError(
+                f"The run in '{folder}' had {key} {before.get(key)!r}, not {options.get(key)!r}; choose another "
+                "--output_dir, or delete the folder to run it again."
+            )
+    return True
+
+
+def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
+    """A trainer that notes what its training took: on the CPU in CPU time, which other programs do not stretch."""
+
+    class TimedTrainer(FocalSAMTrainer):
+        def train(self, resume_from_checkpoint=None):
+            clock = time.process_time if self.args.device.type == "cpu" else time.perf_counter
+            start = clock()
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            seconds.append(clock() - start)
+            return output
+
+    return TimedTrainer
+
+
+def run(command_line: list[str], folder: Path, options: dict) -> None:
+    """Fine-tune, and note in the end that it is done."""
+    seconds = []
+    finetune(command_line, trainer_type=timed_trainer(seconds))
+    if PartialState().is_main_process:
+        aside = folder / f"{FINISHED}.tmp"
+        aside.write_text(json.dumps({"options": options, "seconds": seconds[0]}, indent=2), encoding="utf-8")
+        os.replace(aside, folder / FINISHED)
+
+
+def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:
+    """The verdict on a finished run, and the seconds of its training."""
+    predictions = Predictions.load(next((folder / PREDICTIONS).glob("*.safetensors")))
+    counts = read_train_counts(saved_counts(folder), predictions.class_names)
+    verdict = Verdict(predictions, counts, many=options["many_shot_threshold"], few=options["few_shot_threshold"])
+    return verdict, json.loads((folder / FINISHED).read_text(encoding="utf-8"))["seconds"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, further = parse(argv)
+    runs = {}  # (method, seed) -> folder, command line, options: all checked before the first run takes its time
+    for seed in args.seeds:
+        for method in args.methods:
+            folder = args.output_dir / file_name(method) / f"seed_{seed}"
+            own = [*method_options(method), "--seed", str(seed), "--output_dir", str(folder)]
+            command_line = [args.config, "--save_strategy", "no", *further, *own]
+            runs[method, seed] = folder, command_line, describe(command_line)
+    left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
+    PartialState().wait_for_everyone()
+    say = print if PartialState().is_main_process else lambda *_: None
+    for number, (method, seed) in enumerate(left, start=1):
+        say(f"\n{method_name(method)}, seed {seed}: run {number} of {len(left)}")
+        folder, command_line, options = runs[method, seed]
+        run(command_line, folder, options)
+    if PartialState().is_main_process:
+        methods = []
+        for method in args.methods:
+            found = {seed: read_run(*runs[method, seed][::2]) for seed in args.seeds}
+            verdicts, seconds = ({seed: each[part] for seed, each in found.items()} for part in (0, 1))
+            methods.append(MethodRuns(method_name(method), verdicts, seconds))
+        data = short_name(runs[args.methods[0], args.seeds[0]][2]["dataset"])
+        clock = "CPU time" if PartialState().device.type == "cpu" else "time"
+        table = write_comparison(args.output_dir, methods, title=f"Methods on {data}", clock=clock)
+        say(f"\n{table}\n\ncomparison.html, comparison.md and comparison.json are in {args.output_dir}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    PartialState().destroy_process_group()
