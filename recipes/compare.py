@@ -36,6 +36,7 @@ from ft_focalsam.evaluation import (
     write_comparison,
 )
 
+TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = {"none": "plain", "sam": "SAM", "imbsam": "ImbSAM", "cc_sam": "CC-SAM", "focal_sam": "Focal-SAM"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
@@ -74,13 +75,12 @@ def method_name(method: str) -> str:
     return ", ".join([NAMES.get(name, name), *(settings.replace("=", " ").split(",") if settings else ())])
 
 
-def describe(command_line: list[str]) -> dict:
+def describe(options: tuple) -> dict:
     """What a run is defined by: all of its options, as JSON keeps them."""
-    data, model, tuning, args = parse_config(
-        (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), command_line
-    )
-    options = {**dataclasses.asdict(data), **dataclasses.asdict(model), **dataclasses.asdict(tuning), **args.to_dict()}
-    return json.loads(json.dumps({key: value for key, value in options.items() if key not in PLACES}, default=str))
+    *dataclass_options, args = options
+    values = {key: value for each in dataclass_options for key, value in dataclasses.asdict(each).items()}
+    values |= args.to_dict()
+    return json.loads(json.dumps({key: value for key, value in values.items() if key not in PLACES}, default=str))
 
 
 def is_finished(folder: Path, options: dict) -> bool:
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
             folder = args.output_dir / file_name(method) / f"seed_{seed}"
             own = [*method_options(method), "--seed", str(seed), "--output_dir", str(folder)]
             command_line = [args.config, "--save_strategy", "no", *further, *own]
-            runs[method, seed] = folder, command_line, describe(command_line)
+            runs[method, seed] = folder, command_line, describe(parse_config(TYPES, command_line))
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
     PartialState().wait_for_everyone()
     say = print if PartialState().is_main_process else lambda *_: None

@@ -103,6 +103,19 @@ class ImageData:
             test = test.select(take_per_class(labels, num_classes, per_class=max_test_per_class, seed=seed))
         return replace(self, train=train, test=test)
 
+    def hold_out(self, fraction: float, *, seed: int = 0) -> "ImageData":
+        """The same data with a part of the training images to test on, for choices that the test set must not make.
+
+        Args:
+            fraction (`float`): Share of each class, inside (0, 1), rounded; one image of a class stays in training.
+            seed (`int`, defaults to 0): Which images are taken.
+
+        Raises:
+            ValueError: If the fraction is outside (0, 1), or no class can give an image.
+        """
+        kept, held = stratified_split(label_array(self.train), self.num_classes, test_fraction=fraction, seed=seed)
+        return replace(self, train=self.train.select(kept), test=self.train.select(held))
+
 
 # A source is a function without arguments that returns an ImageData.
 SOURCES: Registry[Callable[[], ImageData]] = Registry("source")

@@ -112,14 +112,17 @@ class Predictions:
             ValueError: If it is another file.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"There are no predictions at '{path}'; give what recipes/finetune.py or recipes/evaluate.py wrote.")
+            raise FileNotFoundError(
+                f"There are no predictions at '{path}'; give what recipes/finetune.py or recipes/evaluate.py wrote."
+            )
         try:
             with safe_open(path, framework="numpy") as file:
                 texts = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except SafetensorError as error:
             raise ValueError(
-                f"'{path}' is no safetensors file ({error}); give what recipes/finetune.py or recipes/evaluate.py wrote."
+                f"'{path}' is no safetensors file ({error}); give what recipes/finetune.py or recipes/evaluate.py "
+                "wrote."
             ) from error
         if texts.get("format") != FORMAT:
             raise ValueError(

@@ -121,7 +121,7 @@ def difference_table(differences: Mapping[str, Mapping[str, Estimate]], referenc
 def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
     """A metric with its interval over the time of training, one mark a method."""
     figure, axes = new_axes(look, (5.2, 4.2))
-    colors = [look.ink, look.accent, look.second, *look.groups.values()]
+    colors = list(dict.fromkeys([look.ink, look.accent, look.second, *look.groups.values(), look.faint]))
     places = _spread([costs[method.name] for method in methods])
     for index, (method, place) in enumerate(zip(methods, places, strict=True)):
         found, color = method.estimates[metric], colors[index % len(colors)]
@@ -158,9 +158,9 @@ def _page(
         else "one seed, with 95 % intervals for other test images but not for another training"
     )
     yield Text(
-        f"{len(any_verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
-        f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
-        "seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
+        f"{len(any_verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the "
+        f"same images; one whose interval holds 0 is not established. Time is {clock} of training, the median over "
+        "the seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
         f"{any_verdict.many} training images, few-shot those with fewer than {any_verdict.few}.",
         is_note=True,
     )

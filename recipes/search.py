@@ -1,0 +1,207 @@
+"""Search rho, gamma and lambda of a sharpness method on a part of the training set.
+
+    python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
+
+Takes the keys of recipes/finetune.py and those below (`--help`). A share of each class of the training set is held
+out to choose on; the test set is never looked at. The first trial has the values of the configuration, the others are
+Optuna's (`pip install 'ft_focalsam[search]'`), through the Trainer's `hyperparameter_search`. Stopped, the command
+goes on with the trials that are left. Writes to `output_dir`: trials.csv, best.yaml for recipes/finetune.py, and
+search.db.
+"""
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from compare import describe
+from finetune import make_trainer
+from transformers import set_seed
+from transformers.integrations import is_optuna_available
+
+from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments, prepare_images
+from ft_focalsam.evaluation import METRICS
+
+STUDY = "ft_focalsam"
+RANGES = {"rho": "rho_range", "focal_gamma": "gamma_range", "focal_lambda": "lambda_range"}
+SEARCHED = {  # by sharpness
+    "sam": ("rho",),
+    "weighted_sam": ("rho", "focal_lambda"),
+    "imbsam": ("rho",),
+    "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
+    "cc_sam": ("rho",),
+}
+
+
+@dataclass
+class SearchArguments:
+    """What is tried, and how it is judged."""
+
+    num_trials: int = field(default=20, metadata={"help": "Trainings, those of earlier calls included."})
+    validation_fraction: float = field(
+        default=0.2, metadata={"help": "Share of each class of the training set that trials are judged on."}
+    )
+    objective: str = field(
+        default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
+    )
+    rho_range: list[float] = field(
+        default_factory=lambda: [0.01, 0.5], metadata={"help": "Lowest and highest rho, searched on a log scale."}
+    )
+    gamma_range: list[float] = field(
+        default_factory=lambda: [0.0, 6.0], metadata={"help": "Lowest and highest focal_gamma."}
+    )
+    lambda_range: list[float] = field(
+        default_factory=lambda: [0.2, 1.5], metadata={"help": "Lowest and highest focal_lambda."}
+    )
+
+    def __post_init__(self):
+        if self.num_trials < 1:
+            raise ValueError(f"num_trials is {self.num_trials}; set it to 1 or more.")
+        if self.objective not in METRICS:
+            raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
+        for name in RANGES.values():
+            ends = getattr(self, name)
+            lowest = 1e-6 if name == "rho_range" else 0.0  # its scale is a logarithm
+            if len(ends) != 2 or not lowest <= ends[0] <= ends[1]:
+                raise ValueError(f"{name} is {ends}; give two numbers, {lowest:g} or more, the lower one first.")
+
+
+def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
+    """Raise a `ValueError` before any image is read."""
+    if args.sharpness not in SEARCHED:
+        raise ValueError(
+            f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {', '.join(SEARCHED)}."
+        )
+    if data_args.streaming:
+        raise ValueError("streaming is on, and no part of a stream can be held out; search on a stored subset.")
+    if args.world_size > 1:
+        raise ValueError(
+            f"A search runs in one process, and these are {args.world_size}; start it without a launcher."
+        )
+    if not is_optuna_available():
+        raise ValueError("The search needs Optuna; pip install 'ft_focalsam[search]'.")
+
+
+def open_study(folder: Path, search: SearchArguments, options: tuple):
+    """The `optuna.Study` of the output folder, begun with the values of the configuration.
+
+    Raises:
+        ValueError: If it was begun with other options.
+    """
+    import optuna
+
+    args = options[-1]
+    study = optuna.create_study(
+        storage=storage_of(folder), study_name=STUDY, load_if_exists=True, direction="maximize"
+    )
+    now = describe(options) | {key: value for key, value in asdict(search).items() if key != "num_trials"}
+    if not study.user_attrs:
+        study.set_user_attr("options", now)
+        study.enqueue_trial({key: getattr(args, key) for key in SEARCHED[args.sharpness]})
+    before = study.user_attrs["options"]
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"The search in '{folder}' was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; choose "
+                "another --output_dir."
+            )
+    return study
+
+
+def storage_of(folder: Path) -> str:
+    """The data base of trials, as Optuna names it."""
+    return f"sqlite:///{folder / 'search.db'}"
+
+
+def finished(study) -> list:
+    """The trials that came to an end."""
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
+
+
+def search_space(search: SearchArguments, sharpness: str) -> Callable:
+    """What a trial draws: the `hp_space` of the Trainer."""
+
+    def draw(trial) -> dict[str, float]:
+        return {
+            key: trial.suggest_float(key, *getattr(search, RANGES[key]), log=key == "rho")
+            for key in SEARCHED[sharpness]
+        }
+
+    return draw
+
+
+def write_trials(path: Path, study) -> None:
+    """One line a trial, the best first."""
+    rows = sorted(finished(study), key=lambda trial: -trial.value)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "value", *rows[0].params])
+        writer.writerows([trial.number, trial.value, *trial.params.values()] for trial in rows)
+
+
+def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> None:
+    """The configuration with the values found, and with what the command line had set."""
+    config = argv[0] if argv and not argv[0].startswith("-") else None
+    words: dict[str, list[str]] = {}
+    for word in argv[config is not None :]:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            words[key] = [value] if equals else []
+        else:
+            words[key].append(word)
+    own = {f.name for f in fields(SearchArguments)}
+    values = {key: (v[0] if len(v) == 1 else v or True) for key, v in words.items() if key not in own}
+    content = {"base": os.path.relpath(config, folder)} if config else {}
+    content |= values | {"output_dir": str(folder / "best")} | best
+    (folder / "best.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the recipe; returns the best values by key."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    types = (SearchArguments, DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+    search, *options = parse_config(types, argv)
+    data_args, _, _, args = options
+    refuse_what_cannot_be_searched(data_args, args)
+    from optuna.samplers import TPESampler
+
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = open_study(folder, search, options)
+    args.save_strategy = "no"
+    left = search.num_trials - len(finished(study))
+    if left > 0:
+        data = prepare_images(data_args).hold_out(search.validation_fraction)
+        set_seed(args.seed)
+        print(f"{data.name}: {data.num_train:,} images to train on, {len(data.test):,} held out; {left} trials to go")
+        trainer = make_trainer(data, options, restarts=True)
+        trainer.hyperparameter_search(
+            hp_space=search_space(search, args.sharpness),
+            compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
+            n_trials=left,
+            direction="maximize",
+            backend="optuna",
+            storage=storage_of(folder),
+            study_name=STUDY,
+            load_if_exists=True,
+            sampler=TPESampler(seed=args.seed + len(study.trials)),
+        )
+    best = study.best_trial
+    write_trials(folder / "trials.csv", study)
+    write_best(folder, best.params, argv)
+    print(f"\n{search.objective} on held-out images: {100 * study.trials[0].value:.1f} as configured,")
+    print(f"{100 * best.value:.1f} with " + ", ".join(f"{key} {value:.4g}" for key, value in best.params.items()))
+    print(f"\nTrain with them: recipes/finetune.py {folder / 'best.yaml'}")
+    return best.params
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,205 @@
+"""The recipes that compare methods over seeds, and that search their settings: real runs, in a few steps each."""
+
+import csv
+import importlib
+import json
+
+import numpy as np
+import pytest
+import yaml
+from running import QUICKSTART, ROOT
+
+from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.data import DataArguments, prepare_images
+from ft_focalsam.evaluation import Predictions, compare
+
+CONFIG = str(ROOT / QUICKSTART)
+SHORT = ["--max_steps", "3", "--learning_rate", "0.1"]  # far enough to tell runs apart
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    return lambda name: importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two methods with two seeds each, and what was printed is in comparison.md."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "recipes")
+        folder = tmp_path_factory.mktemp("compared")
+        arguments = [CONFIG, "--methods", "none", "focal_sam:rho=0.5", "--seeds", "0", "1", *SHORT]
+        importlib.import_module("compare").main([*arguments, "--output_dir", str(folder)])
+    return folder, arguments
+
+
+def accuracies(folder, method):
+    """Of the runs, by seed, from what each wrote."""
+    metrics = [json.loads((folder / method / f"seed_{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
+    return np.array([list(each.values())[-1]["accuracy"] for each in metrics])
+
+
+def test_the_table_is_that_of_the_runs(compared):
+    folder, _ = compared
+    record = json.loads((folder / "comparison.json").read_text())
+    assert list(record) == ["plain", "Focal-SAM, rho 0.5"]
+    plain, focal = accuracies(folder, "none"), accuracies(folder, "focal_sam_rho_0.5")
+    assert len({*plain, *focal}) > 2, "runs that do not differ test nothing"
+    for values, each in ((plain, record["plain"]), (focal, record["Focal-SAM, rho 0.5"])):
+        assert each["estimates"]["accuracy"]["mean"] == pytest.approx(values.mean())
+        assert each["estimates"]["accuracy"]["deviation"] == pytest.approx(values.std(ddof=1))
+    difference = record["Focal-SAM, rho 0.5"]["differences"]["accuracy"]
+    assert difference["mean"] == pytest.approx((focal - plain).mean())
+    assert difference["deviation"] == pytest.approx((focal - plain).std(ddof=1))
+    assert record["plain"]["differences"] == {}
+    text = (folder / "comparison.md").read_text()
+    assert f"{100 * plain.mean():.1f} ± {100 * plain.std(ddof=1):.1f}" in text
+    assert "one whose interval holds 0 is not established. Time is CPU time" in text
+    assert len(list((folder / "comparison_pictures").iterdir())) == 2  # all classes, few-shot classes
+    assert "Focal-SAM, rho 0.5" in (folder / "comparison.html").read_text()
+
+
+def test_costs_are_those_of_the_trainings(compared):
+    folder, _ = compared
+    record = json.loads((folder / "comparison.json").read_text())
+    seconds = [json.loads((folder / "none" / f"seed_{s}" / "finished.json").read_text())["seconds"] for s in (0, 1)]
+    assert record["plain"]["cost"] == 1
+    assert list(record["plain"]["seconds"].values()) == seconds
+    assert record["Focal-SAM, rho 0.5"]["cost"] > 1.2  # two passes, and the data
+
+
+def test_runs_differ_in_their_method_alone(compared):
+    folder, _ = compared
+    options = [
+        json.loads((folder / method / "seed_1" / "finished.json").read_text())["options"]
+        for method in ("none", "focal_sam_rho_0.5")
+    ]
+    assert {key for key in options[0] if options[0][key] != options[1][key]} == {"sharpness", "rho"}
+
+
+def test_finished_runs_are_kept_and_lost_ones_repeated(compared, recipe, capsys):
+    folder, arguments = compared
+    before = json.loads((folder / "comparison.json").read_text())
+    lost = folder / "none" / "seed_1"
+    predictions = Predictions.load(next((lost / "predictions").iterdir()))
+    (lost / "finished.json").unlink()  # as if it had been stopped there
+    recipe("compare").main([*arguments, "--output_dir", str(folder)])
+    output = capsys.readouterr().out
+    assert output.count("'train_runtime'") == 1 and "plain, seed 1: run 1 of 1" in output
+    again = Predictions.load(next((lost / "predictions").iterdir()))
+    assert np.array_equal(again.log_probabilities, predictions.log_probabilities)
+    after = json.loads((folder / "comparison.json").read_text())
+    for method in before:
+        assert after[method]["estimates"] == before[method]["estimates"]
+        assert after[method]["differences"] == before[method]["differences"]
+
+
+def test_runs_of_other_settings_are_not_taken(compared, recipe):
+    folder, arguments = compared
+    arguments = ["0.2" if word == "0.1" else word for word in arguments]
+    with pytest.raises(ValueError, match=r"seed_0' had learning_rate 0\.1, not 0\.2; choose another --output_dir"):
+        recipe("compare").main([*arguments, "--output_dir", str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--methods", "none", "focal_sam:roh=0.1"], "Unknown key 'roh' on the command line; did you mean 'rho'"),
+        (["--methods", "none", "focal_sam:0.1"], "'0.1' in the method 'focal_sam:0.1' is no setting"),
+        (["--methods", "none", "foxal_sam"], "sharpness is 'foxal_sam'; choose one of none, sam"),
+        (["--methods", "sam", "sam"], "--methods has sam sam; name each once"),
+        (["--seeds", "0", "0"], "--seeds has 0 0; name each once"),
+    ],
+)
+def test_a_mistake_ends_the_comparison_before_the_first_run(recipe, tmp_path, wrong, message):
+    with pytest.raises(ValueError) as raised:
+        recipe("compare").main([CONFIG, "--output_dir", str(tmp_path / "runs"), *SHORT, *wrong])
+    assert message in str(raised.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_paired_with_another_by_its_predictions(compared):
+    folder, _ = compared
+    first, second = (
+        Predictions.load(next((folder / method / "seed_0" / "predictions").iterdir())).outcomes()
+        for method in ("none", "focal_sam_rho_0.5")
+    )
+    found = compare(first, second, count=20)
+    plain, focal = (accuracies(folder, method)[0] for method in ("none", "focal_sam_rho_0.5"))
+    assert found.differences["accuracy"] == pytest.approx(focal - plain)
+    assert (found.only_second - found.only_first) / len(first.labels) == pytest.approx(focal - plain)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """Three trials, the third after a stop."""
+    pytest.importorskip("optuna")
+    folder = tmp_path_factory.mktemp("searched")
+    arguments = [CONFIG, *SHORT, "--output_dir", str(folder), "--rho_range", "0.3", "0.6", "--lambda_range", "1", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "recipes")
+        search = importlib.import_module("search").main
+        search([*arguments, "--num_trials", "2"])
+        best = search([*arguments, "--num_trials", "3"])
+    with (folder / "trials.csv").open() as file:
+        trials = {int(row["trial"]): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
+    return folder, best, trials
+
+
+def test_trials_stay_in_their_ranges_and_the_best_is_taken(searched):
+    _, best, trials = searched
+    assert sorted(trials) == [0, 1, 2]
+    assert (trials[0]["rho"], trials[0]["focal_gamma"], trials[0]["focal_lambda"]) == (0.05, 1.5, 0.7)
+    for number in (1, 2):
+        assert 0.3 <= trials[number]["rho"] <= 0.6 and 0 <= trials[number]["focal_gamma"] <= 6
+        assert trials[number]["focal_lambda"] == 1
+    assert trials[1]["rho"] != trials[2]["rho"]
+    winner = max(trials.values(), key=lambda trial: trial["value"])
+    assert best == {key: winner[key] for key in best}
+
+
+def test_a_trial_is_judged_on_held_out_training_images(searched, recipe):
+    """The value of the best trial, by a training of its own on what the trials trained on."""
+    folder, best, trials = searched
+    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+    options = parse_config(types, [str(folder / "best.yaml"), "--save_strategy", "no"])
+    held_out = prepare_images(options[0]).hold_out(0.2)
+    trainer = recipe("finetune").make_trainer(held_out, options, restarts=True)
+    trainer.train()
+    value = trainer.evaluate()["eval_mean_class_accuracy"]
+    assert value == pytest.approx(max(trial["value"] for trial in trials.values()))
+    assert trainer.args.rho == best["rho"]
+
+
+def test_the_best_values_are_a_configuration_of_their_own(searched):
+    folder, best, _ = searched
+    content = yaml.safe_load((folder / "best.yaml").read_text())
+    assert (folder / content["base"]).resolve() == ROOT / QUICKSTART
+    assert {key: content[key] for key in best} == best
+    assert "num_trials" not in content and "rho_range" not in content
+    assert content["output_dir"] == str(folder / "best")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--sharpness", "none"], "sharpness is 'none', which has nothing to search"),
+        (["--rho_range", "0.5", "0.1"], r"rho_range is \[0.5, 0.1\]; give two numbers"),
+        (["--objective", "top1"], "objective is 'top1'; choose one of accuracy"),
+        (["--streaming", "true"], "no part of a stream can be held out"),
+        (["--validation_fraction", "1.5"], "1.5 must be larger than 0 and smaller than 1"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(recipe, tmp_path, wrong, message):
+    pytest.importorskip("optuna")
+    with pytest.raises(ValueError, match=message):
+        recipe("search").main([CONFIG, "--output_dir", str(tmp_path / "search"), *SHORT, *wrong])
+
+
+def test_a_search_of_other_settings_is_not_continued(searched, recipe):
+    folder, *_ = searched
+    arguments = [CONFIG, *SHORT, "--output_dir", str(folder), "--rho_range", "0.3", "0.7", "--lambda_range", "1", "1"]
+    with pytest.raises(ValueError, match=r"was begun with rho_range \[0\.3, 0\.6\], not \[0\.3, 0\.7\]"):
+        recipe("search").main(arguments)
