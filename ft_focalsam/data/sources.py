@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from ..registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
+from .image_folder import read_image_folder
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
 
@@ -196,7 +197,7 @@ def load_image_data(
         image_column, label_column = "image", "labels"
     else:
         _refuse(f"'{name}' is no file that lists pictures", {"test_dataset": test_dataset})
-        splits = _read_splits(name, config_name, image_root)
+        splits = _read_splits(name, config_name, image_root, train_split=train_split)
     splits = _select_splits(splits, train_split, test_split, test_fraction)
     features = splits["train"].features
     image_column = find_image_column(features, image_column)
@@ -247,7 +248,9 @@ def _read_files(path: Path, test_dataset: str | None, options: FileOptions) -> d
     return splits
 
 
-def _read_splits(name: str, config_name: str | None, image_root: str | None) -> datasets.DatasetDict:
+def _read_splits(
+    name: str, config_name: str | None, image_root: str | None, *, train_split: str
+) -> datasets.DatasetDict:
     """All splits of a folder or Hub data set, whatever its layout."""
     if name in TORCHVISION:
         if image_root is None:
@@ -267,9 +270,9 @@ def _read_splits(name: str, config_name: str | None, image_root: str | None) -> 
         refuse_pickled_cifar(path)
         if binary_cifar_version(path) is not None:
             return read_binary_cifar(path)
-    patterns = image_folder_patterns(path) if path.is_dir() else None
-    if patterns is not None:
-        return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns)
+    pictures = read_image_folder(path, train_split=train_split) if path.is_dir() else None
+    if pictures is not None:
+        return pictures
     try:
         return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
     except (FileNotFoundError, ConnectionError) as error:
@@ -278,30 +281,6 @@ def _read_splits(name: str, config_name: str | None, image_root: str | None) -> 
             f"The data set '{name}' is no registered source ({', '.join(sorted(SOURCES))}) and could not be read from "
             f"a file, a folder or the Hub ({reason}); check its name, or the connection."
         ) from error
-
-
-def image_folder_patterns(path: Path) -> dict[str, str] | None:
-    """Split name -> glob pattern for a folder of images by class; None where the layout is another.
-
-    The layout is told from the depth of the images alone: `datasets` goes by words in folder and file names, and would
-    take a class called `train` (there is one in CIFAR-100) for a split.
-    """
-    folders = [child for child in sorted(path.iterdir()) if child.is_dir()]
-    if any(_holds_metadata(folder) for folder in (path, *folders)):
-        return None
-    if any(_holds_images(folder) for folder in folders):
-        return {"train": "*/*"}
-    splits = [folder.name for folder in folders if any(_holds_images(c) for c in folder.iterdir() if c.is_dir())]
-    return {split: f"{split}/*/*" for split in splits} or None
-
-
-def _holds_images(folder: Path) -> bool:
-    extensions = Image.registered_extensions()
-    return any(child.suffix.lower() in extensions for child in folder.iterdir())
-
-
-def _holds_metadata(folder: Path) -> bool:
-    return any(child.stem == "metadata" for child in folder.iterdir())
 
 
 def _select_splits(

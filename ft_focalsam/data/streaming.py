@@ -11,9 +11,12 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .columns import find_image_column, find_label_column
+from .image_folder import read_image_folder
 from .list_files import read_class_names
 from .scan import write_aside
-from .sources import SOURCES, TEST_SPLITS, image_folder_patterns
+from .sources import SOURCES, TEST_SPLITS
+
+SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
 
 # Keys of DataArguments that a stream has no use for, and the value that leaves them out.
 _NOT_STREAMED = {
@@ -121,10 +124,12 @@ def read_class_counts(path: Path, class_names: list[str]) -> np.ndarray:
 
 def _open(args: DataArguments) -> datasets.IterableDatasetDict:
     path = Path(args.dataset).expanduser()
-    patterns = image_folder_patterns(path) if path.is_dir() else None
+    pictures = read_image_folder(path, train_split=args.train_split) if path.is_dir() else None
+    if pictures is not None:
+        return datasets.IterableDatasetDict(
+            {split: part.to_iterable_dataset(num_shards=min(len(part), SHARDS)) for split, part in pictures.items()}
+        )
     try:
-        if patterns is not None:
-            return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns, streaming=True)
         name = str(path) if path.is_dir() else args.dataset
         return datasets.load_dataset(name, args.dataset_config, streaming=True)
     except (FileNotFoundError, ConnectionError) as error:

@@ -107,6 +107,45 @@ def test_image_folder_with_another_class_in_test(tmp_path):
     assert label_array(data.test).tolist() == [1, 1, 1]
 
 
+def test_pictures_deeper_in_a_class_belong_to_it(tmp_path):
+    """A class with sub-folders only, one with both, one of a single picture; what hides is no picture."""
+    root = tmp_path / "Meine Bilder"
+    make_image_folder(root / "train", ["Bären & Co/Serie 1", "Bären & Co/Serie 2/roh", "Äpfel"], images=2)
+    make_image_folder(root / "train" / "Äpfel", ["noch mehr"], images=1)
+    make_image_folder(root / "train", ["Einzelstück", ".thumbnails", "__MACOSX"], images=1)
+    make_image_folder(root / "test", ["Äpfel", "Bären & Co/neu"], images=1)
+    (root / "train" / "Äpfel" / "._test 0.png").write_bytes(b"of a Mac")
+    (root / "train" / "Äpfel" / "notes.txt").write_text("no picture")
+    data = load_image_data(str(root))
+    assert data.class_names == ["Bären & Co", "Einzelstück", "Äpfel"]
+    assert class_counts(label_array(data.train), 3).tolist() == [4, 1, 3]
+    assert class_counts(label_array(data.test), 3).tolist() == [1, 0, 1]
+    assert [row["image"].getpixel((0, 0))[0] for row in data.train] == [0, 1, 0, 1, 0, 0, 1, 0]
+
+
+def test_classes_with_sub_folders_only_are_no_splits(tmp_path):
+    make_image_folder(tmp_path, ["cats/1", "cats/2", "dogs/1"], images=2)
+    data = load_image_data(str(tmp_path), test_fraction=0.5)
+    assert data.class_names == ["cats", "dogs"]
+    assert len(data.train) + len(data.test) == 6
+
+
+def test_a_folder_that_leads_into_itself_is_read_once(tmp_path):
+    make_image_folder(tmp_path, ["cats", "dogs"], images=2)
+    (tmp_path / "cats" / "again").symlink_to(tmp_path / "cats", target_is_directory=True)
+    (tmp_path / "dogs" / "others").symlink_to(tmp_path / "cats", target_is_directory=True)
+    data = load_image_data(str(tmp_path), test_fraction=0.5)
+    assert class_counts(np.concatenate([label_array(data.train), label_array(data.test)]), 2).tolist() == [2, 4]
+
+
+def test_a_picture_of_no_class_is_named(tmp_path):
+    make_image_folder(tmp_path / "train", ["a", "b"])
+    make_image_folder(tmp_path / "test", ["a", "b"])
+    (tmp_path / "train" / "stray.png").write_bytes((tmp_path / "train" / "a" / "test 0 ä.png").read_bytes())
+    with pytest.raises(ValueError, match=r"stray\.png' is in no class; move it"):
+        load_image_data(str(tmp_path))
+
+
 def test_string_labels_become_sorted_classes_and_images_stay(tmp_path):
     train = image_dataset(["owl", "ant", "owl", "bee"], datasets.Value("string"), column="target", image_column="img")
     test = image_dataset(["bee", "owl"], datasets.Value("string"), column="target", image_column="img")
@@ -255,3 +294,17 @@ def test_cut_shapes_the_training_set_and_balances_the_test_set():
     other = data.cut(imbalance_factor=10, max_train_per_class=40, seed=2)
     pictures = [[image.tobytes() for image in part.train["image"]] for part in (smaller, other)]
     assert pictures[0] != pictures[1]
+
+
+def test_images_held_out_are_training_images_that_leave(tmp_path):
+    make_image_folder(tmp_path / "train", ["a", "b"], images=10)
+    make_image_folder(tmp_path / "train", ["single"], images=1)
+    make_image_folder(tmp_path / "test", ["a", "b", "single"], images=1)
+    data = load_image_data(str(tmp_path))
+    held = data.hold_out(0.3, seed=1)
+    paths = [set(part.with_format("arrow")["image"].to_pandas().str["path"]) for part in (held.train, held.test)]
+    assert paths[0] | paths[1] == set(data.train.with_format("arrow")["image"].to_pandas().str["path"])
+    assert not paths[0] & paths[1]
+    assert class_counts(label_array(held.test), 3).tolist() == [3, 3, 0]  # one of each class stays in training
+    with pytest.raises(ValueError, match="must be larger than 0 and smaller than 1"):
+        data.hold_out(1.0)

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments
@@ -17,6 +18,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
+from ft_focalsam.data.images import StoredImage
 from ft_focalsam.models import load_image_processor
 
 TRAIN, TEST = 26, 10
@@ -55,6 +57,21 @@ def test_a_stream_is_the_stored_data(folder, tmp_path):
     assert label_array(data.test).tolist() == label_array(stored["test"], "label").tolist()
     assert data.test[3]["image"].tobytes() == stored["test"][3]["img"].tobytes()
     assert len(said) == 1 and "Counting the classes of the stream once; --class_counts" in said[0]
+
+
+def test_a_folder_of_pictures_is_streamed_in_parts(tmp_path):
+    for row in range(12):
+        path = tmp_path / "pictures" / ("train" if row < 9 else "test") / f"class {row % 3}" / "deeper" / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (row, 0, 0)).save(path)
+    data, _ = opened(tmp_path / "pictures", tmp_path)
+    assert data.class_names == ["class 0", "class 1", "class 2"] and data.class_counts.tolist() == [3, 3, 3]
+    assert data.train.num_shards == 9  # for as many processes
+    shown = [StoredImage.read(item["image"]).open().getpixel((0, 0))[0] for item in data.train]
+    assert (
+        shown == [0, 3, 6, 1, 4, 7, 2, 5, 8] and [item["labels"] for item in data.train] == [0] * 3 + [1] * 3 + [2] * 3
+    )
+    assert label_array(data.test).tolist() == [0, 1, 2]
 
 
 def test_counts_are_counted_once_kept_and_taken_as_given(folder, tmp_path):

@@ -1,0 +1,87 @@
+"""A folder of pictures: a sub-folder a class, or splits of such folders; a class has its pictures at any depth."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
+
+
+def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.DatasetDict | None:
+    """The splits of a folder, with the columns `"image"` and `"label"`; None where the layout is another.
+
+    Sub-folders that hold pictures are classes (one of CIFAR-100 is called "train"). Where pictures lie deeper, they
+    are splits if one of them is called like a split, else classes too. `datasets` itself goes by words in the names of
+    folders and files, and takes the innermost folder for the class.
+
+    Args:
+        path (`Path`): The folder.
+        train_split (`str`, defaults to `"train"`): A name that marks splits, beside the usual ones.
+
+    Raises:
+        ValueError: If a picture is in a split but in no class.
+    """
+    folders = _folders(path)
+    if any(_holds_metadata(folder) for folder in (path, *folders)):
+        return None
+    pictures = {folder: list(_pictures(folder)) for folder in folders}
+    folders = [folder for folder in folders if pictures[folder]]
+    if not folders:
+        return None
+    direct = [p for folder in folders for p in pictures[folder] if Path(p).parent == folder]
+    like_splits = [folder.name in (train_split, *SPLITS) for folder in folders]
+    if direct and all(like_splits) and len(direct) < sum(map(len, pictures.values())):
+        raise ValueError(f"The picture '{direct[0]}' is in no class; move it into the folder of one, or remove it.")
+    if direct or not any(like_splits):
+        splits = {"train": {folder.name: pictures[folder] for folder in folders}}
+    else:
+        splits = {folder.name: _by_class(folder, pictures[folder]) for folder in folders}
+    names = sorted({name for classes in splits.values() for name in classes})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {
+                    "image": [picture for name in names for picture in classes.get(name, ())],
+                    "label": [label for label, name in enumerate(names) for _ in classes.get(name, ())],
+                },
+                features=features,
+            )
+            for split, classes in splits.items()
+        }
+    )
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not _is_hidden(child.name))
+
+
+def _holds_metadata(folder: Path) -> bool:
+    return any(child.stem == "metadata" for child in folder.iterdir())
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    """Paths of the pictures at any depth, in order; links to folders are followed, each folder once."""
+    extensions, seen = Image.registered_extensions(), set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
+        if real not in seen:
+            shown = (name for name in sorted(files) if not _is_hidden(name))
+            yield from (os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in extensions)
+        seen.add(real)
+
+
+def _by_class(folder: Path, pictures: list[str]) -> dict[str, list[str]]:
+    """Class -> pictures, the class being the first folder on the way to a picture."""
+    classes: dict[str, list[str]] = {}
+    for picture in pictures:
+        classes.setdefault(Path(picture).relative_to(folder).parts[0], []).append(picture)
+    return classes
