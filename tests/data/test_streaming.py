@@ -67,7 +67,7 @@ def test_a_folder_of_pictures_is_streamed_in_parts(tmp_path):
     data, _ = opened(tmp_path / "pictures", tmp_path)
     assert data.class_names == ["class 0", "class 1", "class 2"] and data.class_counts.tolist() == [3, 3, 3]
     assert data.train.num_shards == 9  # for as many processes
-    shown = [StoredImage.read(item["image"]).open().getpixel((0, 0))[0] for item in data.train]
+    shown = [StoredImage.read(item["image"], row=0).open().getpixel((0, 0))[0] for item in data.train]
     assert (
         shown == [0, 3, 6, 1, 4, 7, 2, 5, 8] and [item["labels"] for item in data.train] == [0] * 3 + [1] * 3 + [2] * 3
     )
