@@ -56,11 +56,13 @@ def resampled_metrics(outcomes: Outcomes, *, count: int = 1000, seed: int = 0) -
         `dict[str, np.ndarray]`: By the name of the metric, float64 of shape (count,); none for those in
             `WITHOUT_INTERVAL`.
     """
-    drawn = resamples(outcomes.labels, count=count, seed=seed)
-    values = [tally_metrics(outcomes.resampled(*each)) for each in drawn]
-    shared = set.intersection(*map(set, values))  # a group of single images may miss all of them
-    names = [name for name in values[0] if name in shared and name not in WITHOUT_INTERVAL]
-    return {name: np.array([value[name] for value in values]) for name in names}
+    if (count, seed) not in outcomes.resampled_metrics:
+        drawn = resamples(outcomes.labels, count=count, seed=seed)
+        values = [tally_metrics(outcomes.resampled(*each), without=WITHOUT_INTERVAL) for each in drawn]
+        shared = set.intersection(*map(set, values))  # a group of single images may miss all of them
+        names = [name for name in values[0] if name in shared]
+        outcomes.resampled_metrics[count, seed] = {name: np.array([value[name] for value in values]) for name in names}
+    return outcomes.resampled_metrics[count, seed]
 
 
 def bootstrap_intervals(

@@ -37,7 +37,12 @@ def mean_class_accuracy(tally: Tally) -> float:
 
 
 def _group_mean(group: str) -> Callable[[Tally], float | None]:
-    return lambda tally: group_means(tally.class_accuracies, tally.groups).get(group)
+    def mean(tally: Tally) -> float | None:
+        if group not in tally.groups:
+            return None
+        return group_means(tally.class_accuracies, {group: tally.groups[group]}).get(group)
+
+    return mean
 
 
 # Within a group of classes (Liu et al., 2019, https://arxiv.org/abs/1904.05160).
@@ -81,9 +86,9 @@ def calibration_error(tally: Tally) -> float | None:
     return np.abs(tally.bin_confidence - tally.bin_hits).sum() / tally.bin_images.sum()
 
 
-def tally_metrics(tally: Tally) -> dict[str, float]:
-    """All registered metrics that have a value."""
-    values = {name: metric(tally) for name, metric in METRICS.items()}
+def tally_metrics(tally: Tally, *, without: Sequence[str] = ()) -> dict[str, float]:
+    """All registered metrics that have a value, but those named."""
+    values = {name: metric(tally) for name, metric in METRICS.items() if name not in without}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

@@ -51,6 +51,7 @@ class Outcomes:
             logit is NaN. None without logits.
         num_classes (`int`): C.
         groups (`dict[str, np.ndarray]`): Classes by frequency.
+        resampled_metrics (`dict`): What `intervals.py` has found, by number and seed of the resamples.
     """
 
     labels: np.ndarray
@@ -59,6 +60,7 @@ class Outcomes:
     confidence: np.ndarray | None
     num_classes: int
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    resampled_metrics: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
