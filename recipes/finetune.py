@@ -4,8 +4,8 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png, run.json and checkpoints. `--push_to_hub true --hub_model_id user/name` publishes all of it but
-the checkpoints, with a card.
+accuracy_by_frequency.png, run.json and checkpoints. `--push_to_hub true --hub_model_id user/name` publishes all of it
+but the checkpoints, with a card.
 """
 
 import math

@@ -3,8 +3,8 @@
     python recipes/predict.py runs/quickstart path/to/pictures --output predictions.csv
     python recipes/predict.py user/name path/to/pictures --output predictions.csv --top_k 3 --on_bad_image skip
 
-MODEL is a folder or Hub repository of this package or of transformers. Columns: path (relative to the folder, / between
-folders), then label_1, probability_1, label_2, ...
+MODEL is a folder or Hub repository of this package or of transformers. Columns: path (in the folder), then label_1,
+probability_1, label_2, ...
 """
 
 import argparse

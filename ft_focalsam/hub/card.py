@@ -13,9 +13,7 @@ from ..data.long_tail import frequency_groups
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
-MADE_HERE = (
-    "<!-- Made by ft_focalsam from the files of this repository; a card without this line is left as it is. -->"
-)
+MADE_HERE = "<!-- Made by ft_focalsam from the files of this repository; one without this line is left as it is. -->"
 DEFAULT_LICENSE = "apache-2.0"
 COLUMNS = {
     "accuracy": "overall (top-1)",

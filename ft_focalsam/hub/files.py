@@ -68,9 +68,7 @@ def files_to_push(folder: str | os.PathLike, *, patterns: tuple[str, ...] = MODE
     found = [name for name in _names(folder) if any(_fits(name, pattern) for pattern in patterns)]
     weights = [name for name in found if name.endswith(".safetensors")]
     if not weights:
-        raise FileNotFoundError(
-            f"'{folder}' has no weights (*.safetensors); give a folder that save_pretrained wrote."
-        )
+        raise FileNotFoundError(f"'{folder}' has no *.safetensors; give a folder that save_pretrained wrote.")
     for name in weights:
         try:
             with safe_open(folder / name, framework="pt"):
@@ -94,9 +92,7 @@ def check_holds_no_token(folder: Path, names: list[str], token: str) -> None:
     """Raise a `ValueError` where one of the files has the token in it."""
     for name in names:
         if token.encode() in (folder / name).read_bytes():
-            raise ValueError(
-                f"'{folder / name}' holds your token of the Hub; take it out before the file is published."
-            )
+            raise ValueError(f"'{folder / name}' holds your token of the Hub; take it out of there.")
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -63,7 +63,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(
-            f"The repository name '{repo_id}' is none of the Hub's: {one_line(error)}; give user/name (--hub_model_id)."
+            f"The repository name '{repo_id}' is none of the Hub's: {one_line(error)}; give user/name."
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE is set, which keeps every push from the Hub; unset it, or do not push.")
@@ -147,19 +147,19 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
         cause = error if isinstance(error, HfHubHTTPError) or error.__cause__ is None else error.__cause__
         status = getattr(getattr(cause, "response", None), "status_code", None)
         sentences = {
-            401: "The Hub does not accept the token (401); log in again by `hf auth login`, or set HF_TOKEN to a token "
+            401: "The Hub does not accept the token (401); log in again by `hf auth login`, or set HF_TOKEN to one "
             "with write permission.",
             403: f"The token may not write to '{repo_id}' (403); give a repository of your own, or a token with write "
             "permission for it.",
             404: f"The Hub has no repository '{repo_id}' that the token may see (404); check the name and the token.",
-            409: f"The name '{repo_id}' is taken, by a repository that is not yours to write to (409); choose another.",
+            409: f"The name '{repo_id}' is taken by a repository that is not yours to write to (409).",
         }
         reason = one_line(cause) or type(cause).__name__
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "***")
         cut_off = (
-            f"The push to '{repo_id}' was cut off ({reason}); run it again by recipes/push.py: what has arrived is not "
-            "sent again."
+            f"The push to '{repo_id}' was cut off ({reason}); run it again by recipes/push.py: what has arrived is "
+            "not sent again."
         )
         raise OSError(sentences.get(status, cut_off)) from error
 

@@ -118,9 +118,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"'{path}' is not valid JSON ({error}); run the training again, or remove the file."
-        ) from error
+        raise ValueError(f"'{path}' is not valid JSON ({error}); write it again, or remove it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__} and no object; remove the file.")
     return content

@@ -166,8 +166,8 @@ def check_hub_arguments(args) -> None:
     """
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
-            f"hub_strategy is '{args.hub_strategy.value}', which publishes the optimizer's state as pickles; set it to "
-            "'every_save' or 'end'."
+            f"hub_strategy is '{args.hub_strategy.value}', which publishes the optimizer's state as pickles; set it "
+            "to 'every_save' or 'end'."
         )
     check_push(hub_name(args), args.hub_token)
 
