@@ -1,8 +1,8 @@
 """Runs recipes and lines of Python with a Hub of its own, each in a process of its own.
 
 The package takes seconds to import, and where the Hub is is read then; so this process imports it once, with
-HF_ENDPOINT set, and forks for each job that comes in as a line of JSON: {"argv": [...]} or {"code": "..."}, "environment"
-and "output", the file that both streams go to. Answers with the exit status.
+HF_ENDPOINT set, and forks for each job that comes in as a line of JSON: {"argv": [...]} or {"code": "..."}, with
+"environment" and "output", the file that both streams go to. Answers with the exit status.
 """
 
 import json

@@ -1,7 +1,8 @@
 """A Hub on this machine: the requests of huggingface_hub over HTTP, answered as huggingface.co does.
 
-Files are kept by their hashes, and what is sent is checked against hash and size. Writing, and reading what is private,
-needs the bearer token of the owner. `HubServer.requests` is what was asked of it, and `HubServer.faults` cuts connections.
+Files are kept by their hashes, and what is sent is checked against hash and size. Writing, and reading what is
+private, needs the bearer token of the owner. `HubServer.requests` is what was asked of it, and `HubServer.faults` cuts
+connections.
 """
 
 import base64
