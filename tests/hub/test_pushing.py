@@ -159,9 +159,10 @@ processor = load_image_processor("tiny_clip")
 images = TransformedImages(data.test.select(range(0, 540, 9)), eval_transform(processor))
 model = LongTailClassifier.from_backbone("tiny_clip", data.class_names)
 apply_tuning(model, "lora")
-args = FocalSAMTrainingArguments({str(tmp_path / "own")!r}, max_steps=2, save_steps=1, eval_steps=2, eval_strategy="steps",
-    push_to_hub=True, hub_model_id="own", per_device_train_batch_size=16, report_to="none", rho=0.1,
-    hub_always_push=True)
+args = FocalSAMTrainingArguments(
+    {str(tmp_path / "own")!r}, max_steps=2, save_steps=1, eval_steps=2, eval_strategy="steps", rho=0.1,
+    per_device_train_batch_size=16, report_to="none", push_to_hub=True, hub_model_id="own", hub_always_push=True,
+)
 trainer = FocalSAMTrainer(model, args, train_dataset=images, eval_dataset=images, processing_class=processor)
 trainer.train()
 trainer._finish_current_push()
