@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,23 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import one_line
 from .card import write_card
 from .files import check_holds_no_token, files_to_push
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an upload goes.
+
+    Args:
+        repo_id (`str`): "user/name" of a repository that exists.
+        token (`str`, *optional*): With write permission; by default that of HF_TOKEN or `hf auth login`.
+        revision (`str`, *optional*): Branch, made where it does not exist; main by default.
+        repo_type (`str`): "model" or "space".
+    """
+
+    repo_id: str
+    token: str | None = None
+    revision: str | None = None
+    repo_type: str = "model"
 
 
 def push_folder(
@@ -46,7 +64,7 @@ def push_folder(
     files_to_push(folder)
     repo_id = create_repository(repo_id, private=private, token=token)
     write_card(folder, repo_id=repo_id, overrides=overrides)
-    return upload(folder, files_to_push(folder), repo_id, token=token, revision=revision).commit_url
+    return upload(folder, files_to_push(folder), Target(repo_id, token, revision)).commit_url
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
@@ -96,20 +114,19 @@ def create_repository(
 def upload(
     folder: str | os.PathLike,
     files: list[str],
-    repo_id: str,
+    target: Target,
     *,
-    token: str | None = None,
-    revision: str | None = None,
     message: str = "Push by ft_focalsam",
     in_background: bool = False,
 ) -> Any:
     """Send files of a folder in one commit.
 
     Args:
+        folder (`str` or path): Where they are.
         files (`list[str]`): Of [`files_to_push`].
+        target (`Target`): Where they go.
         message (`str`): Of the commit.
         in_background (`bool`): Return a `Future` at once.
-        folder, repo_id, token, revision: As in [`push_folder`].
 
     Returns:
         `CommitInfo` of the client, or a `Future` of it.
@@ -118,17 +135,18 @@ def upload(
         ValueError: If a file holds the token.
         OSError: If the Hub refuses it or cannot be reached.
     """
-    check_holds_no_token(Path(folder), files, token or get_token())
-    api = HfApi(token=token)
-    with explained(repo_id, token):
-        if revision is not None:
-            _make_branch(api, repo_id, revision)
+    check_holds_no_token(Path(folder), files, target.token or get_token())
+    api = HfApi(token=target.token)
+    with explained(target.repo_id, target.token):
+        if target.revision is not None:
+            _make_branch(api, target.repo_id, target.revision)
         return api.upload_folder(
-            repo_id=repo_id,
+            repo_id=target.repo_id,
+            repo_type=target.repo_type,
             folder_path=folder,
             allow_patterns=files,
             commit_message=message,
-            revision=revision,
+            revision=target.revision,
             run_as_future=in_background,
         )
 

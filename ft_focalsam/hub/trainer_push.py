@@ -11,7 +11,7 @@ from transformers.utils import PushInProgress
 
 from .card import write_card
 from .files import MODEL_FILES, files_to_push
-from .push import check_push, create_repository, failed_jobs, upload
+from .push import Target, check_push, create_repository, failed_jobs, upload
 from .run_file import describe_run, write_run
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ class HubPushing:
         return upload(
             folder,
             files_to_push(folder),
-            self.hub_model_id,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
+            Target(self.hub_model_id, token or self.args.hub_token, revision or self.args.hub_revision),
             message=commit_message or "End of training",
             in_background=not blocking,
         )
@@ -137,9 +135,7 @@ class HubPushing:
         job = upload(
             folder,
             files_to_push(folder, patterns=MODEL_FILES),
-            self.hub_model_id,
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
+            Target(self.hub_model_id, self.args.hub_token, self.args.hub_revision),
             message=f"Training in progress, step {self.state.global_step}",
             in_background=True,
         )

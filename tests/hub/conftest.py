@@ -12,9 +12,11 @@ import pytest
 from hub_server import HubServer
 from running import QUICKSTART, ROOT
 
+from ft_focalsam.data import load_image_data
+
 TOKEN, OTHER_TOKEN, READ_TOKEN = "hf_AliceWritesWithThis", "hf_BobWritesWithThis", "hf_AliceReadsWithThis"
 TOKENS = {TOKEN: ("alice", "write"), OTHER_TOKEN: ("bob", "write"), READ_TOKEN: ("alice", "read")}
-SHORT = ("--max_steps", "3", "--save_strategy", "no", "--logging_steps", "1")
+SHORT = ("--max_steps", "3", "--save_strategy", "no", "--logging_steps", "1", "--max_test_per_class", "10")
 
 
 class Client:
@@ -78,6 +80,12 @@ def pushed(hub, client, tmp_path_factory):
     result = client("recipes/finetune.py", QUICKSTART, *SHORT, *options, "--hub_private_repo", "true", token="")
     assert result.status == 0, result.output[-3000:]
     return SimpleNamespace(folder=folder, output=result.output)
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Eight test digits."""
+    return [load_image_data("digits").test[row]["image"] for row in range(0, 480, 60)]
 
 
 @pytest.fixture

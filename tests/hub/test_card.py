@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
@@ -56,7 +57,7 @@ def test_data_and_method_are_those_of_the_run(pushed):
     assert [int(row[2]) for row in rows] == [len(groups[name]) for name in ("many", "medium", "few")]
     images = [counts[groups[name]].sum() for name in ("many", "medium", "few")]
     assert [int(row[3].replace(",", "")) for row in rows] == images
-    assert f"(imbalance factor {counts.max() / counts.min():.1f}); tested on 539 images" in card.text
+    assert f"(imbalance factor {counts.max() / counts.min():.1f}); tested on 100 images" in card.text
     assert "**Focal-SAM** ([paper](https://arxiv.org/abs/2505.01660)): ρ (rho) = 0.05, " in card.text
     assert "γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7\n" in card.text and "economy" not in card.text
     assert "loss: logit_adjusted; sampler: instance; 3 steps; seed 0" in card.text
@@ -83,7 +84,8 @@ def describe(argv, **changes):
     """run.json of arguments alone."""
     options = parse_config(TYPES, [*argv])
     args = options[-1]
-    model = SimpleNamespace(config=SimpleNamespace(backbone=options[1].backbone), parameters=lambda: iter(()))
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(backbone=options[1].backbone)
     trainer = SimpleNamespace(args=args, model=model, class_counts=np.array([30, 2]), **changes)
     return describe_run(trainer, options=options, argv=argv)
 

@@ -14,14 +14,8 @@ from PIL import Image
 from running import ROOT
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
-from ft_focalsam.data import eval_transform, load_image_data
+from ft_focalsam.data import eval_transform
 from ft_focalsam.models import load_backbone, load_image_processor
-
-
-@pytest.fixture(scope="module")
-def images():
-    """Eight test digits."""
-    return [load_image_data("digits").test[row]["image"] for row in range(0, 480, 60)]
 
 
 @pytest.fixture(scope="module")

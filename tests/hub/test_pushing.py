@@ -1,17 +1,25 @@
 """Pushing a saved model: what arrives, what is refused, and what happens when a connection drops."""
 
+import configparser
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import OTHER_TOKEN, READ_TOKEN, TOKEN, TOKENS
 from hub_server import Fault
 from huggingface_hub import ModelCard
+from running import ENVIRONMENT, ROOT
 
+from ft_focalsam import ImageClassifier
 from ft_focalsam.hub import files_to_push
+from ft_focalsam.hub.space import write_space
 
 LARGE = ["accuracy_by_frequency.png", "adapter_model.safetensors", "model.safetensors"]
 
@@ -203,6 +211,56 @@ def test_a_run_whose_push_cannot_work_ends_before_it_trains(client, tmp_path, op
     assert result.last.startswith(f"Error: {message}")
     assert "Traceback" not in result.output and "hf_Unknown" not in result.output
     assert "'loss'" not in result.output and not (tmp_path / "out" / "model.safetensors").exists()
+
+
+# ---- the demo ----
+
+
+def test_a_space_brings_the_package_and_loads_the_model(hub, client, folder, tmp_path):
+    result = client("recipes/push.py", folder, "alice/shown", "--space", "alice/demo")
+    assert result.status == 0, result.output[-3000:]
+    assert re.search(r"Its demo is at \S+/alice/demo/commit/\w{40}\.$", result.last)
+    content = hub.content("alice/demo", kind="space")
+    front = yaml.safe_load(content["README.md"].decode().split("---")[1])
+    assert (front["sdk"], front["app_file"], front["models"]) == ("gradio", "app.py", ["alice/shown"])
+    assert 'MODEL = "alice/shown"' in content["app.py"].decode()
+    modules = {path for path in content if path.startswith("ft_focalsam/") and path.endswith(".py")}
+    of_package = (ROOT / "ft_focalsam").rglob("*.py")
+    assert modules == {p.relative_to(ROOT).as_posix() for p in of_package if "assets" not in p.parts}
+    assert "ft_focalsam/assets/tiny_clip/model.safetensors" in content
+
+
+def test_a_space_requires_what_the_package_does():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split()
+    assert (ROOT / "ft_focalsam/assets/space/requirements.txt").read_text().split() == wanted
+
+
+def test_the_demo_answers_over_http(pushed, images, tmp_path):
+    """The app itself, asked as a browser would."""
+    client_of = pytest.importorskip("gradio_client")
+    write_space(tmp_path, str(pushed.folder), backbone="tiny_clip")
+    images[0].save(tmp_path / "digit.png")
+    environment = {**ENVIRONMENT, "GRADIO_SERVER_PORT": str(free_port()), "GRADIO_ANALYTICS_ENABLED": "False"}
+    app = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = re.search(r"http://\S+", next(line for line in app.stdout if "http://" in line))[0]
+        answer = client_of.Client(url, verbose=False).predict(client_of.handle_file(tmp_path / "digit.png"))
+    finally:
+        app.terminate()
+        app.wait()
+    guesses = ImageClassifier.from_pretrained(pushed.folder)(images[0])
+    assert [each["label"] for each in answer["confidences"]] == [guess["label"] for guess in guesses]
+    assert [each["confidence"] for each in answer["confidences"]] == pytest.approx([g["score"] for g in guesses])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_no_token_is_in_any_log_or_file(hub, client, pushed):
