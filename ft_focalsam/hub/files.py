@@ -89,9 +89,9 @@ def is_pickled_weights(name: str) -> bool:
 
 
 def check_holds_no_token(folder: Path, names: list[str], token: str) -> None:
-    """Raise a `ValueError` where one of the files has the token in it."""
+    """Raise a `ValueError` where one of the text files has the token in it."""
     for name in names:
-        if token.encode() in (folder / name).read_bytes():
+        if not name.endswith((".safetensors", ".png", ".jpg")) and token.encode() in (folder / name).read_bytes():
             raise ValueError(f"'{folder / name}' holds your token of the Hub; take it out of there.")
 
 

@@ -158,7 +158,8 @@ def failed_jobs(jobs: list[Future]) -> list[BaseException]:
 
 @contextmanager
 def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
-    """Errors of the client as an `OSError` with one sentence, which has the remedy and no token."""
+    """Errors of the client as an `OSError`, or a `ValueError` where the content is at fault: one sentence, which has the
+    remedy and no token."""
     try:
         yield
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -172,13 +173,15 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
             404: f"The Hub has no repository '{repo_id}' that the token may see (404); check the name and the token.",
             409: f"The name '{repo_id}' is taken by a repository that is not yours to write to (409).",
         }
-        reason = one_line(cause) or type(cause).__name__
+        reason = one_line(error if isinstance(error, ValueError) else cause) or type(cause).__name__
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "***")
         cut_off = (
             f"The push to '{repo_id}' was cut off ({reason}); run it again by recipes/push.py: what has arrived is "
             "not sent again."
         )
+        if status in (None, 400) and isinstance(error, ValueError):  # of the client's, or the Hub's check of README.md
+            raise ValueError(f"The Hub refuses what goes to '{repo_id}': {reason}; correct what it names.") from error
         raise OSError(sentences.get(status, cut_off)) from error
 
 

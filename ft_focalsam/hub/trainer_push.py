@@ -123,9 +123,10 @@ class HubPushing:
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publish, in the background, the model of a checkpoint: without a card, whose numbers are still to come."""
-        is_off = self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero()
+        if self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_off or (is_busy and not self.args.hub_always_push):
+        if is_busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = Path(self.args.output_dir)

@@ -26,7 +26,7 @@ class Client:
         self.folder, self.cache, self.said = folder, folder / "cache", []
         self.environment = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         self.environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
-        self.environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        self.environment |= {"HF_HUB_DISABLE_TELEMETRY": "1"}
         self.environment.pop("HF_TOKEN", None)
         command = [sys.executable, str(Path(__file__).with_name("client.py"))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -135,9 +135,21 @@ def test_a_push_that_is_refused_says_so_in_one_sentence(hub, client, pushed, rep
         (lambda f: torch.save({}, f / "adapter_model.safetensors"), "adapter_model.safetensors' is not in the format"),
         (lambda f: [p.unlink() for p in f.glob("*.safetensors")], "has no *.safetensors; give a folder that"),
         (lambda f: (f / "report.md").write_text(f"run by {TOKEN}"), "report.md' holds your token of the Hub"),
+        (
+            lambda f: (f / "README.md").write_text("---\nmodel-index: [{name: x}]\n---\n"),
+            "Invalid metadata in README.md",
+        ),
         (lambda f: shutil.rmtree(f), "does not exist; give one that recipes/finetune.py wrote"),
     ],
-    ids=["pickled weights", "a pickle", "a pickle by another name", "no weights", "a token", "no folder"],
+    ids=[
+        "pickled weights",
+        "a pickle",
+        "a pickle by another name",
+        "no weights",
+        "a token",
+        "a card that is none",
+        "no folder",
+    ],
 )
 def test_what_is_not_to_be_published_is_refused(hub, client, folder, prepare, message):
     prepare(folder)
