@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.space:
         check_push(args.space)
+        if "/" not in args.repo_id:
+            raise ValueError(f"The demo has to load '{args.repo_id}'; give it with its namespace, user/name.")
     overrides = {"license": args.license}
     url = push_folder(args.folder, args.repo_id, private=args.private, revision=args.revision, overrides=overrides)
     print(f"'{args.folder}' is on the Hub: {url}")

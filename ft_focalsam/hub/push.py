@@ -158,8 +158,8 @@ def failed_jobs(jobs: list[Future]) -> list[BaseException]:
 
 @contextmanager
 def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
-    """Errors of the client as an `OSError`, or a `ValueError` where the content is at fault: one sentence, which has the
-    remedy and no token."""
+    """Errors of the client as an `OSError`, or a `ValueError` where the content is at fault: with the remedy, and
+    without the token."""
     try:
         yield
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
