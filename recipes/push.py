@@ -5,8 +5,9 @@
     python recipes/push.py runs/quickstart user/name --space user/demo
 
 The folder is one that recipes/finetune.py wrote. What goes there: adapter and head (safetensors only), configuration,
-preprocessing, metrics, the report and README.md; not the Trainer's checkpoints. Log in by `hf auth login`, or set
-HF_TOKEN. A push that was cut off is run again by the same command, and sends only what is missing.
+preprocessing, metrics, the report and README.md; not the Trainer's checkpoints. The report shows pictures of the test
+set: remove report* from the folder where these are not to be seen. Log in by `hf auth login`, or set HF_TOKEN. A push
+that was cut off is run again by the same command, and sends only what is missing.
 """
 
 import argparse
