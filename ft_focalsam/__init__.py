@@ -2,6 +2,7 @@
 
 from .losses import make_loss
 from .models import LongTailClassifier, LongTailClassifierConfig
+from .predicting import ImageClassifier
 from .sharpness import ClassConditionalSAM, Economy, FocalSAM, class_weights, scheduled_rho
 from .trainer import FocalSAMTrainer
 from .training_args import FocalSAMTrainingArguments
@@ -15,6 +16,7 @@ __all__ = [
     "FocalSAM",
     "FocalSAMTrainer",
     "FocalSAMTrainingArguments",
+    "ImageClassifier",
     "LongTailClassifier",
     "LongTailClassifierConfig",
     "TuningOptions",

@@ -15,6 +15,7 @@ from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
 from .evaluation import LongTailMetrics
+from .hub import HubPushing
 from .losses import PerSampleLoss
 from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
 from .sharpness.classifier_input import ClassifierInput
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 DIRECTION_NAME = "sharpness_direction.safetensors"
 
 
-class FocalSAMTrainer(Trainer):
+class FocalSAMTrainer(HubPushing, Trainer):
     """Trains any model that returns logits with Focal-SAM (arXiv 2505.01660) or another method of its family.
 
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from .data.mixing import Mixing
 from .data.samplers import SAMPLERS
+from .hub.trainer_push import check_hub_arguments
 from .losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
 from .sharpness import SHARPNESS_METHODS, Economy, scheduled_rho
 from .sharpness.perturbation import PERTURBATION_SCOPES
@@ -307,6 +308,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+        if self.push_to_hub and self.process_index == 0:
+            check_hub_arguments(self)
 
     def make_economy(self) -> Economy:
         """The cheaper schedule that these arguments describe."""

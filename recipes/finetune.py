@@ -4,7 +4,8 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png, predictions/ and checkpoints.
+accuracy_by_frequency.png, run.json, predictions/ and checkpoints. `--push_to_hub true --hub_model_id user/name`
+publishes all of it but predictions and checkpoints, with a card.
 """
 
 import copy
@@ -43,6 +44,7 @@ from ft_focalsam.evaluation import (
     write_page,
     write_report,
 )
+from ft_focalsam.hub import describe_run, write_run
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
 from ft_focalsam.tuning import describe_methods, describe_parameters
 
@@ -181,13 +183,14 @@ def save(
 ) -> None:
     """Write the model, its predictions and the report to the output folder."""
     args, name = trainer.args, short_name(data.name)
+    records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
     trainer.model.save_pretrained(args.output_dir)
     predictions = list(verdicts.values())[-1].predictions
     predictions.save(Path(args.output_dir, PREDICTIONS, file_name(name, ".safetensors")))
     trainer.processing_class.save_pretrained(args.output_dir)
     write_report(
         args.output_dir,
-        metrics,
+        records,
         accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
         class_names=data.class_names,
         class_counts=trainer.class_counts,
@@ -219,7 +222,10 @@ def main(
     metrics, verdicts = train_and_judge(trainer, data, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
         save(trainer, data, metrics, verdicts)
+        write_run(args.output_dir, describe_run(trainer, options=options, argv=sys.argv[1:] if argv is None else argv))
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
+        if args.push_to_hub:
+            say(f"The model is on the Hub: {trainer.push_output().commit_url}")
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from .arguments import DataArguments
 from .columns import label_array
+from .image_folder import find_pictures
 from .images import BadImageError, StoredImage
 from .inspection import Inspection, inspect_images
 from .list_files import FILE_FORMATS, FileOptions, register_file_format
@@ -59,6 +60,7 @@ __all__ = [
     "eval_transform",
     "exponential_counts",
     "find_broken",
+    "find_pictures",
     "frequency_groups",
     "inspect_images",
     "label_array",

@@ -27,7 +27,7 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     folders = _folders(path)
     if any(_holds_metadata(folder) for folder in (path, *folders)):
         return None
-    pictures = {folder: list(_pictures(folder)) for folder in folders}
+    pictures = {folder: list(find_pictures(folder)) for folder in folders}
     folders = [folder for folder in folders if pictures[folder]]
     if not folders:
         return None
@@ -55,6 +55,21 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     )
 
 
+def find_pictures(folder: Path) -> Iterator[str]:
+    """Paths of the files that are pictures by their extension, at any depth, in order.
+
+    Links to folders are followed, each folder once; what is hidden is left out.
+    """
+    extensions, seen = Image.registered_extensions(), set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
+        if real not in seen:
+            shown = (name for name in sorted(files) if not _is_hidden(name))
+            yield from (os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in extensions)
+        seen.add(real)
+
+
 def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not _is_hidden(child.name))
 
@@ -65,18 +80,6 @@ def _holds_metadata(folder: Path) -> bool:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _pictures(folder: Path) -> Iterator[str]:
-    """Paths of the pictures at any depth, in order; links to folders are followed, each folder once."""
-    extensions, seen = Image.registered_extensions(), set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
-        if real not in seen:
-            shown = (name for name in sorted(files) if not _is_hidden(name))
-            yield from (os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in extensions)
-        seen.add(real)
 
 
 def _by_class(folder: Path, pictures: list[str]) -> dict[str, list[str]]:

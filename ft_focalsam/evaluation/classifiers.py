@@ -18,6 +18,7 @@ from ..models import (
     text_features,
 )
 from ..models.backbones import has_text_tower, quiet_loading, resolve_name, split_name
+from ..models.checkpoints import refuse_pickles
 from ..models.text import DEFAULT_TEMPLATE
 from .class_matching import readable_names
 from .views import view_transform
@@ -57,8 +58,10 @@ def load_classifier(
     class_index: Mapping[int, Sequence[str]] | None = None,
     *,
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    revision: str | None = None,
+    backbone: str | None = None,
 ) -> Classifier:
-    """Load a classifier in evaluation mode.
+    """Load a classifier in evaluation mode; code that comes with a repository is never run.
 
     Args:
         name (`str`): A folder or Hub repository with a `LongTailClassifier` or an image classifier of transformers
@@ -67,37 +70,44 @@ def load_classifier(
         class_names (sequence of `str`): For zero-shot, what to tell apart; the others have their own.
         class_index (mapping, *optional*): For zero-shot, what classes that are named by synsets are called.
         templates (sequence of `str`): For zero-shot, prompts with {} where the class name goes.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub repository with a classifier.
+        backbone (`str`, *optional*): Where the backbone of a `LongTailClassifier` is now.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
         ValueError: If it is no classifier and has no text tower, or lacks weights.
     """
-    if is_zero_shot(name):
+    if is_zero_shot(name, revision=revision):
         features = text_features(name, readable_names(class_names, class_index), templates=templates)
         model = LongTailClassifier.from_backbone(name, class_names).eval()
         model.head.start_from(features)
         return replace(_classifier(model, load_image_processor(name)), is_zero_shot=True)
-    config = read_config(name)
+    config = read_config(name, revision=revision)
+    source = {"revision": revision or "main", "trust_remote_code": False}
     if config["model_type"] == LongTailClassifierConfig.model_type:
-        model = LongTailClassifier.from_pretrained(name)
+        model = LongTailClassifier.from_pretrained(name, revision=revision, backbone=backbone)
         try:
-            processor = AutoImageProcessor.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name, **source)
         except OSError:  # what save_pretrained wrote without a processor beside it
             processor = load_image_processor(model.config.backbone)
         return _classifier(model, processor, image_size=model.config.image_size)
-    with quiet_loading():
-        model, report = AutoModelForImageClassification.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+    try:
+        with quiet_loading():
+            model, report = AutoModelForImageClassification.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **source
+            )
+    except OSError:
+        refuse_pickles(name, revision=revision)
+        raise
     if report["missing_keys"]:
         raise ValueError(
             f"'{name}' has no weights for {sorted(report['missing_keys'])[0]!r}, which would stay random; give a "
             "checkpoint of a trained classifier."
         )
-    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name))
+    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name, **source))
 
 
-def is_zero_shot(name: str) -> bool:
+def is_zero_shot(name: str, *, revision: str | None = None) -> bool:
     """Whether a checkpoint is no classifier, but one by its text tower.
 
     Raises:
@@ -106,7 +116,7 @@ def is_zero_shot(name: str) -> bool:
     """
     if split_name(name)[0] and has_text_tower(name):  # a backbone of another library
         return True
-    config = read_config(name)
+    config = read_config(name, revision=revision)
     architectures = config.get("architectures") or []
     if config["model_type"] == LongTailClassifierConfig.model_type:
         return False
@@ -120,7 +130,7 @@ def is_zero_shot(name: str) -> bool:
     )
 
 
-def read_config(name: str) -> dict:
+def read_config(name: str, *, revision: str | None = None) -> dict:
     """The config.json of a folder, a Hub repository or an embedded backbone.
 
     Raises:
@@ -128,11 +138,11 @@ def read_config(name: str) -> dict:
         ValueError: If it names no model type.
     """
     try:
-        config, _ = PreTrainedConfig.get_config_dict(resolve_name(name))
+        config, _ = PreTrainedConfig.get_config_dict(resolve_name(name), revision=revision or "main")
     except OSError as error:
         raise FileNotFoundError(
             f"The model '{name}' could not be read: it is neither a folder with a config.json nor to be had from the "
-            "Hub; check the path, or the name and the network."
+            "Hub; check the path, or the name, the revision and the network."
         ) from error
     if "model_type" not in config:
         raise ValueError(

@@ -3,28 +3,74 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def find_folder(folder: str | os.PathLike, *, revision: str | None = None) -> Path:
-    """A local folder, or the download of a Hub repository.
+    """A local folder, or the download of the JSON and safetensors files of a Hub repository.
 
     Raises:
-        FileNotFoundError: If it is neither.
+        FileNotFoundError: If it is neither; says whether the name, the revision or the network is at fault.
     """
     path = Path(folder).expanduser()
     if path.exists():
         return path
     try:
         return Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"The repository '{folder}' has no revision '{revision}'; give a branch, a tag or a commit that it has."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"'{folder}' is neither a local folder nor a repository of the Hub that you may see; check the name and, "
+            "where it is private, log in by `hf auth login`."
+        ) from error
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"The classifier '{folder}' is neither a local folder nor to be had from the Hub; check the path, or the "
             "name and the network."
         ) from error
+
+
+def list_names(folder: str | os.PathLike, *, revision: str | None = None) -> list[str]:
+    """All files of a local folder, or of a Hub repository, by their path there."""
+    path = Path(folder).expanduser()
+    if path.exists():
+        return [file.relative_to(path).as_posix() for file in path.glob("*")]
+    try:
+        return HfApi().list_repo_files(str(folder), revision=revision)
+    except (HTTPError, OSError):  # gone offline since
+        return []
+
+
+def check_has_weights(path: Path, *, source: str | os.PathLike, revision: str | None = None) -> None:
+    """Raise a `FileNotFoundError`, with the remedy, where a folder lacks the two files of a saved classifier.
+
+    Args:
+        path (`Path`): Where the files are on this machine.
+        source (`str` or path): What the user gave: a folder, or a repository with its `revision`.
+    """
+    for name in ("config.json", SAFE_WEIGHTS_NAME):
+        if not (path / name).is_file():
+            refuse_pickles(source, revision=revision)
+            raise FileNotFoundError(f"'{source}' has no {name}; give a folder that save_pretrained wrote.")
+
+
+def refuse_pickles(source: str | os.PathLike, *, revision: str | None = None) -> None:
+    """Raise a `FileNotFoundError`, with the remedy, where weights that are missing are there as a pickle."""
+    pickles = [name for name in list_names(source, revision=revision) if name.endswith(PICKLES)]
+    if pickles:
+        raise FileNotFoundError(
+            f"'{source}' has its weights as a pickle ({pickles[0]}), which runs code where it is loaded and is not "
+            f"read; have them saved as safetensors ({SAFE_WEIGHTS_NAME}), by save_pretrained."
+        )
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

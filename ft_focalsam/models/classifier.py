@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .backbones import BackboneFamily, choose_family, find_family, load_backbone
-from .checkpoints import find_folder, save_tensors
+from .checkpoints import check_has_weights, find_folder, save_tensors
 from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
 from .peft_adapter import save_peft_adapter, wrap_with_peft
@@ -269,9 +269,7 @@ class LongTailClassifier(PreTrainedModel):
                 package does not know.
         """
         path = find_folder(folder, revision=revision)
-        for name in ("config.json", SAFE_WEIGHTS_NAME):
-            if not (path / name).is_file():
-                raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
+        check_has_weights(path, source=folder, revision=revision)
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
         inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None

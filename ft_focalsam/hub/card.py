@@ -1,0 +1,316 @@
+"""The model card of a folder: every number from its metrics.json, everything else from its other files."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..data.long_tail import frequency_groups
+from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
+
+CARD_NAME = "README.md"
+MADE_HERE = "<!-- Made by ft_focalsam from the files of this repository; one without this line is left as it is. -->"
+DEFAULT_LICENSE = "apache-2.0"
+COLUMNS = {
+    "accuracy": "overall (top-1)",
+    "mean_class_accuracy": "mean per class",
+    "many": "many-shot",
+    "medium": "medium-shot",
+    "few": "few-shot",
+}
+METHOD_NAMES = {
+    "none": "Plain training",
+    "sam": "SAM",
+    "weighted_sam": "SAM with the weight λ",
+    "imbsam": "ImbSAM",
+    "focal_sam": "Focal-SAM",
+    "cc_sam": "CC-SAM",
+}
+SYMBOLS = {"rho": "ρ", "focal_gamma": "γ", "focal_lambda": "λ", "imbsam_eta": "η", "cc_sam_ratio": "r"}
+HYPERPARAMETERS = {
+    "sam": ("rho",),
+    "weighted_sam": ("rho", "focal_lambda"),
+    "imbsam": ("rho", "imbsam_eta"),
+    "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
+    "cc_sam": ("rho", "cc_sam_ratio"),
+}
+ECONOMIES = {"every_k": ("economy_interval",), "look_sam": ("economy_interval", "look_alpha")}
+ECONOMIES["split_batch"] = ("average_decay",)
+SCHEDULES = {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}
+CITATION = """\
+@inproceedings{li2025focalsam,
+  title     = {Focal-{SAM}: Focal Sharpness-Aware Minimization for Long-Tailed Classification},
+  author    = {Li, Sicong and Xu, Qianqian and Yang, Zhiyong and Wang, Zitai and Zhang, Linchao and Cao, Xiaochun and
+               Huang, Qingming},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2505.01660}
+}"""
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+
+
+def write_card(
+    folder: str | os.PathLike, *, repo_id: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the card of a folder to its README.md; one that somebody else wrote is left as it is.
+
+    Args:
+        folder, repo_id, overrides: As in [`make_card`].
+
+    Returns:
+        `Path`: Of the README.md.
+    """
+    path = Path(folder, CARD_NAME)
+    if not path.exists() or MADE_HERE in path.read_text(encoding="utf-8"):
+        make_card(folder, repo_id=repo_id, overrides=overrides).save(path)
+    return path
+
+
+def make_card(
+    folder: str | os.PathLike, *, repo_id: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """The model card of a folder that a run wrote.
+
+    Args:
+        folder (`str` or path): With config.json, metrics.json and run.json; what is missing, the card does not say.
+        repo_id (`str`, *optional*): Repository that the lines of Python load from; by default the folder.
+        overrides (mapping, *optional*): Metadata that is not to be what the files say: "license", "language", "tags",
+            "base_model", "datasets", "pipeline_tag", "model_name".
+
+    Raises:
+        ValueError: If a file is no JSON object.
+    """
+    folder = Path(folder)
+    run, config = read_run(folder), read_json(folder / "config.json")
+    metrics, adapter = read_json(folder / "metrics.json"), read_json(folder / "adapter_config.json")
+    title = (repo_id or folder.resolve().name).rpartition("/")[2]
+    backbone = config.get("backbone") or adapter.get("base_model_name_or_path") or run["model"].get("base_model") or ""
+    data = {
+        "model_name": title,
+        "license": DEFAULT_LICENSE,
+        "library_name": "ft_focalsam",
+        "pipeline_tag": "image-classification",
+        "base_model": run["model"].get("base_model") if run["model"] else base_model(backbone),
+        "datasets": run["data"].get("hub_id"),
+        "tags": ["image-classification", "long-tailed", "focal-sam", *(["peft"] if adapter else [])],
+    }
+    data |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    data["eval_results"] = list(_results(metrics, run["data"])) or None
+    if data["eval_results"] is None:
+        data.pop("model_name")
+    sections = [
+        f"# {_escape(title)}\n\n{MADE_HERE}",
+        *_introduction(run, config),
+        *_about_method(run["method"]),
+        *_about_data(run["data"], metrics),
+        *_about_model(run["model"], config, adapter, backbone=backbone),
+        *_about_results(folder, metrics),
+        *_use(repo_id or folder.as_posix(), config, adapter, backbone=backbone),
+        *_reproduce(run),
+        *_license(data["license"], backbone),
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+    ]
+    metadata = ModelCardData(**{name: value for name, value in data.items() if value is not None})
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def _results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """What the last row of metrics.json says, for the model-index."""
+    if not metrics:
+        return
+    name = data.get("name") or "the run's own test images"
+    for metric, title in COLUMNS.items():
+        value = list(metrics.values())[-1].get(metric)
+        if value is not None:
+            yield EvalResult(
+                task_type="image-classification",
+                dataset_type=data.get("hub_id") or re.sub(r"\W+", "-", name).strip("-").lower(),
+                dataset_name=name,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_value=value,
+                metric_name=f"Accuracy, {title}",
+            )
+
+
+def _introduction(run: dict, config: dict) -> Iterator[str]:
+    classes = len(config.get("id2label") or ())
+    what = f"An image classifier for {classes:,} classes" if classes else "A model"
+    method = METHOD_NAMES.get(run["method"].get("sharpness"), "")
+    by = f", fine-tuned on long-tailed images{f' by {method}' if method else ''} with ft_focalsam"
+    yield f"{what}{by}."
+
+
+def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
+    if not method:
+        return
+    name = method["sharpness"]
+    values = _values(method, HYPERPARAMETERS.get(name, ()))
+    paper = " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else ""
+    lines = [f"- **{METHOD_NAMES.get(name, name)}**{paper}{f': {values}' if values else ''}"]
+    if name != "none":
+        if method["adaptive_rho"]:
+            lines.append("- adaptive: ρ is relative to each weight (ASAM)")
+        for key, title, extras in (("rho_schedule", "schedule of ρ", SCHEDULES), ("economy", "economy", ECONOMIES)):
+            if method[key] in extras:
+                lines.append(f"- {title}: {method[key]}, {_values(method, extras[method[key]])}")
+        if method["perturbation_scope"] != "global":
+            lines.append("- each process and micro-batch perturbed by its own gradient (local)")
+    epochs = f"{method['num_train_epochs']:g} epochs" if method["max_steps"] <= 0 else f"{method['max_steps']:,} steps"
+    lines.append(f"- loss: {method['loss']}; sampler: {method['train_sampler']}; {epochs}; seed {method['seed']}")
+    yield "## Method\n\n" + "\n".join(lines)
+
+
+def _values(method: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    titles = {name: f"{SYMBOLS[name]} ({name})" if name in SYMBOLS else name for name in names}
+    return ", ".join(f"{titles[name]} = {method[name]:g}" for name in names)
+
+
+def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
+    if not data or not data.get("class_counts"):
+        return
+    counts = np.array(data["class_counts"])
+    many, few = data["many_shot_threshold"], data["few_shot_threshold"]
+    ranges = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}
+    link = f"[{data['hub_id']}](https://huggingface.co/datasets/{data['hub_id']})" if data["hub_id"] else None
+    name = link or _escape(data["name"] or "A data set of the author's")
+    cut = f", cut to an imbalance factor of {data['imbalance_factor']:g}" if data["imbalance_factor"] else ""
+    text = (
+        f"{name}{cut}: {counts.sum():,} training images of {len(counts):,} classes, from {counts.max():,} to "
+        f"{counts.min():,} a class (imbalance factor {counts.max() / counts.min():.1f})"
+    )
+    images = next((row["images"] for row in metrics.values() if "images" in row), None)
+    rows = ["| classes | images a class | number of classes | training images |", "|---|---|---:|---:|"]
+    for group, classes in frequency_groups(counts, many=many, few=few).items():
+        rows.append(f"| {group}-shot | {ranges[group]} | {len(classes):,} | {counts[classes].sum():,} |")
+    yield "## Data\n\n" + text + (f"; tested on {images:,} images.\n\n" if images else ".\n\n") + "\n".join(rows)
+
+
+def _about_model(
+    model: Mapping[str, Any], config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str
+) -> Iterator[str]:
+    lines = []
+    if backbone:
+        lines.append(f"- backbone: {_backbone_name(backbone, model.get('base_model') or base_model(backbone))}")
+    inserted = [str(name) for name in config.get("inserted") or ()]
+    ways = model.get("tuning") or ",".join([*([adapter["peft_type"].lower()] if adapter else []), *inserted])
+    if ways:
+        size = f", rank {adapter['r']}, alpha {adapter['lora_alpha']:g}" if adapter.get("peft_type") == "LORA" else ""
+        lines.append(f"- tuned by: {ways}{size}")
+    if "head" in config:
+        scale = "" if config["head"] == "linear" else f", scale {config['head_scale']:g}"
+        lines.append(f"- head: {config['head']}{scale}")
+    if model:
+        trained, total = model["trained_parameters"], model["parameters"]
+        lines.append(f"- trained parameters: {trained:,} of {total:,} ({trained / total:.2%})")
+    if lines:
+        yield "## Model\n\n" + "\n".join(lines)
+
+
+def _backbone_name(backbone: str, repository: str | None) -> str:
+    if repository:
+        return f"[{repository}](https://huggingface.co/{repository})"
+    if backbone == "tiny_clip":
+        return "tiny_clip, the toy-sized CLIP that ships with ft_focalsam"
+    return f"{_escape(Path(backbone).name)}, a folder of the author's" if _is_path(backbone) else _escape(backbone)
+
+
+def _is_path(backbone: str) -> bool:
+    """Whether a backbone is in a folder, which others do not have."""
+    is_named = backbone == "tiny_clip" or ":" in backbone
+    return not is_named and hub_id(backbone) is None and ("/" in backbone or Path(backbone).exists())
+
+
+def _about_results(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
+    columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in metrics.values())}
+    if not columns:
+        return
+    rows = ["| % | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    for name, row in metrics.items():
+        cells = [_cell(row.get(metric), row.get("intervals", {}).get(metric)) for metric in columns]
+        rows.append(f"| {_escape(name)} | " + " | ".join(cells) + " |")
+    text = "## Results\n\n" + "\n".join(rows)
+    if any(row.get("intervals") for row in metrics.values()):
+        text += (
+            "\n\nIn parentheses: 95 % bootstrap intervals over the test images. They say what other test images would "
+            "change, not what another training would."
+        )
+    if (folder / "accuracy_by_frequency.png").is_file():
+        text += "\n\n![Accuracy of each class over its number of training images](accuracy_by_frequency.png)"
+    files = {"metrics.json": "all metrics", "per_class.csv": "every class", "report.md": "the report"}
+    named = [f"[{title}]({name})" for name, title in files.items() if (folder / name).is_file()]
+    yield text + f"\n\nMore: {', '.join(named)}."
+
+
+def _cell(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+
+
+def _use(name: str, config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str) -> Iterator[str]:
+    """Lines that run as they are, where the backbone is not in a folder that the reader has to name."""
+    source = f"path/to/{Path(backbone).name}" if _is_path(backbone) else backbone
+    if config.get("id2label"):
+        place = f', backbone="{source}"' if source != backbone else ""
+        yield f'''\
+## Use
+
+```python
+from PIL import Image
+
+from ft_focalsam import ImageClassifier
+
+classify = ImageClassifier.from_pretrained("{name}"{place})
+picture = Image.new("RGB", (224, 224), "white")  # or the path of a picture, or a list of them
+for guess in classify(picture, top_k=5):
+    print(f"{{guess['score']:.3f}}  {{guess['label']}}")
+
+model = classify.model  # pixel_values -> logits
+```'''
+    if adapter and config.get("model_type") == "long_tail_classifier":
+        choices = {"dtype": config["backbone_dtype"], "features": config["backbone_features"]}
+        choices = {key: value for key, value in choices.items() if value not in (None, "float32")}
+        choices |= {"image_size": config["image_size"]} if config["image_size"] is not None else {}
+        options = "".join(f", {key}={value!r}" for key, value in choices.items()).replace("'", '"')
+        yield f'''\
+The adapter alone, without the head, is in the format of peft:
+
+```python
+from peft import PeftModel
+
+from ft_focalsam.models import load_backbone
+
+backbone = PeftModel.from_pretrained(load_backbone("{source}"{options}), "{name}")
+```'''
+
+
+def _reproduce(run: Mapping[str, Any]) -> Iterator[str]:
+    if not run["versions"]:
+        return
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    text = f"## Reproduce\n\nTrained with {versions}."
+    if run["command"]:
+        text += f" In a checkout of ft_focalsam:\n\n```bash\n{run['command']}\n```"
+    if run["settings"]:
+        use = "A file of these lines in the place of the one above does the same" if run["command"] else "As YAML"
+        settings = settings_yaml(run["settings"])
+        text += (
+            f"\n\n<details><summary>Settings that differ from the defaults</summary>\n\n{use}:\n\n"
+            f"```yaml\n{settings}```\n\n</details>"
+        )
+    yield text
+
+
+def _license(license: str | list[str], backbone: str) -> Iterator[str]:
+    keeps = "; the backbone keeps its own" if backbone else ""
+    yield f"## License\n\n{license}, of what was trained{keeps}."
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

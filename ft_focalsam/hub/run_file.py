@@ -1,0 +1,204 @@
+"""run.json: what a run was, beside its model, so that a card can be made from the folder at any later time.
+
+It is meant to be published: no token, no folder of this machine.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..data import SOURCES
+from ..models.backbones import split_name
+
+RUN_NAME = "run.json"
+# Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
+METHOD = (
+    "sharpness",
+    "rho",
+    "rho_schedule",
+    "rho_initial",
+    "rho_step_at",
+    "focal_gamma",
+    "focal_lambda",
+    "imbsam_eta",
+    "cc_sam_ratio",
+    "adaptive_rho",
+    "perturbation_scope",
+    "economy",
+    "economy_interval",
+    "look_alpha",
+    "average_decay",
+    "loss",
+    "train_sampler",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+)
+# Where a run writes and what it pushes, which another one does otherwise.
+_OF_THIS_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "logging_dir", "report_to", "run_name")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+
+
+def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | None = None) -> dict:
+    """What a run was, as run.json holds it.
+
+    Args:
+        trainer (`FocalSAMTrainer`): Of the run.
+        options (sequence of dataclass instances): All that describes the run, where that is more than the arguments of
+            the Trainer: [`~ft_focalsam.data.DataArguments`], [`~ft_focalsam.config.ModelArguments`], ...
+        argv (sequence of `str`, *optional*): The command line behind `recipes/finetune.py`.
+
+    Returns:
+        `dict`: "method", "data", "model", "command", "settings" (arguments that are not at their default) and
+        "versions".
+    """
+    from .. import __version__
+
+    args, model = trainer.args, trainer.model
+    values = {field.name: getattr(each, field.name) for each in options for field in dataclasses.fields(each)}
+    dataset, counts, config = values.get("dataset"), trainer.class_counts, getattr(model, "config", None)
+    backbone = getattr(config, "backbone", None) or getattr(config, "_name_or_path", None) or ""
+    return {
+        "method": {name: _plain(getattr(args, name)) for name in METHOD},
+        "data": {
+            "name": None if dataset is None else _public(dataset),
+            "hub_id": hub_id(dataset) if dataset not in SOURCES else None,
+            "imbalance_factor": values.get("imbalance_factor"),
+            "class_counts": None if counts is None else [int(count) for count in counts],
+            "many_shot_threshold": args.many_shot_threshold,
+            "few_shot_threshold": args.few_shot_threshold,
+        },
+        "model": {
+            "base_model": base_model(backbone),
+            "tuning": values.get("tuning"),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "command": None if argv is None else _command(argv, args),
+        "settings": _settings([*options] if options else [args]),
+        "versions": {"ft_focalsam": __version__, **{name: version(name) for name in _LIBRARIES}},
+    }
+
+
+def write_run(folder: str | os.PathLike, description: dict) -> None:
+    """Write run.json."""
+    text = json.dumps(description, indent=2, ensure_ascii=False)
+    Path(folder, RUN_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_run(folder: str | os.PathLike) -> dict:
+    """What is in run.json, with empty sections where there is none.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    path = Path(folder, RUN_NAME)
+    sections = {"method": {}, "data": {}, "model": {}, "command": None, "settings": {}, "versions": {}}
+    return {**sections, **read_json(path)}
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of a run, empty where there is no such file.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not valid JSON ({error}); write it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' holds a {type(content).__name__} and no object; remove the file.")
+    return content
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name as that of a Hub repository, None where it is a path or no such name."""
+    if name is None or name.count("/") != 1 or name.startswith((".", "~", "/")) or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def base_model(backbone: str) -> str | None:
+    """The Hub repository of a backbone, None where it has none that its name tells."""
+    _, name = split_name(backbone)
+    return hub_id(name.removeprefix("hf-hub:"))
+
+
+def settings_yaml(settings: dict) -> str:
+    """Settings as a YAML file for `recipes/finetune.py`."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _settings(options: Sequence[Any]) -> dict[str, Any]:
+    """What differs from the defaults, as these come out on this machine."""
+    settings = {}
+    for each in options:
+        default = type(each)()
+        for field in dataclasses.fields(each):
+            value = getattr(each, field.name)
+            if field.init and not _is_of_this_run(field.name) and value != getattr(default, field.name):
+                settings[field.name] = _plain(value)
+    return settings
+
+
+def _is_of_this_run(name: str) -> bool:
+    return name in _OF_THIS_RUN or name.startswith("hub_") or "token" in name.split("_")
+
+
+def _command(argv: Sequence[str], args) -> str:
+    """The command that runs this again: without what is of this run alone, tokens first of all."""
+    kept: list[str] = []
+    leaves_out = False
+    for word in argv:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            leaves_out = _is_of_this_run(name)
+        if not leaves_out:
+            key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            kept.append(f"{key}{equals}{_public(value)}" if equals or not key else word)
+    devices = ("multi_" if args.world_size > 1 else "single_") + ("cpu" if args.device.type == "cpu" else "gpu")
+    launcher = f"accelerate_configs/{devices.replace('single_cpu', 'cpu')}.yaml"
+    processes = ["--num_processes", str(args.world_size)] if args.world_size > 1 else []
+    words = ["accelerate", "launch", "--config_file", launcher, *processes, "recipes/finetune.py", *kept]
+    return shlex.join(words)
+
+
+def _public(value: str) -> str:
+    """A path of this machine as a reader can take it: relative, or its last part."""
+    path = Path(value).expanduser()
+    if not (path.is_absolute() or value.startswith("~")):
+        return value
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return f"path/to/{path.name}"
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON and YAML know it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return _public(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

@@ -1,0 +1,147 @@
+"""Pictures in, class names and probabilities out: `ImageClassifier`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .data import BadImageError, StoredImage, eval_transform
+from .evaluation import Classifier, load_classifier
+
+Guesses = list[dict[str, Any]]  # [{"label": "cat", "score": 0.97}, ...], the most probable first
+Picture = str | Path | Image.Image
+
+
+class ImageClassifier:
+    """A saved classifier that takes pictures, like transformers' `pipeline("image-classification")`.
+
+    ```python
+    classify = ImageClassifier.from_pretrained("user/name")
+    classify("cat.jpg")  # [{"label": "cat", "score": 0.97}, {"label": "lynx", "score": 0.02}, ...]
+    ```
+
+    Pictures are read as in training: upright, as RGB, with the preprocessing that was saved.
+
+    Args:
+        classifier (`Classifier`): Of [`~ft_focalsam.evaluation.load_classifier`].
+        device (`str` or `torch.device`, *optional*): Where to run; by default an accelerator where there is one.
+    """
+
+    def __init__(self, classifier: Classifier, *, device: str | torch.device | None = None):
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = classifier.model.eval().to(self.device)
+        self.class_names = classifier.class_names
+        self.transform = eval_transform(classifier.processor, image_size=classifier.image_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        backbone: str | None = None,
+        class_names: Sequence[str] = (),
+        device: str | torch.device | None = None,
+    ) -> "ImageClassifier":
+        """Load a classifier, from safetensors alone.
+
+        Args:
+            name (`str` or path): A folder or Hub repository with a `LongTailClassifier` or an image classifier of
+                transformers, or a backbone with a text tower, which tells `class_names` apart.
+            revision (`str`, *optional*): Branch, tag or commit of the repository.
+            backbone (`str`, *optional*): Where the backbone is now, if not under the name it had in training.
+            class_names (sequence of `str`): For a backbone alone.
+            device: As in [`ImageClassifier`].
+
+        Raises:
+            FileNotFoundError: If there is no such folder or repository, or its weights are no safetensors.
+            ValueError: If it is no classifier.
+        """
+        classifier = load_classifier(str(name), class_names, revision=revision, backbone=backbone)
+        return cls(classifier, device=device)
+
+    def __call__(
+        self, pictures: Picture | Sequence[Picture], *, top_k: int = 5, batch_size: int = 32
+    ) -> Guesses | list[Guesses]:
+        """The most probable classes of one picture or of several.
+
+        Args:
+            pictures (path, PIL image, or sequence of these): What to classify.
+            top_k (`int`, >= 1): Number of classes to name; no more than there are.
+            batch_size (`int`, >= 1): Pictures at a time.
+
+        Returns:
+            `list[dict]` with "label" and "score" (a probability) for one picture, a list of these for several.
+
+        Raises:
+            BadImageError: If a picture cannot be read; names it.
+        """
+        is_one = isinstance(pictures, (str, Path, Image.Image))
+        results = list(self.stream([pictures] if is_one else pictures, top_k=top_k, batch_size=batch_size))
+        for result in results:
+            if isinstance(result, BadImageError):
+                raise result
+        return results[0] if is_one else results
+
+    def stream(
+        self, pictures: Sequence[Picture], *, top_k: int = 5, batch_size: int = 32, num_workers: int = 0
+    ) -> Iterator[Guesses | BadImageError]:
+        """The same one by one, in order; what cannot be read gives its error and stops nothing.
+
+        Args:
+            pictures (sequence of paths or PIL images): What to classify.
+            top_k, batch_size: As in [`ImageClassifier.__call__`].
+            num_workers (`int`): Processes that read pictures.
+
+        Raises:
+            ValueError: If `top_k` or `batch_size` is below 1.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        loader = DataLoader(
+            _Pictures(pictures, self.transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list
+        )
+        for batch in loader:
+            guesses = iter(self._guess([item for item in batch if isinstance(item, Tensor)], top_k))
+            for item in batch:
+                yield next(guesses) if isinstance(item, Tensor) else BadImageError(item)
+
+    @torch.inference_mode()
+    def _guess(self, pixel_values: list[Tensor], top_k: int) -> list[Guesses]:
+        if not pixel_values:
+            return []
+        logits = self.model(torch.stack(pixel_values).to(self.device)).logits
+        scores, classes = logits.float().softmax(dim=1).topk(min(top_k, logits.shape[1]), dim=1)
+        return [
+            [{"label": self.class_names[index], "score": score} for index, score in zip(*row, strict=True)]
+            for row in zip(classes.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+class _Pictures(Dataset):
+    """What the model sees of each picture, or why it sees nothing."""
+
+    def __init__(self, pictures: Sequence[Picture], transform):
+        self.pictures = pictures
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> Tensor | str:
+        picture = self.pictures[row]
+        try:
+            if isinstance(picture, Image.Image):
+                return self.transform(picture)
+            return self.transform(StoredImage.read({"bytes": None, "path": str(picture)}, row=row))
+        except BadImageError as error:
+            return str(error)
+        except (ValueError, OSError) as error:  # of a PIL image, which is decoded only here
+            return f"The picture in row {row} cannot be read ({str(error).rstrip('.')}); replace or remove it."
