@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
-from PIL import Image
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 
@@ -60,13 +60,15 @@ def find_pictures(folder: Path) -> Iterator[str]:
 
     Links to folders are followed, each folder once; what is hidden is left out.
     """
-    extensions, seen = Image.registered_extensions(), set()
+    seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
         if real not in seen:
             shown = (name for name in sorted(files) if not _is_hidden(name))
-            yield from (os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in extensions)
+            yield from (
+                os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in ImageFolder.EXTENSIONS
+            )
         seen.add(real)
 
 
