@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+EXTENSIONS = {*ImageFolder.EXTENSIONS, ".avif"}
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 
 
@@ -66,9 +67,7 @@ def find_pictures(folder: Path) -> Iterator[str]:
         folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
         if real not in seen:
             shown = (name for name in sorted(files) if not _is_hidden(name))
-            yield from (
-                os.path.join(root, n) for n in shown if os.path.splitext(n)[1].lower() in ImageFolder.EXTENSIONS
-            )
+            yield from (os.path.join(root, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS)
         seen.add(real)
 
 
