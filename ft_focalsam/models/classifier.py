@@ -1,7 +1,7 @@
 """`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..files import written_aside
 from .backbones import BackboneFamily, choose_family, find_family, load_backbone
 from .checkpoints import find_folder, save_tensors
 from .heads import HEADS
@@ -229,22 +230,25 @@ class LongTailClassifier(PreTrainedModel):
         `PeftModel.from_pretrained` on the backbone; that of the text tower goes to the folder `text_adapter`.
 
         Args:
-            save_directory (`str` or path): The folder; it is made where it does not exist.
+            save_directory (`str` or path): The folder; it is made where it does not exist. Files get their names when
+                all are written.
             is_main_process (`bool`): Only the main process writes.
             state_dict (mapping, *optional*): Weights by name, if not the model's own.
         """
         if not is_main_process:
             return
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         trained = self.trained_state_dict()
         if state_dict is not None:
             trained = {name: state_dict[name] for name in trained}
         self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
         # All of it, for peft to pick its own: that may be more than what trains.
         values = self.state_dict() if state_dict is None else state_dict
+        with written_aside(save_directory) as folder:
+            self.config.save_pretrained(folder)
+            save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
+            self._save_adapters(values, folder)
+
+    def _save_adapters(self, values: Mapping[str, Tensor], folder: Path) -> None:
         modules = dict(self.named_modules())
         for place, adapter_folder in (("backbone", folder), (TEXT_MODEL, folder / TEXT_ADAPTER_FOLDER)):
             adapted = modules.get(place)
