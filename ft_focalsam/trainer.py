@@ -201,6 +201,13 @@ class FocalSAMTrainer(ResumableTrainer):
                 logs = {**logs, "rho": self._update.step.rho, **statistics}
         super().log(logs, start_time)
 
+    def _prepare_for_training(self, *args):
+        """Evaluation marks the model as prepared, as it is (Accelerate 1.15): where it comes before training, several
+        processes would each train a model of their own, for want of `DistributedDataParallel`."""
+        if self.model_wrapped is self.model and self.model.__dict__.pop("_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return super()._prepare_for_training(*args)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save, beside the optimizer's state, what an economy carries from step to step."""
         super()._save_optimizer_and_scheduler(output_dir)

@@ -1,9 +1,9 @@
 """A process that imports torch once and forks a child for each run of the recipe it is told to do.
 
-It reads a JSON object a line: `runs`, the command lines of as many processes as there are to be (connected over gloo
-where there are several), and what is done to them. It answers with a JSON object a line.
+It reads a task a line, in JSON, and answers with the exit statuses, see `do`.
 """
 
+import functools
 import gc
 import json
 import os
@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import sys
-import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,7 @@ import finetune  # noqa: E402
 
 from ft_focalsam import FocalSAMTrainer, LongTailClassifier  # noqa: E402
 from ft_focalsam.data import load_image_data  # noqa: E402
+from ft_focalsam.data.sources import SOURCES  # noqa: E402
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
@@ -30,21 +31,24 @@ class Events:
 
     Args:
         folder (`str`): Its output folder.
-        kill_at (`int`, *optional*): At which event the process kills itself with SIGKILL.
+        strike (event, signal, whether to the whole group, *optional*): At which event, by number or by its first
+            occurrence, the process gets a signal.
     """
 
-    def __init__(self, folder: str, kill_at: int | None):
-        self.folder, self.kill_at, self.seen = folder, kill_at, []
+    def __init__(self, folder: str, strike: list | None):
+        self.folder, self.strike, self.seen, self.pid = folder, strike, [], os.getpid()
 
     def __call__(self, name: str, arguments: tuple) -> None:
-        if name not in (*FILE_EVENTS, "step"):
+        if name not in (*FILE_EVENTS, "step") or os.getpid() != self.pid:
             return
         path = str(arguments[0]) if arguments else ""
         if name != "step" and not path.startswith(self.folder):
             return
         self.seen.append(f"{name} {path.removeprefix(self.folder)}")
-        if self.kill_at == len(self.seen) - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.strike and self.strike[0] in (len(self.seen) - 1, self.seen[-1]):
+            _, number, is_for_all = self.strike
+            self.strike = None
+            (os.killpg if is_for_all else os.kill)(self.pid, number)
 
 
 class NotingTrainer(FocalSAMTrainer):
@@ -57,24 +61,26 @@ class NotingTrainer(FocalSAMTrainer):
         return loss
 
 
-def run(argv: list[str], *, log: str, events: str | None, kill_at: int | None, file_limit: int | None) -> int:
+def run(argv: list[str], *, log: str, events: str | None, strike: list | None, file_limit: int | None) -> int:
     """The recipe without its reports, which take longer than all the rest; returns the exit status."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1), os.dup2(output, 2)
     finetune.write_page = finetune.write_report = lambda *args, **kwargs: None
-    folder = argv[argv.index("--output_dir") + 1]
-    seen = Events(folder, kill_at)
+    seen = Events(argv[argv.index("--output_dir") + 1], strike)
     sys.addaudithook(seen)
-    if file_limit is not None:  # what a full disk does to a file, where no disk can be mounted
+    if file_limit is not None:  # what a full disk does to a file
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     try:
         finetune.main([str(ROOT / "recipes" / "configs" / "quickstart.yaml"), *argv], trainer_type=NotingTrainer)
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        print(f"Error: {error}", file=sys.stderr)
         return 1
     except SystemExit as error:
         return error.code
+    except KeyboardInterrupt as error:
+        print(f"KeyboardInterrupt: {error}", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         sys.stdout.flush(), sys.stderr.flush()
     if events is not None:
@@ -83,47 +89,50 @@ def run(argv: list[str], *, log: str, events: str | None, kill_at: int | None, f
 
 
 def fork(argv: list[str], rank: int, processes: int, port: int, options: dict) -> int:
+    """Start one of the processes of a run; returns its number."""
     pid = os.fork()
     if pid:
         return pid
     status = 70
     try:
+        os.setpgrp()
         if processes > 1:
             addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
-            os.environ.update({**addresses, **ranks, "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"})
-        options = {**options, "log": f"{options['log']}.{rank}"}
-        status = run(argv, **options)
+            os.environ.update({**addresses, **ranks, "WORLD_SIZE": str(processes)})
+        status = run(argv, **{**options, "log": f"{options['log']}.{rank}"})
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
     finally:
         os._exit(status)
 
 
-def wait_for(path: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not Path(path).exists() and time.monotonic() < end:
-        time.sleep(0.005)
-
-
 def do(task: dict) -> list[int]:
-    """Exit statuses of the processes, the negative number of the signal for one that was killed."""
+    """Start the processes of a run, connected over gloo where there are several, and wait for them.
+
+    Args:
+        task (mapping): `runs`, their command lines; `log`, where each writes what belongs on its terminal; and
+            optionally `events`, where its events go, `strike`, see `Events`, in the process `rank` alone, and
+            `file_limit`, the largest size of a file in bytes.
+
+    Returns:
+        Exit statuses; the negative number of the signal for one that was killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {name: task.get(name) for name in ("log", "events", "kill_at", "file_limit")}
-    runs = task["runs"]
-    pids = [fork(argv, rank, len(runs), port, options) for rank, argv in enumerate(runs)]
-    for rank, number, path in task.get("signals", ()):  # sent once a file or folder is there
-        wait_for(path)
-        os.kill(pids[rank], number)
+    runs, options = task["runs"], {name: task.get(name) for name in ("log", "events", "strike", "file_limit")}
+    pids = []
+    for rank, argv in enumerate(runs):
+        is_struck = rank == task.get("rank", 0)
+        own = options if is_struck else {**options, "strike": None, "events": None, "file_limit": None}
+        pids.append(fork(argv, rank, len(runs), port, own))
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 if __name__ == "__main__":
+    SOURCES["digits"] = functools.cache(SOURCES["digits"])
     load_image_data("digits")  # and so what both import and remember on the way
     LongTailClassifier.from_backbone("tiny_clip", ["a", "b"])
     gc.collect()

@@ -9,11 +9,12 @@ from pathlib import Path
 from running import ENVIRONMENT, ROOT
 
 # Nine steps in epochs of eight, amid the second of which they end; dropout and crops draw random numbers.
-TRAINING = (
-    "--max_steps 9 --save_strategy steps --save_steps 3 --save_total_limit 1 --imbalance_factor 4 "
-    "--max_train_per_class 20 --max_test_per_class 1 --per_device_train_batch_size 14 --lora_dropout 0.1 "
-    "--optim adamw_torch --disable_tqdm true"
-).split()
+TRAINING = [
+    *("--max_steps", "9", "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "1"),
+    *("--imbalance_factor", "4", "--max_train_per_class", "20", "--max_test_per_class", "1"),
+    *("--per_device_train_batch_size", "14", "--lora_dropout", "0.1", "--optim", "adamw_torch"),
+    *("--disable_tqdm", "true"),
+]
 
 
 @dataclass
