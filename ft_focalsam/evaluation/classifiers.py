@@ -81,7 +81,7 @@ def load_classifier(
     if config["model_type"] == LongTailClassifierConfig.model_type:
         model = LongTailClassifier.from_pretrained(name)
         try:
-            processor = AutoImageProcessor.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         except OSError:  # what save_pretrained wrote without a processor beside it
             processor = load_image_processor(model.config.backbone)
         return _classifier(model, processor, image_size=model.config.image_size)
@@ -94,7 +94,7 @@ def load_classifier(
             f"'{name}' has no weights for {sorted(report['missing_keys'])[0]!r}, which would stay random; give a "
             "checkpoint of a trained classifier."
         )
-    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name))
+    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
 
 
 def is_zero_shot(name: str) -> bool:

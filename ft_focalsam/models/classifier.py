@@ -21,6 +21,7 @@ from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
 from .peft_adapter import save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
+from .saved_config import check_adapter_config, check_saved_config, damage_as_value_error
 
 TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
 TEXT_ADAPTER_FOLDER = "text_adapter"
@@ -269,35 +270,44 @@ class LongTailClassifier(PreTrainedModel):
 
         Raises:
             FileNotFoundError: If the folder has no such checkpoint, or the backbone is gone.
-            ValueError: If the tensors are not those of this model, or it has inserted modules that this version of the
+            ValueError: If a file is damaged or not of this model, or it has inserted modules that this version of the
                 package does not know.
         """
         path = find_folder(folder, revision=revision)
         for name in ("config.json", SAFE_WEIGHTS_NAME):
             if not (path / name).is_file():
-                raise FileNotFoundError(f"'{folder}' has no {name}; give a folder that save_pretrained wrote.")
+                pickled = next((file.name for file in sorted(path.glob("*.bin"))), None)
+                hint = f" and no pickle is read ({pickled}): convert it with safetensors, or" if pickled else ";"
+                raise FileNotFoundError(f"'{folder}' has no {name}{hint} give a folder that save_pretrained wrote.")
+        check_saved_config(path, source=str(folder))
+        with damage_as_value_error(str(folder)):
+            return cls._load(path, backbone, source=str(folder)).eval()
+
+    @classmethod
+    def _load(cls, path: Path, backbone: str | None, *, source: str) -> "LongTailClassifier":
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
-        inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None
+        inserted, config.inserted = read_inserted(config.inserted, source=source), None
         has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
         try:
-            backbone = load_backbone(
+            loaded = load_backbone(
                 config.backbone,
                 dtype=config.backbone_dtype,
                 features=config.backbone_features,
                 image_size=config.image_size,
             )
-            model = cls(config, backbone)
+            model = cls(config, loaded)
         except OSError as error:
-            raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error
+            raise FileNotFoundError(f"{error} '{source}' needs it; set backbone= to where it is now.") from error
         if has_adapter:
+            check_adapter_config(path / ADAPTER_CONFIG_NAME, source=source)
             model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
         for name, settings in inserted:
             model.insert(name, **settings)
-        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
+        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=source)
         if has_adapter and (path / ADAPTER_WEIGHTS_NAME).is_file():  # for what peft saves and does not train
             set_peft_model_state_dict(model.backbone, load_file(path / ADAPTER_WEIGHTS_NAME))
-        return model.eval()
+        return model
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:
         """Take over saved weights and tune them from here on; the others stay as they are, frozen.
