@@ -26,9 +26,10 @@ def write(files, folder, name, **changes):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("feature_size", 2**40), ("feature_size", "64"), ("feature_size", True), ("head_scale", 0), ("image_size", 10**9),
-        ("backbone", None), ("backbone_dtype", "load"), ("inserted", {"format": 2, "modules": [3]}), ("prompt_names", [1]),
-        ("id2label", {"0": "a", "7": "b"}), ("id2label", [1]), ("num_labels", 10**9),
+        ("feature_size", 2**40), ("feature_size", "64"), ("feature_size", True), ("head_scale", 0),
+        ("image_size", 10**9), ("backbone", None), ("backbone_dtype", "load"), ("prompt_names", [1]),
+        ("inserted", {"format": 2, "modules": [3]}), ("id2label", {"0": "a", "7": "b"}), ("id2label", [1]),
+        ("num_labels", 10**9),
     ],
 )  # fmt: skip
 def test_a_key_of_another_kind_is_refused_by_name(key, value, saved, tmp_path):
