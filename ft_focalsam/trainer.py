@@ -9,14 +9,16 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer, TrainerCallback
 
 from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
+from .epochs import SetEpoch
 from .evaluation import LongTailMetrics
-from .hub import HubPushing
+from .files import check_writable
 from .losses import PerSampleLoss
+from .nonfinite import NonFiniteSteps
+from .resumable import ResumableTrainer
 from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
 from .sharpness.classifier_input import ClassifierInput
 from .training_args import CC_SAM, FocalSAMTrainingArguments
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 DIRECTION_NAME = "sharpness_direction.safetensors"
 
 
-class FocalSAMTrainer(HubPushing, Trainer):
+class FocalSAMTrainer(ResumableTrainer):
     """Trains any model that returns logits with Focal-SAM (arXiv 2505.01660) or another method of its family.
 
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has
@@ -82,6 +84,7 @@ class FocalSAMTrainer(HubPushing, Trainer):
             raise TypeError(
                 f"args is a {type(args).__name__}; use FocalSAMTrainingArguments, which has all of its fields."
             )
+        check_writable(args.output_dir)
         super().__init__(
             model=model,
             args=args,
@@ -97,7 +100,7 @@ class FocalSAMTrainer(HubPushing, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._set_epoch = _SetEpoch(train_dataset)
+        self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
         self._refuse_what_is_not_exact()
         self.class_counts = self._count_classes(class_counts)
@@ -113,6 +116,7 @@ class FocalSAMTrainer(HubPushing, Trainer):
                 self.compute_metrics = LongTailMetrics(
                     self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
                 )
+        self._nonfinite_steps = NonFiniteSteps(self)
         self._update: SharpnessUpdate | None = None
         self._class_conditional: ClassConditionalSAM | None = None
         self._resumed_from: str | None = None
@@ -136,7 +140,7 @@ class FocalSAMTrainer(HubPushing, Trainer):
             self._make_update(model)
         step = self._update.step
         if step.is_plain_method and self._class_conditional is None:
-            return self._end_step(super().training_step(model, inputs, num_items_in_batch))
+            return self._end_step(super().training_step(model, inputs, num_items_in_batch), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
         one_pass = super().training_step
@@ -148,9 +152,10 @@ class FocalSAMTrainer(HubPushing, Trainer):
         if self._class_conditional is not None:
             self._class_conditional.rho = step.rho
             with self._class_conditional.watch():
-                return self._end_step(run(None))
+                return self._end_step(run(None), inputs)
         number, is_last = self.state.global_step, self.accelerator.sync_gradients
-        return self._end_step(self._update.micro_batch(inputs["labels"], run, number=number, is_last=is_last))
+        loss = self._update.micro_batch(inputs["labels"], run, number=number, is_last=is_last)
+        return self._end_step(loss, inputs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
         """As the Trainer does; for a loss that needs features, what reaches the classifier is noted on the way."""
@@ -195,6 +200,13 @@ class FocalSAMTrainer(HubPushing, Trainer):
             else:
                 logs = {**logs, "rho": self._update.step.rho, **statistics}
         super().log(logs, start_time)
+
+    def _prepare_for_training(self, *args):
+        """Evaluation marks the model as prepared, as it is (Accelerate 1.15): where it comes before training, several
+        processes would each train a model of their own, for want of `DistributedDataParallel`."""
+        if self.model_wrapped is self.model and self.model.__dict__.pop("_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return super()._prepare_for_training(*args)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save, beside the optimizer's state, what an economy carries from step to step."""
@@ -299,16 +311,20 @@ class FocalSAMTrainer(HubPushing, Trainer):
             args.rho_schedule, args.rho, progress=self._progress(), initial=args.rho_initial, step_at=args.rho_step_at
         )
 
-    def _end_step(self, loss: Tensor) -> Tensor:
+    def _end_step(self, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
         """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""
+        if not self.accelerator.sync_gradients:
+            return loss
         # Loss scaling has to see what overflowed, to shrink.
         is_scaled = self.accelerator.scaler is not None
-        if self.accelerator.sync_gradients and self._update.step.drop_if_not_finite(drop=not is_scaled):
+        is_skipped = self._update.step.drop_if_not_finite(drop=not is_scaled)
+        if is_skipped:
             logger.warning(
                 "Step %d is skipped: its gradient is not finite%s.",
                 self.state.global_step + 1,
                 " at this loss scale" if is_scaled else "; the learning rate may be too high",
             )
+        self._nonfinite_steps.add(not is_skipped, loss, inputs.get("labels"))
         return loss
 
     def _count_classes(self, class_counts) -> np.ndarray | None:
@@ -368,22 +384,3 @@ def _select(inputs: dict[str, Any], index: Tensor | None) -> dict[str, Any]:
         name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
         for name, value in inputs.items()
     }
-
-
-class _SetEpoch(TrainerCallback):
-    """Tells the training set and a sampler the epoch, also where Accelerate does not: with several processes it tells
-    a training set nothing, and a sampler nothing in the epoch they resume in."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-        self.sampler: ClassSampler | None = None
-        self.passes = 0  # over a stream, whose epochs the Trainer does not know
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        epoch = int(state.epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch if hasattr(self.dataset, "__len__") else self.passes)
-        self.passes += 1
-        if self.sampler is not None:
-            self.sampler.num_epochs = state.num_train_epochs
-            self.sampler.set_epoch(epoch)

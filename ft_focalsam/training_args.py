@@ -117,6 +117,12 @@ class FocalSAMTrainingArguments(TrainingArguments):
         remix_tau (`float`, 0 to 1, defaults to `0.5`):
             Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class.
 
+    > Parameters that control when training gives up
+
+    Args:
+        max_nonfinite_steps (`int`, >= 0, defaults to `20`):
+            Number of steps in a row without a finite gradient after which training stops; 0 never stops it.
+
     > Parameters that control the evaluation
 
     Args:
@@ -267,6 +273,12 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "help": "Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class."
         },
     )
+    max_nonfinite_steps: int = field(
+        default=20,
+        metadata={
+            "help": "Number of steps in a row without a finite gradient after which training stops; 0 never stops it."
+        },
+    )
     many_shot_threshold: int = field(
         default=100, metadata={"help": "Classes with more training samples are many-shot."}
     )
@@ -298,6 +310,10 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to 0 or more.")
         if not self.imbsam_eta > 0:
             raise ValueError(f"imbsam_eta is {self.imbsam_eta}; set it to a number of samples above 0.")
+        if not self.max_nonfinite_steps >= 0:
+            raise ValueError(
+                f"max_nonfinite_steps is {self.max_nonfinite_steps}; set it to a number of steps or to 0."
+            )
         if not 0 <= self.few_shot_threshold <= self.many_shot_threshold:
             raise ValueError(
                 f"few_shot_threshold is {self.few_shot_threshold} and many_shot_threshold {self.many_shot_threshold}; "

@@ -105,10 +105,10 @@ def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
     """A trainer that notes what its training took: on the CPU in CPU time, which other programs do not stretch."""
 
     class TimedTrainer(FocalSAMTrainer):
-        def train(self, resume_from_checkpoint=None):
+        def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
             clock = time.process_time if self.args.device.type == "cpu" else time.perf_counter
             start = clock()
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
             seconds.append(clock() - start)
             return output
 

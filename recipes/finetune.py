@@ -4,8 +4,9 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png, run.json, predictions/ and checkpoints. `--push_to_hub true --hub_model_id user/name`
-publishes all of it but predictions and checkpoints, with a card.
+accuracy_by_frequency.png, run.json, predictions/ and checkpoints. A run that was killed goes on with
+`--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. `--push_to_hub true
+--hub_model_id user/name` publishes all of it but predictions and checkpoints, with a card.
 """
 
 import copy
@@ -44,8 +45,10 @@ from ft_focalsam.evaluation import (
     write_page,
     write_report,
 )
+from ft_focalsam.files import check_writable, written_aside
 from ft_focalsam.hub import describe_run, write_run
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
+from ft_focalsam.preemption import TrainingTerminated
 from ft_focalsam.tuning import describe_methods, describe_parameters
 
 ROW_BEFORE = {
@@ -184,23 +187,24 @@ def save(
     """Write the model, its predictions and the report to the output folder."""
     args, name = trainer.args, short_name(data.name)
     records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
-    trainer.model.save_pretrained(args.output_dir)
-    predictions = list(verdicts.values())[-1].predictions
-    predictions.save(Path(args.output_dir, PREDICTIONS, file_name(name, ".safetensors")))
-    trainer.processing_class.save_pretrained(args.output_dir)
-    write_report(
-        args.output_dir,
-        records,
-        accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
-        class_names=data.class_names,
-        class_counts=trainer.class_counts,
-        test_counts=np.bincount(trainer.eval_dataset.targets, minlength=data.num_classes),
-        many=args.many_shot_threshold,
-        few=args.few_shot_threshold,
-    )
-    title = f"{trainer.model.config.backbone} on {name}"
-    pictures, log = {name: data.test}, trainer.state.log_history
-    write_page(args.output_dir, verdicts, title=title, pictures=pictures, log_history=log)
+    with written_aside(args.output_dir) as folder:
+        trainer.model.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+        predictions = list(verdicts.values())[-1].predictions
+        predictions.save(Path(folder, PREDICTIONS, file_name(name, ".safetensors")))
+        write_report(
+            folder,
+            records,
+            accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
+            class_names=data.class_names,
+            class_counts=trainer.class_counts,
+            test_counts=np.bincount(trainer.eval_dataset.targets, minlength=data.num_classes),
+            many=args.many_shot_threshold,
+            few=args.few_shot_threshold,
+        )
+        title = f"{trainer.model.config.backbone} on {name}"
+        pictures, log = {name: data.test}, trainer.state.log_history
+        write_page(folder, verdicts, title=title, pictures=pictures, log_history=log)
 
 
 def main(
@@ -210,6 +214,7 @@ def main(
     types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
     options = parse_config(types, argv, epilog=describe_methods())
     data_args, model_args, _, args = options
+    check_writable(args.output_dir)
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
@@ -234,4 +239,7 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
+    except TrainingTerminated:  # at SIGTERM, on all processes; exits with 143
+        PartialState().destroy_process_group()
+        raise
     PartialState().destroy_process_group()

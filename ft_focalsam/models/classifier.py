@@ -1,7 +1,7 @@
 """`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +14,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..files import written_aside
 from .backbones import BackboneFamily, choose_family, find_family, load_backbone
 from .checkpoints import check_has_weights, find_folder, save_tensors
 from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
 from .peft_adapter import save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
+from .saved_config import check_adapter_config, check_saved_config, damage_as_value_error
 
 TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
 TEXT_ADAPTER_FOLDER = "text_adapter"
@@ -229,22 +231,25 @@ class LongTailClassifier(PreTrainedModel):
         `PeftModel.from_pretrained` on the backbone; that of the text tower goes to the folder `text_adapter`.
 
         Args:
-            save_directory (`str` or path): The folder; it is made where it does not exist.
+            save_directory (`str` or path): The folder; it is made where it does not exist. Files get their names when
+                all are written.
             is_main_process (`bool`): Only the main process writes.
             state_dict (mapping, *optional*): Weights by name, if not the model's own.
         """
         if not is_main_process:
             return
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         trained = self.trained_state_dict()
         if state_dict is not None:
             trained = {name: state_dict[name] for name in trained}
         self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
         # All of it, for peft to pick its own: that may be more than what trains.
         values = self.state_dict() if state_dict is None else state_dict
+        with written_aside(save_directory) as folder:
+            self.config.save_pretrained(folder)
+            save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
+            self._save_adapters(values, folder)
+
+    def _save_adapters(self, values: Mapping[str, Tensor], folder: Path) -> None:
         modules = dict(self.named_modules())
         for place, adapter_folder in (("backbone", folder), (TEXT_MODEL, folder / TEXT_ADAPTER_FOLDER)):
             adapted = modules.get(place)
@@ -265,33 +270,40 @@ class LongTailClassifier(PreTrainedModel):
 
         Raises:
             FileNotFoundError: If the folder has no such checkpoint, or the backbone is gone.
-            ValueError: If the tensors are not those of this model, or it has inserted modules that this version of the
+            ValueError: If a file is damaged or not of this model, or it has inserted modules that this version of the
                 package does not know.
         """
         path = find_folder(folder, revision=revision)
         check_has_weights(path, source=folder, revision=revision)
+        check_saved_config(path, source=str(folder))
+        with damage_as_value_error(str(folder)):
+            return cls._load(path, backbone, source=str(folder)).eval()
+
+    @classmethod
+    def _load(cls, path: Path, backbone: str | None, *, source: str) -> "LongTailClassifier":
         config = LongTailClassifierConfig.from_pretrained(path)
         config.backbone = backbone or config.backbone
-        inserted, config.inserted = read_inserted(config.inserted, source=str(folder)), None
+        inserted, config.inserted = read_inserted(config.inserted, source=source), None
         has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
         try:
-            backbone = load_backbone(
+            loaded = load_backbone(
                 config.backbone,
                 dtype=config.backbone_dtype,
                 features=config.backbone_features,
                 image_size=config.image_size,
             )
-            model = cls(config, backbone)
+            model = cls(config, loaded)
         except OSError as error:
-            raise FileNotFoundError(f"{error} '{folder}' needs it; set backbone= to where it is now.") from error
+            raise FileNotFoundError(f"{error} '{source}' needs it; set backbone= to where it is now.") from error
         if has_adapter:
+            check_adapter_config(path / ADAPTER_CONFIG_NAME, source=source)
             model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
         for name, settings in inserted:
             model.insert(name, **settings)
-        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=str(folder))
+        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=source)
         if has_adapter and (path / ADAPTER_WEIGHTS_NAME).is_file():  # for what peft saves and does not train
             set_peft_model_state_dict(model.backbone, load_file(path / ADAPTER_WEIGHTS_NAME))
-        return model.eval()
+        return model
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:
         """Take over saved weights and tune them from here on; the others stay as they are, frozen.

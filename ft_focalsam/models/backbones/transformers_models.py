@@ -257,7 +257,7 @@ class Transformers(Library):
         )
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        return AutoImageProcessor.from_pretrained(resolve_name(name))
+        return AutoImageProcessor.from_pretrained(resolve_name(name), trust_remote_code=False)
 
 
 def _family_of_auto_model(architecture: str, backbone: str) -> BackboneFamily:
@@ -290,9 +290,16 @@ def load_config(name: str) -> PreTrainedConfig:
         OSError: If it can neither be found locally nor fetched.
     """
     try:
-        return AutoConfig.from_pretrained(resolve_name(name))
+        return AutoConfig.from_pretrained(resolve_name(name), trust_remote_code=False)
     except FileNotFoundError:
         raise
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"The backbone '{name}' brings its own code, which is not run; choose a model whose architecture is part "
+            "of transformers."
+        ) from error
     except OSError as error:
         raise OSError(
             f"The backbone '{name}' could not be loaded: it is neither a local folder nor to be had from the Hub; "

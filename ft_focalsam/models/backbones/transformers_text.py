@@ -12,7 +12,9 @@ from .text_tower import TextTower
 def load_clip_text(path: str) -> TextTower:
     """The text tower of CLIP, where no token sees those behind it; padded ones are masked."""
     model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32)
-    tokenize = _tokenizer(AutoTokenizer.from_pretrained(path), model.config.max_position_embeddings)
+    tokenize = _tokenizer(
+        AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.config.max_position_embeddings
+    )
     return TextTower(
         model,
         tokenize,
@@ -40,7 +42,7 @@ def load_siglip_text(path: str) -> TextTower:
 
 def _load_siglip_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except ImportError as error:
         raise ValueError(
             f"The tokenizer of '{path}' needs the package sentencepiece to read class names; install it, or set "

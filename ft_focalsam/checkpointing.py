@@ -1,0 +1,157 @@
+"""Checkpoint folders of a training: written whole or not at all, and looked through before one is resumed from."""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .errors import one_line
+from .files import ASIDE, flush
+
+STATE_NAME = "trainer_state.json"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_WEIGHTS_NAME)
+SHARDED = ("global_step*", "pytorch_model_fsdp*", "optimizer_*")  # of DeepSpeed and FSDP, instead of the files
+BROKEN = "_broken-"
+REPLACED = "replaced"
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written, or cannot be resumed from; the message says why and what to do."""
+
+
+# ---- writing ----
+
+
+def aside_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it gets its place and name in the folder of the run."""
+    return run_folder / f"{ASIDE}checkpoint-{step}"
+
+
+def put_in_place(run_folder: Path, step: int) -> Path:
+    """Give a checkpoint that was written aside its name; returns its path."""
+    aside, name = aside_folder(run_folder, step), f"checkpoint-{step}"
+    target = run_folder / name
+    flush(aside)
+    if target.exists():
+        target.rename(aside / REPLACED)
+    (aside / name).rename(target)
+    flush(run_folder, recursive=False)
+    shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def remove_old(run_folder: Path, limit: int | None, *, keep: list[str | None]) -> None:
+    """Remove the oldest checkpoints beyond `limit`, none of `keep`; each is gone by its name before it is emptied."""
+    if limit is None or limit <= 0:
+        return
+    kept = {str(Path(path)) for path in keep if path is not None}
+    others = [path for path in sort_checkpoints(str(run_folder), use_mtime=True) if path not in kept]
+    for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
+        gone = run_folder / f"{ASIDE}{Path(path).name}"
+        shutil.rmtree(gone, ignore_errors=True)
+        Path(path).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy(run_folder: Path) -> None:
+    """Remove what a process that was killed left half-written or half-removed."""
+    for aside in run_folder.glob(f"{ASIDE}checkpoint-*"):
+        target = run_folder / aside.name.removeprefix(ASIDE)
+        if (aside / REPLACED).is_dir() and not target.exists():
+            (aside / REPLACED).rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# ---- reading ----
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    if not run_folder.is_dir():
+        return []
+    found = [path for path in run_folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def find_newest(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint in a folder, None where there is none, and a sentence on each damaged one that
+    is newer. These are set aside under another name."""
+    warnings = []
+    for path in checkpoints(run_folder):
+        fault = find_fault(path)
+        if fault is None:
+            return path, warnings
+        broken = path.with_name(BROKEN + path.name)
+        shutil.rmtree(broken, ignore_errors=True)
+        path.rename(broken)
+        warnings.append(f"The checkpoint '{path}' cannot be resumed from: {fault}; it is now called '{broken.name}'.")
+    return None, warnings
+
+
+def check_checkpoint(folder: str | os.PathLike) -> Path:
+    """The path of a checkpoint that the user named.
+
+    Raises:
+        CheckpointError: If it does not exist, is incomplete or damaged; says which file is.
+    """
+    path = Path(folder).expanduser()
+    fault = find_fault(path) if path.is_dir() else "there is no such folder"
+    if fault is not None:
+        raise CheckpointError(
+            f"The checkpoint '{folder}' cannot be resumed from: {fault}; give another one, or set "
+            "--resume_from_checkpoint true for the newest complete one in --output_dir."
+        )
+    return path
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is missing from a checkpoint or damaged in it; None for nothing. Nothing in it is unpickled."""
+    names = {path.name for path in folder.iterdir()}
+    is_sharded = any(next(folder.glob(pattern), None) for pattern in SHARDED)
+    if STATE_NAME not in names:
+        return f"it has no {STATE_NAME}"
+    if not is_sharded and names.isdisjoint(WEIGHTS):
+        pickled = next((name for name in sorted(names) if re.fullmatch(r"(pytorch|adapter)_model.*\.bin", name)), None)
+        if pickled:
+            return f"{pickled} holds pickled weights, which can run code when they are read (save with safetensors)"
+        return f"it has no {SAFE_WEIGHTS_NAME}"
+    if not is_sharded and names & {"optimizer.pt", "scheduler.pt"}:  # else only the model was saved
+        missing = [name for name in ("optimizer.pt", "scheduler.pt") if name not in names]
+        missing += [] if any(name.startswith("rng_state") for name in names) else ["rng_state.pth"]
+        if missing:
+            return f"it has no {missing[0]}"
+    for name in sorted(names):
+        fault = _fault_of_file(folder / name)
+        if fault is not None:
+            return f"{name} is cut short or damaged ({fault})"
+    return None
+
+
+def _fault_of_file(path: Path) -> str | None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                file.keys()
+        elif path.suffix in (".pt", ".pth"):
+            with zipfile.ZipFile(path) as archive:
+                wrong = archive.testzip()
+                return wrong and f"wrong checksum of {wrong}"
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name == STATE_NAME and not isinstance(_step(content), int):
+                return "no global_step"
+    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+        return one_line(error)
+    return None
+
+
+def _step(content) -> int | None:
+    return content.get("global_step") if isinstance(content, dict) else None

@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all: written aside, flushed to the disk, then given their names."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Beside what is meant to stay; uploads to the Hub leave out names that begin like this.
+ASIDE = "_tmp-"
+
+
+@contextmanager
+def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write to, whose files go to `folder`, under the same names, when the block ends.
+
+    Until then `folder` is as it was, also where the block fails or the process is killed. Weights go last, and old
+    ones first, so that no other configuration is ever beside them.
+
+    Args:
+        folder (`str` or path): It is made where it does not exist; what else it holds stays.
+    """
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{ASIDE}files"
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside.mkdir()
+    try:
+        yield aside
+        flush(aside)
+        files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        for file in weights:
+            (folder / file).unlink(missing_ok=True)
+        for file in [file for file in files if file not in weights] + weights:
+            (folder / file.parent).mkdir(parents=True, exist_ok=True)
+            os.replace(aside / file, folder / file)
+        flush(folder, recursive=False)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush(folder: Path, *, recursive: bool = True) -> None:
+    """Have a folder, and all that is in it, on the disk and not only in the memory of the operating system."""
+    if os.name != "posix":
+        return
+    for path in [*(folder.rglob("*") if recursive else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Make an output folder where it does not exist, and try to write to it.
+
+    Raises:
+        OSError: If that fails; says why and what to do.
+    """
+    try:
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(folder).expanduser(), prefix=ASIDE) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise OSError(
+            f"The output folder '{folder}' cannot be written to ({error.strerror or error}); set --output_dir to "
+            "another one, or make room or get the right to write there."
+        ) from error

@@ -1,0 +1,110 @@
+"""What a folder says it holds, checked before anything is built from it: it may be damaged, or made to do harm."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import one_line
+
+DTYPES = ("float32", "bfloat16", "float16")
+MOST_FEATURES = 2**20
+MOST_PIXELS = 2**14  # on a side
+
+
+def _is_count(most: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and 0 < value <= most
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_note(value) -> bool:
+    """Whether `read_inserted` can read it, or say that it is of another version."""
+    if not isinstance(value, dict):
+        return False
+    modules = value.get("modules") if "modules" in value else [value]
+    return isinstance(modules, list) and all(
+        isinstance(module, dict) and _is_text(module.get("name")) and isinstance(module.get("settings"), dict)
+        for module in modules
+    )
+
+
+# Key of config.json -> (whether it has to be there, what it may be, whether None is another value).
+KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
+    "backbone": (True, _is_text, False),
+    "backbone_family": (True, _is_text, False),
+    "backbone_features": (False, _is_text, True),
+    "backbone_dtype": (False, lambda value: value in DTYPES, False),
+    "feature_size": (True, _is_count(MOST_FEATURES), False),
+    "head": (True, _is_text, False),
+    "head_scale": (False, lambda value: type(value) in (int, float) and 0 < value < math.inf, False),
+    "image_size": (False, _is_count(MOST_PIXELS), True),
+    "prompt_templates": (False, _are_texts, True),
+    "prompt_names": (False, _are_texts, True),
+    "inserted": (False, _is_note, True),
+    "id2label": (False, lambda value: isinstance(value, dict) and all(map(_is_text, value.values())), False),
+}
+
+
+def check_saved_config(path: Path, *, source: str) -> None:
+    """Raise a `ValueError` where `config.json` in a folder is not one that `LongTailClassifier` wrote."""
+    content = _read_object(path / "config.json")
+    for key, (is_needed, is_valid, may_be_none) in KEYS.items():
+        if key not in content and not is_needed:
+            continue
+        value = content.get(key)
+        if not (is_valid(value) or (value is None and may_be_none)):
+            raise ValueError(
+                f"The key '{key}' in config.json of '{source}' cannot be {str(value)[:80]!r}; give a folder that "
+                "save_pretrained wrote, unchanged."
+            )
+    numbers = content.get("id2label", {}).keys()  # not noted where it is the usual one
+    if set(numbers) != {str(index) for index in range(len(numbers))} or "num_labels" in content:
+        raise ValueError(
+            f"The key 'id2label' in config.json of '{source}' does not number its classes 0 to {len(numbers) - 1}; "
+            "give a folder that save_pretrained wrote, unchanged."
+        )
+
+
+def check_adapter_config(path: Path, *, source: str) -> None:
+    """Raise a `ValueError` where an adapter's configuration names a module that peft would import."""
+    content = _read_object(path)
+    if content.get("megatron_config") is not None:
+        raise ValueError(
+            f"{path.name} of '{source}' has a megatron_config, for which peft imports a module by its name; take the "
+            "key out."
+        )
+
+
+@contextmanager
+def damage_as_value_error(source: str) -> Iterator[None]:
+    """Turn what libraries raise on damaged files into one sentence; `OSError`s and missing packages stay."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # each library has its own on a configuration that it did not write
+        said = one_line(error)
+        if isinstance(error, ValueError) and source in said:
+            raise
+        raise ValueError(
+            f"'{source}' holds no classifier that can be loaded ({type(error).__name__}: {said[:300]}); its files are "
+            "damaged or of another program: copy it again, or train it anew."
+        ) from error
+
+
+def _read_object(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{file}' is not valid JSON ({one_line(error)}); copy the folder again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{file}' holds a {type(content).__name__} and no JSON object; copy the folder again.")
+    return content

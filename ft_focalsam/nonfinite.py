@@ -1,0 +1,114 @@
+"""The end of a training whose gradient has not been finite for many steps, with the pictures it came to it with."""
+
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import Trainer
+
+from .data.images import record_name
+from .data.labels import dataset_labels
+
+BATCH_NAME = "nonfinite_batch.txt"  # in the output folder
+NUM_SHOWN = 5
+# Loss scaling in fp16 skips steps to find its scale. At this one it has found that the scale is not to blame.
+LEAST_SCALE = 1.0
+
+
+class NonFiniteSteps:
+    """Counts optimizer steps in a row that were skipped because their gradient was not finite.
+
+    Args:
+        trainer (`Trainer`): Whose steps; `args.max_nonfinite_steps` is how many are too many, 0 for any number.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.count = 0
+
+    def add(self, is_finite: bool, loss: Tensor, labels: Tensor) -> None:
+        """Count a step.
+
+        Args:
+            is_finite (`bool`): Whether its gradient is, on all processes.
+            loss (`Tensor` without dimensions): Of its last batch, on this process.
+            labels (`Tensor` of shape (B,) or (B, C)): The same.
+
+        Raises:
+            ValueError: If it is one too many, on all processes; says the step, the learning rate and the pictures.
+        """
+        if is_finite:
+            self.count = 0
+            return
+        trainer, scaler = self.trainer, self.trainer.accelerator.scaler
+        if scaler is None or scaler.get_scale() <= LEAST_SCALE or _any(not bool(torch.isfinite(loss))):
+            self.count += 1
+        if 0 < trainer.args.max_nonfinite_steps <= self.count:
+            rate = trainer.lr_scheduler.get_last_lr()[0]
+            raise ValueError(
+                f"The gradient has not been finite for {self.count} steps in a row, up to step "
+                f"{trainer.state.global_step + 1} at a learning rate of {rate:.3g}; lower --learning_rate or --rho, "
+                f"look at {self._describe(labels)}, or set --max_nonfinite_steps 0 to go on."
+            )
+
+    def _describe(self, labels: Tensor) -> str:
+        rows = rows_of_step(self.trainer, labels)
+        names = gather_object([None] if rows is None else picture_names(self.trainer.train_dataset, rows))
+        if None in names:
+            return "the pictures of its batch (which they are is not known in a stream or with a sampler of one's own)"
+        shown, more = ", ".join(names[:NUM_SHOWN]), len(names) - NUM_SHOWN
+        if more <= 0:
+            return f"the pictures of its batch: {shown}"
+        file = Path(self.trainer.args.output_dir) / BATCH_NAME
+        if self.trainer.is_world_process_zero():
+            file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        return f"the pictures of its batch: {shown} and {more} more in '{file}'"
+
+
+def rows_of_step(trainer: Trainer, labels: Tensor) -> list[int] | None:
+    """Rows of the training set that this process has read for the optimizer step under way.
+
+    Nothing is noted during training: the order of the epoch is drawn once more, and compared with the labels of the
+    last batch.
+
+    Args:
+        trainer (`Trainer`): In a training step, whose gradients are about to be stepped on.
+        labels (`Tensor` of shape (B,) or (B, C)): Of the last batch.
+
+    Returns:
+        list of `int`, or None where the order cannot be drawn again: of a stream, or of a sampler without a seed.
+    """
+    loader = trainer.callback_handler.train_dataloader
+    sampler = getattr(loader, "batch_sampler", None)
+    if sampler is None or not hasattr(trainer.train_dataset, "__len__"):
+        return None
+    accumulation = trainer.args.gradient_accumulation_steps
+    epoch, step = divmod(trainer.state.global_step, -(-len(loader) // accumulation))
+    for stage in (loader, getattr(sampler, "batch_sampler", None)):
+        if hasattr(stage, "set_epoch"):
+            stage.set_epoch(epoch)
+    first = step * accumulation
+    batches = list(islice(sampler, first, first + trainer.current_gradient_accumulation_steps))
+    if not batches or len(batches[-1]) != len(labels):
+        return None
+    expected = torch.from_numpy(dataset_labels(trainer.train_dataset)[np.asarray(batches[-1])]).to(labels.device)
+    agrees = labels == expected if labels.ndim == 1 else labels.gather(1, expected[:, None]) > 0
+    return [int(row) for batch in batches for row in batch] if bool(agrees.all()) else None
+
+
+def picture_names(dataset, rows: list[int]) -> list[str]:
+    """What to call rows of a training set: by path where the set has paths, else by number."""
+    stored = getattr(dataset, "dataset", None)
+    if not isinstance(stored, datasets.Dataset) or "image" not in stored.column_names:
+        return [f"row {row}" for row in rows]
+    names = (record_name(stored[row]["image"], row=row) for row in rows)
+    return [name.removeprefix("in ") for name in names]
+
+
+def _any(here: bool) -> bool:
+    """Whether it is so on any process."""
+    return any(gather_object([here]))
