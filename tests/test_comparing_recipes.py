@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from running import QUICKSTART, ROOT, run
+from running import QUICKSTART, ROOT, python
 from transformers import Dinov2Config, Dinov2Model
 
 from ft_focalsam import (
@@ -24,7 +24,7 @@ from ft_focalsam.data import DataArguments
 
 
 def benchmark(*arguments):
-    result = run([sys.executable, "recipes/benchmark_step.py", *arguments])
+    result = python("recipes/benchmark_step.py", *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -49,7 +49,7 @@ def test_the_benchmark_knows_every_kind_of_step():
 def test_schedules_are_compared():
     command = ["recipes/compare_schedules.py", QUICKSTART, "--num_seeds", "1", "--probe_steps", "3"]
     schedules = ["--schedules", "plain", "exact", "split_batch"]
-    result = run([sys.executable, *command, *schedules, "--max_steps", "12"])
+    result = python(*command, *schedules, "--max_steps", 12)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = dict(re.findall(r"^\| ([\w ]+) \| ([\d.]+) \|", result.stdout, flags=re.MULTILINE))
     assert float(rows["exact"]) == 0
@@ -134,7 +134,7 @@ def test_tunings_are_compared_and_finished_ones_kept(tunings, compare_tuning, tm
 def test_a_mistake_in_any_tuning_recipe_ends_the_comparison_before_the_first_run(tunings, tmp_path):
     recipes, command_line = tunings
     recipes[1].write_text(f"base: {ROOT / QUICKSTART}\ntunign: norms\n")
-    result = run([sys.executable, *command_line])
+    result = python(*command_line)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("Error: Unknown key 'tunign'")
     assert not (tmp_path / "runs").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from running import QUICKSTART, ROOT, finetune, run
+from running import QUICKSTART, ROOT, finetune, python, run
 
 from ft_focalsam import (
     LongTailClassifier,
@@ -236,6 +236,7 @@ loaded = LongTailClassifier.from_pretrained({str(tmp_path)!r})
 torch.testing.assert_close(loaded(images).logits, model(images).logits)
 print("as the README says")
 """
-    result = run([sys.executable, "-c", code + use])
+    (tmp_path / "example.py").write_text(code + use)
+    result = python(tmp_path / "example.py")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == "as the README says"
