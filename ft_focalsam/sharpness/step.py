@@ -26,6 +26,8 @@ from .weighted_grad import WeightedGradient
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100  # the label of a sample without weight, as in torch.nn.functional.cross_entropy
+
 
 @dataclass
 class _MicroBatch:
@@ -333,7 +335,7 @@ class SharpnessStep:
         return _MicroBatch(self.sample_weights(labels), self._get_rng_state(), len(labels))
 
     def sample_weights(self, labels: Tensor) -> Tensor:
-        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C)."""
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored."""
         parameter = next(iter(self._collector.survey.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
@@ -341,7 +343,11 @@ class SharpnessStep:
         if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
             self._class_weights = self.class_weights.to(parameter.device, dtype)
         labels = labels.to(parameter.device)
-        return labels.to(dtype) @ self._class_weights if labels.ndim == 2 else self._class_weights[labels]
+        ignored = labels == IGNORED
+        labels = labels.masked_fill(ignored, 0)
+        if labels.ndim == 2:
+            return labels.to(dtype) @ self._class_weights
+        return self._class_weights[labels].masked_fill(ignored, 0)
 
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from sharpness.models import make_model
-from test_trainer import Images, trainer_for
+from test_trainer import Images, arguments, trainer_for
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import IterableDataset
+
+from ft_focalsam import FocalSAMTrainer
 
 
 class AllReduces(TorchDispatchMode):
@@ -54,9 +57,41 @@ def note_images(trainer) -> list[list[float]]:
     return seen
 
 
-def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: int | None = None, **changes) -> None:
+def soften_labels(trainer) -> None:
+    """Class probabilities in the place of labels: 0.7 for the class, 0.3 for the one before."""
+    collate = trainer.data_collator
+
+    def softened(items):
+        batch = collate(items)
+        rows = 0.7 * torch.eye(5) + 0.3 * torch.eye(5).roll(1, dims=0)
+        return {**batch, "labels": rows[batch["labels"]]}
+
+    trainer.data_collator = softened
+
+
+class Stream(IterableDataset):
+    """23 of the images, one after the other."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        return (self.images[index] for index in range(23))
+
+
+def train(
+    folder: Path,
+    name: str,
+    *,
+    tuning: str,
+    count: bool = False,
+    cut_at: int | None = None,
+    softens: bool = False,
+    streams: bool = False,
+    **changes,
+) -> None:
     """Train, also with a stop at a step and a new start from its checkpoint, and leave behind what came of it."""
-    settings = {"max_steps": 20, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
+    settings = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
     settings |= {"ddp_find_unused_parameters": tuning == "full", **changes}
     checkpoint = None
     if cut_at is not None:
@@ -65,7 +100,14 @@ def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: 
         trainer_for(model, folder / name, dataset=Images(torch.float64), **settings, **saves).train()
         checkpoint = str(folder / name / f"checkpoint-{cut_at}")
     model = make_model("dinov2", tuning)
-    trainer = trainer_for(model, folder, dataset=Images(torch.float64), **settings)
+    images = Images(torch.float64)
+    if streams:
+        args = arguments(folder, **settings)
+        trainer = FocalSAMTrainer(model, args, class_counts=[10, 6, 4, 3, 1], train_dataset=Stream(images))
+    else:
+        trainer = trainer_for(model, folder, dataset=images, **settings)
+    if softens:
+        soften_labels(trainer)
     all_reduces = count_all_reduces(trainer) if count else []
     seen = note_images(trainer)
     trainer.train(checkpoint)
