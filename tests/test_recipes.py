@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from running import QUICKSTART, ROOT, finetune, python, run
 
@@ -191,13 +190,6 @@ def test_an_image_folder_of_the_users_own(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     with open(tmp_path / "out" / "per_class.csv", newline="", encoding="utf-8") as file:
         assert {row["name"] for row in csv.DictReader(file)} == {"ein Stück", "größer", "plain"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_accelerate_configs_parse(path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
 
 
 def test_paths_and_commands_in_the_readme_exist():
