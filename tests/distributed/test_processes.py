@@ -85,24 +85,27 @@ COUNTED = {
     for accumulation in (1, 2)
 }  # fmt: skip
 
+SCALING = ["--tunings", "adaptformer", "--image_size", "28", "--batch_size", "2", "--steps", "1", "--gpus", "1", "64"]
 
-def start(folder, runs, config=None):
+
+def start(folder, runs, config=None, *arguments):
     """Run `train.py`: in the processes of an accelerate configuration, or else in one."""
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(runs))
     if config is None:
         return python(HERE / "train.py", folder)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    return run([*launcher, "--main_process_port", "0", str(HERE / "train.py"), str(folder)])
+    return run([*launcher, "--main_process_port", "0", str(HERE / "train.py"), str(folder), *arguments])
 
 
 class Launched:
     """What the processes of one launch left behind."""
 
-    def __init__(self, folder, runs, config=None):
+    def __init__(self, folder, runs, config=None, *arguments):
         self.folder, self.processes = folder, 1 if config is None else 2
-        result = start(folder, runs, config)
+        result = start(folder, runs, config, *arguments)
         assert result.returncode == 0, result.stderr[-4000:]
+        self.output = result.stdout
 
     def weights(self, name: str) -> list[dict]:
         return [torch.load(self.folder / f"{name} {rank}.pt", weights_only=True) for rank in range(self.processes)]
@@ -123,7 +126,7 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()} | OWN | COUNTED | {"cut": CUT}
-    return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml")
+    return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml", *SCALING)
 
 
 def distance(a, b):
@@ -183,11 +186,11 @@ def test_processes_skip_perturbations_each_for_itself(two):
 
 
 def steady_state(launched, kind, tuning, accumulation):
-    """(number of all-reduces, their elements, their bytes) of a step, once calibration and DDP's set-up are over."""
+    """(collective operations, their elements, their bytes) of a step, once calibration and DDP's set-up are over."""
     reports = launched.reports(f"counted, {kind}, {tuning}, {accumulation}")
-    assert len(reports[0]["all_reduces"]) == 8
-    assert reports[0]["all_reduces"] == reports[1]["all_reduces"]
-    last = reports[0]["all_reduces"][5:]
+    assert len(reports[0]["collectives"]) == 8
+    assert reports[0]["collectives"] == reports[1]["collectives"]
+    last = reports[0]["collectives"][5:]
     assert all(step == last[0] for step in last)
     return len(last[0]), sum(elements for elements, _ in last[0]), sum(size for _, size in last[0])
 
@@ -209,6 +212,21 @@ def test_global_scope_sends_the_class_weighted_gradient_beside(tuning, accumulat
     trained = two.reports(f"counted, none, {tuning}, {accumulation}")[0]["trained"]
     assert sent[:2] == (plain[0] + 1, plain[1] + trained)
     assert sent[2] <= plain[2] + 8 * trained
+
+
+def test_the_benchmark_counts_what_is_sent_and_works_out_what_follows(two):
+    lines = [line.strip("| ").split(" | ") for line in two.output.splitlines() if line.startswith("| adaptformer")]
+    (plain, local, whole), (_, local_rate, global_rate) = lines[:3], lines[3:]
+    trained = int(plain[2].replace(",", ""))
+    mib = f"{4 * trained / 2**20:.2f}"
+    assert [row[1:5] for row in (plain, local)] == [[kind, plain[2], "1", mib] for kind in ("plain", "local")]
+    assert whole[1:5] == ["global", plain[2], "2", f"{8 * trained / 2**20:.2f}"]
+    assert all(float(seconds) > 0 for row in lines[:3] for seconds in row[5:])
+    # 1 GPU sends nothing; on 64, a ring takes 126 times the latency and 126/64 of the bytes, for each all-reduce.
+    rate, local_time = float(local_rate[2].replace(",", "")), 64 * 128 / float(local_rate[3].replace(",", ""))
+    sent = 126 * (2e-5 + 4 * trained / 64 / 2.5e10)
+    assert local_time == pytest.approx(128 / rate + sent, rel=1e-3)
+    assert 64 * 128 / float(global_rate[3].replace(",", "")) == pytest.approx(128 / rate + 2 * sent, rel=1e-3)
 
 
 # ---- processes that shard the model ----

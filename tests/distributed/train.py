@@ -1,4 +1,5 @@
-"""What each process of the tests runs: `train.py output_dir`, where runs.json holds the trainings to do, by name."""
+"""What each process of the tests runs: `train.py output_dir [arguments of benchmark_scaling]`, where runs.json in that
+folder holds the trainings to do, by name."""
 
 import json
 import os
@@ -7,35 +8,21 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from benchmark_scaling import Collectives
+from benchmark_scaling import main as benchmark_scaling
 from sharpness.models import make_model
 from test_trainer import Images, arguments, trainer_for
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import IterableDataset
 
 from ft_focalsam import FocalSAMTrainer
 
 
-class AllReduces(TorchDispatchMode):
-    """Notes (elements, bytes) of each all-reduce, be it called from Python or by DDP's reducer in C++."""
-
-    def __init__(self, calls: list):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.c10d.allreduce_.default:
-            (tensors, *_) = args
-            elements = sum(tensor.numel() for tensor in tensors)
-            self.calls.append((elements, sum(tensor.nbytes for tensor in tensors)))
-        return function(*args, **(kwargs or {}))
-
-
-def count_all_reduces(trainer) -> list[list[tuple[int, int]]]:
-    """The all-reduces of each optimizer step to come, inside the Trainer's training steps."""
+def count_collectives(trainer) -> list[list[tuple[int, int]]]:
+    """The collective operations of each optimizer step to come, inside the Trainer's training steps."""
     steps, training_step = [[]], trainer.training_step
 
     def counted(*args, **kwargs):
-        with AllReduces(steps[-1]):
+        with Collectives(steps[-1]):
             loss = training_step(*args, **kwargs)
         if trainer.accelerator.sync_gradients:
             steps.append([])
@@ -108,7 +95,7 @@ def train(
         trainer = trainer_for(model, folder, dataset=images, **settings)
     if softens:
         soften_labels(trainer)
-    all_reduces = count_all_reduces(trainer) if count else []
+    collectives = count_collectives(trainer) if count else []
     seen = note_images(trainer)
     trainer.train(checkpoint)
     rank = trainer.args.process_index
@@ -120,7 +107,7 @@ def train(
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seen": seen,
-        "all_reduces": [step for step in all_reduces if step],
+        "collectives": [step for step in collectives if step],
     }
     (folder / f"{name} {rank}.json").write_text(json.dumps(report))
 
@@ -130,5 +117,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         train(folder, name, **settings)
+    if sys.argv[2:]:  # those of the benchmark, as starting processes for it takes longer than to run it
+        sys.argv[1:] = sys.argv[2:]
+        benchmark_scaling()
+        sys.stdout.flush()
     PartialState().wait_for_everyone()
     os._exit(0)  # past torch's own clean-up, which aborts now and then after training over gloo (plain DDP's too)
