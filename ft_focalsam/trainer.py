@@ -366,8 +366,9 @@ class FocalSAMTrainer(Trainer):
         for enabled, name in ((self.is_fsdp_enabled, "FSDP"), (self.is_deepspeed_enabled, "DeepSpeed")):
             if enabled and self.args.sharpness != "none":
                 raise ValueError(
-                    f"{name} shards the parameters that the sharpness step perturbs, which is not supported; use "
-                    "accelerate_configs/multi_gpu.yaml (plain data parallelism)."
+                    f"{name} shards what the sharpness step perturbs or takes apart, which is not supported; use "
+                    "accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism), or set sharpness "
+                    "to 'none'."
                 )
 
 

@@ -265,5 +265,5 @@ def test_fsdp_is_refused_with_what_to_use(tmp_path):
     runs = {"joint": {"tuning": "lora", "use_cpu": False}}
     result = start(tmp_path / "runs", runs, tmp_path / "fsdp.yaml")
     assert result.returncode != 0
-    assert "FSDP shards the parameters that the sharpness step perturbs, which is not supported" in result.stderr
-    assert "use accelerate_configs/multi_gpu.yaml (plain data parallelism)" in result.stderr
+    assert "FSDP shards what the sharpness step perturbs or takes apart, which is not supported" in result.stderr
+    assert "use accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism)" in result.stderr
