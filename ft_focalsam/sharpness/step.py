@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed, total_norm
+from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .survey import refuse_wrapped
@@ -89,6 +89,13 @@ class SharpnessStep:
         if scope not in PERTURBATION_SCOPES:
             raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
         refuse_wrapped(model)
+        if is_sharded(model.parameters()):
+            if scope == "local":
+                raise ValueError(
+                    "perturbation_scope is 'local' and the model is sharded over processes, none of which has a "
+                    "gradient of its own; set it to 'global'."
+                )
+            separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
         self.class_weights = class_weights
         self._class_weights = class_weights  # where and as the model needs them

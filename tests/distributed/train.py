@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from benchmark_scaling import Collectives
 from benchmark_scaling import main as benchmark_scaling
+from distributed.sharded import train_sharded
 from sharpness.models import make_model
 from test_trainer import Images, arguments, trainer_for
 from torch.utils.data import IterableDataset
@@ -115,8 +116,11 @@ def train(
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    PartialState(cpu=True)
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         train(folder, name, **settings)
+    for tuning in ("lora", "full"):
+        torch.save(train_sharded(tuning), folder / f"sharded, {tuning} {PartialState().process_index}.pt")
     if sys.argv[2:]:  # those of the benchmark, as starting processes for it takes longer than to run it
         sys.argv[1:] = sys.argv[2:]
         benchmark_scaling()
