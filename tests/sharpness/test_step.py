@@ -419,7 +419,9 @@ def test_local_scope_is_refused_for_a_sharded_model(tmp_path):
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match=r"is 'local' and the model is sharded .*set it to 'global'"):
             SharpnessStep(model, METHODS["sam"], scope="local")
-        assert "sharded" in SharpnessStep(model, METHODS["sam"]).separate_reason
+        step = SharpnessStep(model, METHODS["sam"])
+        step.start()
+        assert "sharded" in step.separate_reason
     finally:
         dist.destroy_process_group()
 
