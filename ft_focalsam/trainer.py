@@ -1,7 +1,7 @@
 """`FocalSAMTrainer`: the Hugging Face Trainer with a sharpness-aware training step."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from .data.batches import select_samples, without_padding
 from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
@@ -21,6 +22,7 @@ from .nonfinite import NonFiniteSteps
 from .resumable import ResumableTrainer
 from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
 from .sharpness.classifier_input import ClassifierInput
+from .sharpness.step import IGNORED
 from .training_args import CC_SAM, FocalSAMTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,14 @@ class FocalSAMTrainer(ResumableTrainer):
 
     # ---- what the Trainer calls ----
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device
+    ) -> tuple[list, Tensor | int | None]:
+        """The batches of an optimizer step, each sample once, and how many samples they are on all processes."""
+        if self.args.world_size > 1:
+            epoch_iterator = without_padding(epoch_iterator, self.accelerator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         """All passes over one batch, or, where gradients are accumulated and the perturbation is global, the first
         pass over it and, with the last batch of the optimizer step, the second passes over all of them.
@@ -146,7 +156,7 @@ class FocalSAMTrainer(ResumableTrainer):
         one_pass = super().training_step
 
         def run(index: Tensor | None) -> Tensor:
-            return one_pass(model, _select(inputs, index), num_items_in_batch)
+            return one_pass(model, select_samples(inputs, index), num_items_in_batch)
 
         step.rho = self._current_rho()
         if self._class_conditional is not None:
@@ -242,7 +252,10 @@ class FocalSAMTrainer(ResumableTrainer):
             raise ValueError("A batch has no 'labels'; let the data collator keep the classes.")
         if self._losses_of is None:
             raise ValueError("Without a training set the loss needs class_counts; give them to FocalSAMTrainer.")
-        losses = self._losses(outputs, labels)
+        is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch
+        losses = self._losses(outputs, labels.masked_fill(is_left_out, 0))
+        if losses.shape == labels.shape[:1]:
+            losses = losses.masked_fill(is_left_out.reshape(len(losses), -1).all(dim=1), 0)
         count = num_items_in_batch
         if count is not None and labels.ndim == 2:
             count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
@@ -370,17 +383,7 @@ class FocalSAMTrainer(ResumableTrainer):
         for enabled, name in ((self.is_fsdp_enabled, "FSDP"), (self.is_deepspeed_enabled, "DeepSpeed")):
             if enabled and self.args.sharpness != "none":
                 raise ValueError(
-                    f"{name} shards the parameters that the sharpness step perturbs, which is not supported; use "
-                    "accelerate_configs/multi_gpu.yaml (plain data parallelism)."
+                    f"{name} shards what the sharpness step perturbs or takes apart, which is not supported; use "
+                    "accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism), or set sharpness "
+                    "to 'none'."
                 )
-
-
-def _select(inputs: dict[str, Any], index: Tensor | None) -> dict[str, Any]:
-    """The samples of a batch that an index tensor names; all for None."""
-    if index is None:
-        return inputs
-    size = len(inputs["labels"])
-    return {
-        name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for name, value in inputs.items()
-    }

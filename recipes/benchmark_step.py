@@ -30,27 +30,27 @@ from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
 CLASSES, RHO, INTERVAL = 100, 0.05, 5
 COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)]
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
-# name -> family, vision model, side of a picture in pixels
+VIT_S = {"hidden_size": 384, "num_attention_heads": 6}
+# name -> family, side of a picture in pixels -> vision model
 VISION_MODELS = {
-    "vit_b16": ("vit", lambda: ViTModel(ViTConfig(), add_pooling_layer=False), 224),
-    "vit_s14": (
-        "dinov2",
-        lambda: Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=224)),
-        224,
+    "vit_b16": ("vit", lambda side: ViTModel(ViTConfig(image_size=side), add_pooling_layer=False)),
+    "vit_s14": ("dinov2", lambda side: Dinov2Model(Dinov2Config(**VIT_S, patch_size=14, image_size=side))),
+    "timm_vit_s16": (
+        "timm:timm",
+        lambda side: create_timm("vit_small_patch16_224", pretrained=False, img_size=side),
     ),
-    "timm_vit_s16": ("timm:timm", lambda: create_timm("vit_small_patch16_224", pretrained=False), 224),
 }
 KINDS = ["plain", "sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
 LABELS = {"sam": "SAM", "three_backward": "Focal-SAM, 3 backwards", "focal_sam": "Focal-SAM, ours", "cc_sam": "CC-SAM"}
 
 
-def build_model(name: str, tuning: str) -> tuple[nn.Module, int]:
-    """A model with random float32 weights, and the side of its pictures."""
+def build_model(name: str, tuning: str, *, side: int) -> nn.Module:
+    """A model with random float32 weights, for pictures of a side in pixels."""
     torch.manual_seed(0)
     if name == "resnet32":
-        return ResNet32(CLASSES).train(), 32
-    family, build, side = VISION_MODELS[name]
-    backbone = build()
+        return ResNet32(CLASSES).train()
+    family, build = VISION_MODELS[name]
+    backbone = build(side)
     config = LongTailClassifierConfig(
         backbone_family=family,
         feature_size=choose_family(family).feature_size(backbone),
@@ -63,7 +63,7 @@ def build_model(name: str, tuning: str) -> tuple[nn.Module, int]:
             parameter.requires_grad_(False)  # of masked pretraining, not used here
         elif parameter.requires_grad and not parameter.any():
             nn.init.normal_(parameter, std=0.02)  # what starts at zero, so that every gradient is there from the start
-    return model.train(), side
+    return model.train()
 
 
 def move(parameters: list[torch.Tensor], gradients: list[torch.Tensor], sign: float) -> None:
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--model", choices=[*VISION_MODELS, "resnet32"], default="vit_b16", help="with random weights")
     parser.add_argument("--tuning", choices=sorted(TUNING_METHODS), default="lora", help="what trains of a ViT")
     parser.add_argument("--batch_size", type=int, default=8, help="images a step")
+    parser.add_argument("--image_size", type=int, help="side of the pictures in pixels; by default 224, ResNet's 32")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4], help="kinds of step, beside plain")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
@@ -178,7 +179,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, side = build_model(args.model, args.tuning)
+    side = args.image_size or (32 if args.model == "resnet32" else 224)
+    model = build_model(args.model, args.tuning, side=side)
     model.to(device)
     images = torch.randn(args.batch_size, 3, side, side, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)

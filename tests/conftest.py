@@ -9,6 +9,21 @@ import pytest
 # Two test processes, and what they start, on two cores: before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files that take longest, which go first, so that one test process is not left with them when the others are done.
+LONGEST = (
+    "tuning/test_table.py", "test_recipes.py", "distributed/test_processes.py", "test_comparing_recipes.py",
+    "distributed/test_configurations.py", "export/test_exported.py", "evaluation/test_evaluate_recipe.py",
+    "evaluation/test_gathering.py", "test_data_recipes.py", "test_trainer_modes.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(path) if path in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

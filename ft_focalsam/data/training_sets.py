@@ -71,8 +71,8 @@ class TransformedImages(Dataset):
 class StreamedImages(IterableDataset):
     """The same for a data set that is read from beginning to end and has no length.
 
-    Random numbers depend on nothing but seed, epoch and the bytes of the picture. Each worker process and each
-    training process reads its own share of the files.
+    Random numbers depend on nothing but seed, epoch and the bytes of the picture. Each worker process reads its own
+    share of the files. Of several training processes the first reads them, and hands each its part of every batch.
 
     Args:
         dataset (`datasets.IterableDataset`): Columns `"image"` (not decoded) and `"labels"`.

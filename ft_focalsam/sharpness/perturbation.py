@@ -1,11 +1,12 @@
 """The ascent: epsilon from the class-weighted gradient, applied to the weights and taken back bit for bit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 PERTURBATION_SCOPES = ("global", "local")
 
@@ -17,9 +18,12 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
         tensors (sequence of `Tensor`): The same shapes in the same order on every process.
 
     Returns:
-        New tensors of the same shapes and dtypes; the given ones if there is one process only.
+        New tensors of the same shapes and dtypes; the given ones if there is one process only, or if they are sharded:
+        FSDP has averaged them when it sharded them.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return list(tensors)
+    if is_sharded(tensors):
         return list(tensors)
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if is_double else torch.float32
@@ -30,9 +34,15 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether each process holds a part of a tensor only, as of the parameters of FSDP2."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all entries of all tensors, a tensor without dimensions."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    """Euclidean norm of all entries of all tensors, on all processes that hold them; a tensor without dimensions."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def ascent_direction(
@@ -72,12 +82,17 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor], *, consume: b
         epsilon (list of `Tensor`): Shapes as `parameters`.
         consume (`bool`): Empty the list once the weights have moved, to hold its memory no longer.
     """
-    parameters = [parameter.detach() for parameter in parameters]
+    parameters = [_held(parameter.detach()) for parameter in parameters]
     kept = [parameter.clone() for parameter in parameters]
     try:
-        torch._foreach_add_(parameters, epsilon)
+        torch._foreach_add_(parameters, [_held(part) for part in epsilon])
         if consume:
             epsilon.clear()
         yield
     finally:
         torch._foreach_copy_(parameters, kept)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

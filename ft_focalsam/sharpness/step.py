@@ -18,13 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, perturbed, total_norm
+from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .survey import refuse_wrapped
 from .weighted_grad import WeightedGradient
 
 logger = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of a sample without weight, as in torch.nn.functional.cross_entropy
 
 
 @dataclass
@@ -87,6 +89,13 @@ class SharpnessStep:
         if scope not in PERTURBATION_SCOPES:
             raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
         refuse_wrapped(model)
+        if is_sharded(model.parameters()):
+            if scope == "local":
+                raise ValueError(
+                    "perturbation_scope is 'local' and the model is sharded over processes, none of which has a "
+                    "gradient of its own; set it to 'global'."
+                )
+            separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
         self.class_weights = class_weights
         self._class_weights = class_weights  # where and as the model needs them
@@ -333,7 +342,7 @@ class SharpnessStep:
         return _MicroBatch(self.sample_weights(labels), self._get_rng_state(), len(labels))
 
     def sample_weights(self, labels: Tensor) -> Tensor:
-        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C)."""
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored."""
         parameter = next(iter(self._collector.survey.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
@@ -341,7 +350,11 @@ class SharpnessStep:
         if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
             self._class_weights = self.class_weights.to(parameter.device, dtype)
         labels = labels.to(parameter.device)
-        return labels.to(dtype) @ self._class_weights if labels.ndim == 2 else self._class_weights[labels]
+        ignored = labels == IGNORED
+        labels = labels.masked_fill(ignored, 0)
+        if labels.ndim == 2:
+            return labels.to(dtype) @ self._class_weights
+        return self._class_weights[labels].masked_fill(ignored, 0)
 
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()

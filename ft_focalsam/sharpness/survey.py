@@ -60,9 +60,8 @@ def refuse_wrapped(model: nn.Module) -> None:
             "start one process per device with `accelerate launch`."
         )
     wrapper = type(model).__name__
-    is_sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
-    if is_sharded or wrapper in ("FullyShardedDataParallel", "DeepSpeedEngine"):
+    if wrapper in ("FullyShardedDataParallel", "DeepSpeedEngine"):
         raise ValueError(
-            f"The model ({wrapper}) is sharded over processes, and the sharpness step perturbs whole parameters; use "
-            "DistributedDataParallel (accelerate_configs/multi_gpu.yaml)."
+            f"The model ({wrapper}) is sharded over processes in a way that hides its gradients; use "
+            "DistributedDataParallel (accelerate_configs/multi_gpu.yaml), or torch's fully_shard."
         )

@@ -30,7 +30,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from .comparison import PATIENCE, random_weights, tolerances
-from .perturbation import total_norm
+from .perturbation import is_sharded, total_norm
 from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
 from .survey import Survey, enclosing, survey
 
@@ -122,7 +122,8 @@ class WeightedGradient:
         if self._unchecked and self._patience == 0 and self._gradients_woke():
             self._patience = PATIENCE
         return [
-            _sum(self._sums.get(parameter), shadow.grad, like=shadow) for parameter, shadow in self._shadows.items()
+            _sum(self._sums.get(parameter), shadow.grad, like=parameter if is_sharded([parameter]) else shadow)
+            for parameter, shadow in self._shadows.items()
         ]
 
     @contextmanager

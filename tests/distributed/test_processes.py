@@ -1,13 +1,12 @@
 """Two real processes over gloo, started by `accelerate launch`."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from running import python, run
 from sharpness.models import make_model, relative_error
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +30,7 @@ SAME = {
     "local, unevenly accumulated": ({"tuning": "lora", **LOCAL}, batches(4, 4), batches(4, 2)),
     # Most batches of two images have no rare class and are not perturbed, on the one process or the other.
     "local, skipping": (
-        {"tuning": "lora", **LOCAL, "sharpness": "imbsam", "imbsam_eta": 3},
+        {"tuning": "lora", **LOCAL, "sharpness": "imbsam", "imbsam_eta": 3, "max_steps": 20},
         batches(2, 2),
         batches(2),
     ),
@@ -48,52 +47,71 @@ SAME |= {
     f"{sampler} sampler": ({"tuning": "lora", "max_steps": 10, "train_sampler": sampler}, batches(12), batches(6))
     for sampler in SAMPLERS
 }
-CUT = {"tuning": "lora", "max_steps": 10, "train_sampler": SAMPLERS[1], "cut_at": 7, **batches(6)}  # amid an epoch
-# 24 images in batches of 5 do not divide evenly; each process is given some of them twice.
-PADDED = {
-    f"padded, {scope['perturbation_scope']}": {"tuning": "full", **scope, **batches(5, 2)} for scope in (GLOBAL, LOCAL)
+# 24 images in batches that do not divide evenly: of the last one, the second process is given a part, or nothing.
+UNEVEN = {
+    "part": (batches(14), batches(7)),
+    "nothing": (batches(10), batches(5)),
+    "part, accumulated": (batches(7, 2), batches(7)),
+    "nothing, accumulated": (batches(10, 2), batches(5, 2)),
 }
+SAME |= {
+    f"uneven, {name}, {tuning}": ({"tuning": tuning, **GLOBAL, **changes}, alone, each)
+    for tuning, changes in (("lora", {"train_sampler": "class_balanced"}), ("full", {}))
+    for name, (alone, each) in UNEVEN.items()
+}
+SAME |= {
+    f"uneven, nothing, {name}": ({"tuning": "lora", **GLOBAL, **changes}, *UNEVEN["nothing"])
+    for name, changes in {
+        "plain": {"sharpness": "none"},
+        "soft labels": {"softens": True},
+        "adaptive radius": {"adaptive_rho": True},
+        "stream": {"streams": True},
+    }.items()
+}
+CUT = {"tuning": "lora", "max_steps": 10, "train_sampler": SAMPLERS[1], "cut_at": 7, **batches(6)}  # amid an epoch
 # Each process draws, or perturbs, for itself.
 OWN = {
+    "local, nothing left": {"tuning": "full", **LOCAL, **batches(5, 2)},
     "split_batch": {"tuning": "lora", "economy": "split_batch", **batches(3, 2)},
-    "split_batch, sam": {"tuning": "lora", "economy": "split_batch", "sharpness": "sam", **batches(6)},
-    "cc_sam": {"tuning": "full", "sharpness": "cc_sam", **batches(6)},
+    "split_batch, sam": {"tuning": "lora", "economy": "split_batch", "sharpness": "sam", **batches(5)},
+    "cc_sam": {"tuning": "full", "sharpness": "cc_sam", **batches(5)},
 }
 COUNTED = {
     f"counted, {kind}, {tuning}, {accumulation}": {
-        "tuning": tuning, "count": True, "max_steps": 10, **batches(12 // accumulation // 2, accumulation), **changes,
+        "tuning": tuning, "count": True, "max_steps": 8, **batches(12 // accumulation // 2, accumulation), **changes,
     }
     for kind, changes in {"none": {"sharpness": "none"}, "local": LOCAL, "global": GLOBAL}.items()
     for tuning in ("lora", "full")
     for accumulation in (1, 2)
 }  # fmt: skip
 
+SCALING = ["--tunings", "adaptformer", "--image_size", "28", "--batch_size", "2", "--steps", "1", "--gpus", "1", "64"]
 
-def start(folder, config, runs, *, processes):
-    """Run `train.py` in so many processes under an accelerate configuration."""
+
+def start(folder, runs, config=None, *arguments):
+    """Run `train.py`: in the processes of an accelerate configuration, or else in one."""
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--main_process_port", "0"] if processes > 1 else []
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command += [str(HERE / "train.py"), str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if config is None:
+        return python(HERE / "train.py", folder)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return run([*launcher, "--main_process_port", "0", str(HERE / "train.py"), str(folder), *arguments])
 
 
 class Launched:
     """What the processes of one launch left behind."""
 
-    def __init__(self, folder, config, runs, *, processes):
-        self.folder, self.processes = folder, processes
-        result = start(folder, config, runs, processes=processes)
+    def __init__(self, folder, runs, config=None, *arguments):
+        self.folder, self.processes = folder, 1 if config is None else 2
+        result = start(folder, runs, config, *arguments)
         assert result.returncode == 0, result.stderr[-4000:]
+        self.output = result.stdout
 
-    def weights(self, run: str) -> list[dict]:
-        return [torch.load(self.folder / f"{run} {rank}.pt", weights_only=True) for rank in range(self.processes)]
+    def weights(self, name: str) -> list[dict]:
+        return [torch.load(self.folder / f"{name} {rank}.pt", weights_only=True) for rank in range(self.processes)]
 
-    def reports(self, run: str) -> list[dict]:
-        found = [json.loads((self.folder / f"{run} {rank}.json").read_text()) for rank in range(self.processes)]
+    def reports(self, name: str) -> list[dict]:
+        found = [json.loads((self.folder / f"{name} {rank}.json").read_text()) for rank in range(self.processes)]
         assert [report["processes"] for report in found] == [self.processes] * self.processes
         assert all(report["separate_reason"] is None for report in found)
         return found
@@ -102,19 +120,13 @@ class Launched:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     runs = {name: {**settings, **alone} for name, (settings, alone, _) in SAME.items()}
-    return Launched(tmp_path_factory.mktemp("one") / "runs", CONFIGS / "cpu.yaml", runs, processes=1)
+    return Launched(tmp_path_factory.mktemp("one") / "runs", runs)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    runs = (
-        {name: {**settings, **each} for name, (settings, _, each) in SAME.items()}
-        | PADDED
-        | OWN
-        | COUNTED
-        | {"cut": CUT}
-    )
-    return Launched(tmp_path_factory.mktemp("two") / "runs", CONFIGS / "multi_cpu.yaml", runs, processes=2)
+    runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()} | OWN | COUNTED | {"cut": CUT}
+    return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml", *SCALING)
 
 
 def distance(a, b):
@@ -126,19 +138,19 @@ def moved(weights, tuning):
     return {name: weights[name] - before[name] for name in weights}
 
 
-@pytest.mark.parametrize("run", SAME)
-def test_two_processes_do_what_one_does_with_the_same_images(run, one, two):
-    (alone,) = one.weights(run)
-    change = moved(alone, SAME[run][0]["tuning"])
+@pytest.mark.parametrize("name", SAME)
+def test_two_processes_do_what_one_does_with_the_same_images(name, one, two):
+    (alone,) = one.weights(name)
+    change = moved(alone, SAME[name][0]["tuning"])
     assert max(float(value.abs().max()) for value in change.values()) > 0.01  # it did train
-    one.reports(run), two.reports(run)
-    for weights in two.weights(run):
-        assert relative_error(moved(weights, SAME[run][0]["tuning"]), change) <= 1e-10
+    one.reports(name), two.reports(name)
+    for weights in two.weights(name):
+        assert relative_error(moved(weights, SAME[name][0]["tuning"]), change) <= 1e-10
 
 
-@pytest.mark.parametrize("run", [*SAME, *PADDED, *OWN])
-def test_processes_hold_equal_weights(run, two):
-    assert distance(*two.weights(run)) == 0
+@pytest.mark.parametrize("name", [*SAME, *OWN])
+def test_processes_hold_equal_weights(name, two):
+    assert distance(*two.weights(name)) == 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -174,11 +186,11 @@ def test_processes_skip_perturbations_each_for_itself(two):
 
 
 def steady_state(launched, kind, tuning, accumulation):
-    """(number of all-reduces, their elements, their bytes) of a step, once calibration and DDP's set-up are over."""
+    """(collective operations, their elements, their bytes) of a step, once calibration and DDP's set-up are over."""
     reports = launched.reports(f"counted, {kind}, {tuning}, {accumulation}")
-    assert len(reports[0]["all_reduces"]) == 10
-    assert reports[0]["all_reduces"] == reports[1]["all_reduces"]
-    last = reports[0]["all_reduces"][5:]
+    assert len(reports[0]["collectives"]) == 8
+    assert reports[0]["collectives"] == reports[1]["collectives"]
+    last = reports[0]["collectives"][5:]
     assert all(step == last[0] for step in last)
     return len(last[0]), sum(elements for elements, _ in last[0]), sum(size for _, size in last[0])
 
@@ -202,7 +214,34 @@ def test_global_scope_sends_the_class_weighted_gradient_beside(tuning, accumulat
     assert sent[2] <= plain[2] + 8 * trained
 
 
+def test_the_benchmark_counts_what_is_sent_and_works_out_what_follows(two):
+    lines = [line.strip("| ").split(" | ") for line in two.output.splitlines() if line.startswith("| adaptformer")]
+    (plain, local, whole), (_, local_rate, global_rate) = lines[:3], lines[3:]
+    trained = int(plain[2].replace(",", ""))
+    mib = f"{4 * trained / 2**20:.2f}"
+    assert [row[1:5] for row in (plain, local)] == [[kind, plain[2], "1", mib] for kind in ("plain", "local")]
+    assert whole[1:5] == ["global", plain[2], "2", f"{8 * trained / 2**20:.2f}"]
+    assert all(float(seconds) > 0 for row in lines[:3] for seconds in row[5:])
+    # 1 GPU sends nothing; on 64, a ring takes 126 times the latency and 126/64 of the bytes, for each all-reduce.
+    rate, local_time = float(local_rate[2].replace(",", "")), 64 * 128 / float(local_rate[3].replace(",", ""))
+    sent = 126 * (2e-5 + 4 * trained / 64 / 2.5e10)
+    assert local_time == pytest.approx(128 / rate + sent, rel=1e-3)
+    assert 64 * 128 / float(global_rate[3].replace(",", "")) == pytest.approx(128 / rate + 2 * sent, rel=1e-3)
+
+
 # ---- processes that shard the model ----
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_sharded_by_fsdp2_two_processes_do_what_one_does(tuning, one, two):
+    (alone,) = one.weights(f"sharded, {tuning}")
+    before = dict(make_model("dinov2", tuning).named_parameters())
+    change = {name: (value - before[name]).detach() for name, value in alone.items()}
+    assert max(float(value.abs().max()) for value in change.values()) > 0.01
+    for weights in two.weights(f"sharded, {tuning}"):
+        got = {name: (value - before[name]).detach() for name, value in weights.items()}
+        assert relative_error(got, change) <= 1e-10
+
 
 FSDP2 = """
 compute_environment: LOCAL_MACHINE
@@ -227,7 +266,7 @@ def test_on_the_cpu_accelerate_runs_fsdp_as_plain_data_parallelism(two, tmp_path
     """So there is nothing to refuse: the weights are not sharded, and come out the same."""
     (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="true", processes=2))
     (settings, _, each) = SAME["joint"]
-    fsdp = Launched(tmp_path / "runs", tmp_path / "fsdp.yaml", {"joint": {**settings, **each}}, processes=2)
+    fsdp = Launched(tmp_path / "runs", {"joint": {**settings, **each}}, tmp_path / "fsdp.yaml")
     assert [report["wrapper"] for report in fsdp.reports("joint")] == ["DistributedDataParallel"] * 2
     assert distance(fsdp.weights("joint")[0], two.weights("joint")[0]) == 0
 
@@ -236,7 +275,7 @@ def test_on_the_cpu_accelerate_runs_fsdp_as_plain_data_parallelism(two, tmp_path
 def test_fsdp_is_refused_with_what_to_use(tmp_path):
     (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="false", processes=1))
     runs = {"joint": {"tuning": "lora", "use_cpu": False}}
-    result = start(tmp_path / "runs", tmp_path / "fsdp.yaml", runs, processes=1)
+    result = start(tmp_path / "runs", runs, tmp_path / "fsdp.yaml")
     assert result.returncode != 0
-    assert "FSDP shards the parameters that the sharpness step perturbs, which is not supported" in result.stderr
-    assert "use accelerate_configs/multi_gpu.yaml (plain data parallelism)" in result.stderr
+    assert "FSDP shards what the sharpness step perturbs or takes apart, which is not supported" in result.stderr
+    assert "use accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism)" in result.stderr

@@ -1,4 +1,5 @@
-"""What each process of the tests runs: `train.py output_dir`, where runs.json holds the trainings to do, by name."""
+"""What each process of the tests runs: `train.py output_dir [arguments of benchmark_scaling]`, where runs.json in that
+folder holds the trainings to do, by name."""
 
 import json
 import os
@@ -7,32 +8,22 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from benchmark_scaling import Collectives
+from benchmark_scaling import main as benchmark_scaling
+from distributed.sharded import train_sharded
 from sharpness.models import make_model
-from test_trainer import Images, trainer_for
-from torch.utils._python_dispatch import TorchDispatchMode
+from test_trainer import Images, arguments, trainer_for
+from torch.utils.data import IterableDataset
+
+from ft_focalsam import FocalSAMTrainer
 
 
-class AllReduces(TorchDispatchMode):
-    """Notes (elements, bytes) of each all-reduce, be it called from Python or by DDP's reducer in C++."""
-
-    def __init__(self, calls: list):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.c10d.allreduce_.default:
-            (tensors, *_) = args
-            elements = sum(tensor.numel() for tensor in tensors)
-            self.calls.append((elements, sum(tensor.nbytes for tensor in tensors)))
-        return function(*args, **(kwargs or {}))
-
-
-def count_all_reduces(trainer) -> list[list[tuple[int, int]]]:
-    """The all-reduces of each optimizer step to come, inside the Trainer's training steps."""
+def count_collectives(trainer) -> list[list[tuple[int, int]]]:
+    """The collective operations of each optimizer step to come, inside the Trainer's training steps."""
     steps, training_step = [[]], trainer.training_step
 
     def counted(*args, **kwargs):
-        with AllReduces(steps[-1]):
+        with Collectives(steps[-1]):
             loss = training_step(*args, **kwargs)
         if trainer.accelerator.sync_gradients:
             steps.append([])
@@ -54,9 +45,41 @@ def note_images(trainer) -> list[list[float]]:
     return seen
 
 
-def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: int | None = None, **changes) -> None:
+def soften_labels(trainer) -> None:
+    """Class probabilities in the place of labels: 0.7 for the class, 0.3 for the one before."""
+    collate = trainer.data_collator
+
+    def softened(items):
+        batch = collate(items)
+        rows = 0.7 * torch.eye(5) + 0.3 * torch.eye(5).roll(1, dims=0)
+        return {**batch, "labels": rows[batch["labels"]]}
+
+    trainer.data_collator = softened
+
+
+class Stream(IterableDataset):
+    """23 of the images, one after the other."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        return (self.images[index] for index in range(23))
+
+
+def train(
+    folder: Path,
+    name: str,
+    *,
+    tuning: str,
+    count: bool = False,
+    cut_at: int | None = None,
+    softens: bool = False,
+    streams: bool = False,
+    **changes,
+) -> None:
     """Train, also with a stop at a step and a new start from its checkpoint, and leave behind what came of it."""
-    settings = {"max_steps": 20, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
+    settings = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
     settings |= {"ddp_find_unused_parameters": tuning == "full", **changes}
     checkpoint = None
     if cut_at is not None:
@@ -65,8 +88,15 @@ def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: 
         trainer_for(model, folder / name, dataset=Images(torch.float64), **settings, **saves).train()
         checkpoint = str(folder / name / f"checkpoint-{cut_at}")
     model = make_model("dinov2", tuning)
-    trainer = trainer_for(model, folder, dataset=Images(torch.float64), **settings)
-    all_reduces = count_all_reduces(trainer) if count else []
+    images = Images(torch.float64)
+    if streams:
+        args = arguments(folder, **settings)
+        trainer = FocalSAMTrainer(model, args, class_counts=[10, 6, 4, 3, 1], train_dataset=Stream(images))
+    else:
+        trainer = trainer_for(model, folder, dataset=images, **settings)
+    if softens:
+        soften_labels(trainer)
+    collectives = count_collectives(trainer) if count else []
     seen = note_images(trainer)
     trainer.train(checkpoint)
     rank = trainer.args.process_index
@@ -78,7 +108,7 @@ def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: 
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seen": seen,
-        "all_reduces": [step for step in all_reduces if step],
+        "collectives": [step for step in collectives if step],
     }
     (folder / f"{name} {rank}.json").write_text(json.dumps(report))
 
@@ -86,7 +116,14 @@ def train(folder: Path, name: str, *, tuning: str, count: bool = False, cut_at: 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    PartialState(cpu=True)
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         train(folder, name, **settings)
+    for tuning in ("lora", "full"):
+        torch.save(train_sharded(tuning), folder / f"sharded, {tuning} {PartialState().process_index}.pt")
+    if sys.argv[2:]:  # those of the benchmark, as starting processes for it takes longer than to run it
+        sys.argv[1:] = sys.argv[2:]
+        benchmark_scaling()
+        sys.stdout.flush()
     PartialState().wait_for_everyone()
     os._exit(0)  # past torch's own clean-up, which aborts now and then after training over gloo (plain DDP's too)

@@ -3,15 +3,13 @@
 import csv
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import ROOT, python
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 from ft_focalsam import LongTailClassifier
@@ -19,14 +17,11 @@ from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.evaluation import Predictions, compare, fit_temperature, mcnemar
 from ft_focalsam.models import load_image_processor, start_head
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COLORS = {"größer": (200, 30, 30), "ein Stück": (30, 200, 30), "<b>": (30, 30, 200)}
 
 
 def evaluate(*arguments):
-    command = [sys.executable, "recipes/evaluate.py", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    result = python("recipes/evaluate.py", *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

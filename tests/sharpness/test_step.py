@@ -412,13 +412,16 @@ def test_bad_arguments_are_refused(build, message):
         build(nn.Linear(2, 2))
 
 
-def test_a_sharded_model_is_refused_with_what_to_use(tmp_path):
+def test_local_scope_is_refused_for_a_sharded_model(tmp_path):
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         model = make_model("vit", "lora", dtype=torch.float32)
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match=r"is sharded over processes.*use DistributedDataParallel"):
-            SharpnessStep(model, METHODS["sam"])
+        with pytest.raises(ValueError, match=r"is 'local' and the model is sharded .*set it to 'global'"):
+            SharpnessStep(model, METHODS["sam"], scope="local")
+        step = SharpnessStep(model, METHODS["sam"])
+        step.start()
+        assert "sharded" in step.separate_reason
     finally:
         dist.destroy_process_group()
 

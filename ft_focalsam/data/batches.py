@@ -1,0 +1,45 @@
+"""Batches as a Trainer hands them out: samples taken from one, and what fills up the last one left out again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..sharpness.step import IGNORED
+
+
+def select_samples(batch: dict[str, Any], index: Tensor | None) -> dict[str, Any]:
+    """The samples of a batch that an index tensor names; all for None."""
+    if index is None:
+        return batch
+    size = len(batch["labels"])
+    return {
+        name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in batch.items()
+    }
+
+
+def without_padding(batches: Iterator[dict[str, Any]], accelerator: Accelerator) -> Iterator[dict[str, Any]]:
+    """The batches of this process without the samples that Accelerate repeats where the last ones come out uneven.
+
+    So that all processes do as many steps with as many samples, it fills the last batches up with samples that have
+    been seen. What is left for this process of the last N samples is found as `gather_for_metrics` does: the first b
+    are those of the first process, the next b those of the second. A process for which nothing is left has to take
+    part in the all-reduce nevertheless: it gets one sample with the label `IGNORED`.
+
+    Args:
+        batches (iterator of `dict`): Of the accelerator's data loader, on one process of several.
+        accelerator (`Accelerator`): Whose data loader is being read.
+    """
+    state = accelerator.gradient_state
+    for batch in batches:
+        if state.end_of_dataloader and state.remainder > 0 and "labels" in batch:
+            size = len(batch["labels"])
+            left = min(size, state.remainder - accelerator.process_index * size)
+            if left < size:
+                batch = select_samples(batch, torch.arange(max(1, left)))
+            if left <= 0:
+                batch = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+        yield batch

@@ -1,0 +1,39 @@
+"""Starts scripts in copies of this process, which has imported what they import first and done nothing else.
+
+Each line from stdin is a list in JSON: the script with its arguments, and the files that take what it prints and what
+it says on stderr. The answer is a line with its exit code. It ends with stdin.
+"""
+
+import gc
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import accelerate  # noqa: F401
+import transformers.models.clip.modeling_clip
+import transformers.models.dinov2.modeling_dinov2
+import transformers.trainer  # noqa: F401
+
+import ft_focalsam.config
+import ft_focalsam.evaluation  # noqa: F401
+
+TIMEOUT = 600  # seconds
+
+gc.freeze()  # as conftest.py does
+for line in sys.stdin:
+    arguments, *outputs = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+else:
+    sys.exit()
+
+signal.alarm(TIMEOUT)
+for number, path in enumerate([os.devnull, *outputs]):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).resolve().parent)
+runpy.run_path(arguments[0], run_name="__main__")
