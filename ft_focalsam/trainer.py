@@ -135,7 +135,12 @@ class FocalSAMTrainer(ResumableTrainer):
     ) -> tuple[list, Tensor | int | None]:
         """The batches of an optimizer step, each sample once, and how many samples they are on all processes."""
         if self.args.world_size > 1:
-            epoch_iterator = without_padding(epoch_iterator, self.accelerator)
+            loader, stored = (
+                self.callback_handler.train_dataloader,
+                not isinstance(self.train_dataset, IterableDataset),
+            )
+            total = (loader.total_dataset_length, loader.total_batch_size) if stored else None
+            epoch_iterator = without_padding(epoch_iterator, self.accelerator, total=total)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:

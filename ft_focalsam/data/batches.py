@@ -21,7 +21,9 @@ def select_samples(batch: dict[str, Any], index: Tensor | None) -> dict[str, Any
     }
 
 
-def without_padding(batches: Iterator[dict[str, Any]], accelerator: Accelerator) -> Iterator[dict[str, Any]]:
+def without_padding(
+    batches: Iterator[dict[str, Any]], accelerator: Accelerator, *, total: tuple[int, int] | None
+) -> Iterator[dict[str, Any]]:
     """The batches of this process without the samples that Accelerate repeats where the last ones come out uneven.
 
     So that all processes do as many steps with as many samples, it fills the last batches up with samples that have
@@ -32,12 +34,15 @@ def without_padding(batches: Iterator[dict[str, Any]], accelerator: Accelerator)
     Args:
         batches (iterator of `dict`): Of the accelerator's data loader, on one process of several.
         accelerator (`Accelerator`): Whose data loader is being read.
+        total (`tuple[int, int]`, *optional*): Samples of an epoch and of a batch of all processes; None for a stream,
+            at whose end Accelerate knows what is left. Where it skips batches to resume, it does not.
     """
     state = accelerator.gradient_state
     for batch in batches:
-        if state.end_of_dataloader and state.remainder > 0 and "labels" in batch:
+        if state.end_of_dataloader and "labels" in batch:
+            remainder = state.remainder if total is None else total[0] % total[1]
             size = len(batch["labels"])
-            left = min(size, state.remainder - accelerator.process_index * size)
+            left = min(size, remainder - accelerator.process_index * size) if remainder > 0 else size
             if left < size:
                 batch = select_samples(batch, torch.arange(max(1, left)))
             if left <= 0:

@@ -69,6 +69,12 @@ SAME |= {
     }.items()
 }
 CUT = {"tuning": "lora", "max_steps": 10, "train_sampler": SAMPLERS[1], "cut_at": 7, **batches(6)}  # amid an epoch
+UNEVEN_WHOLE = "uneven, nothing, lora"
+UNEVEN_CUT = {
+    **SAME[UNEVEN_WHOLE][0],
+    **SAME[UNEVEN_WHOLE][2],
+    "cut_at": 4,
+}  # before the last, uneven batch of an epoch
 # Each process draws, or perturbs, for itself.
 OWN = {
     "local, nothing left": {"tuning": "full", **LOCAL, **batches(5, 2)},
@@ -125,7 +131,8 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()} | OWN | COUNTED | {"cut": CUT}
+    runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()}
+    runs |= OWN | COUNTED | {"cut": CUT, "cut, uneven": UNEVEN_CUT}
     return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml", *SCALING)
 
 
@@ -169,6 +176,11 @@ def test_two_processes_resume_amid_an_epoch_in_the_same_order(two):
     assert distance(two.weights("cut")[0], two.weights("progressively_balanced sampler")[0]) == 0
     for resumed, whole in zip(two.reports("cut"), two.reports("progressively_balanced sampler"), strict=True):
         assert resumed["seen"] == whole["seen"][7:]
+
+
+def test_two_processes_resume_before_an_uneven_batch(two):
+    for resumed, whole in zip(two.weights("cut, uneven"), two.weights(UNEVEN_WHOLE), strict=True):
+        assert distance(resumed, whole) == 0
 
 
 @pytest.mark.parametrize("tuning", ["", ", full", ", unevenly accumulated"])
