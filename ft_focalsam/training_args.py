@@ -295,7 +295,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "train_sampler": SAMPLERS,
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in list(allowed):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         scheduled_rho(self.rho_schedule, self.rho, progress=0.0, initial=self.rho_initial, step_at=self.rho_step_at)
         self._check_economy()

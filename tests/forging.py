@@ -37,7 +37,7 @@ class Run:
     @property
     def names(self) -> set[str]:
         """Of the folders in the output folder."""
-        return {path.name for path in self.folder.iterdir() if path.is_dir()}
+        return {path.name for path in self.folder.iterdir() if path.is_dir() and "checkpoint" in path.name}
 
 
 class Forge:

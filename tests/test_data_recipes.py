@@ -57,7 +57,9 @@ def folder(photographs, tmp_path):
 
 
 def test_a_folder_is_inspected(folder, tmp_path, capsys):
-    inspection = recipe("inspect_data").main([FOLDER, "--dataset", str(folder), "--output_dir", str(tmp_path / "o")])
+    inspection = recipe("inspect_data").main(
+        [FOLDER, "--dataset", str(folder), "--test_fraction", "0.2", "--output_dir", str(tmp_path / "o")]
+    )
     text = capsys.readouterr().out
     assert re.search(r"1\d training images of 3 classes, \d+ to 1 a class \(imbalance \d+\.0\); \d test images", text)
     assert "Classes with a single training image: 1\n  einzeln" in text
@@ -89,7 +91,7 @@ def finetune(config: str, tmp_path, **options) -> dict:
 
 def test_broken_pictures_stop_a_run_or_are_skipped(folder, tmp_path, capsys):
     options = {"dataset": folder, "backbone": "tiny_clip", "dataloader_num_workers": 0, "max_steps": 2}
-    options |= {"per_device_train_batch_size": 8}
+    options |= {"per_device_train_batch_size": 8, "test_fraction": 0.2}
     (folder / "einzeln" / "zwei.png").write_bytes(b"no picture")
     with pytest.raises(BadImageError, match=r"The picture '.*' cannot be read .*, or set --on_bad_image skip"):
         finetune(FOLDER, tmp_path, **options)

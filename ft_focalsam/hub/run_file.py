@@ -7,13 +7,15 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -150,12 +152,26 @@ def _settings(options: Sequence[Any]) -> dict[str, Any]:
     """What differs from the defaults, as these come out on this machine."""
     settings = {}
     for each in options:
-        default = type(each)()
+        with _accelerate_kept():
+            default = type(each)()
         for field in dataclasses.fields(each):
             value = getattr(each, field.name)
             if field.init and not _is_of_this_run(field.name) and value != getattr(default, field.name):
                 settings[field.name] = _plain(value)
     return settings
+
+
+@contextmanager
+def _accelerate_kept() -> Iterator[None]:
+    """Arguments of a Trainer reset Accelerate's state when they are made, which a trainer may still need."""
+    states = [each._shared_state for each in (AcceleratorState, PartialState)]
+    kept = [dict(state) for state in states]
+    try:
+        yield
+    finally:
+        for state, before in zip(states, kept, strict=True):
+            state.clear()
+            state.update(before)
 
 
 def _is_of_this_run(name: str) -> bool:

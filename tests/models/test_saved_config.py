@@ -63,7 +63,7 @@ def test_pickled_weights_are_refused_with_the_remedy(saved, tmp_path):
     write(saved, tmp_path, "config.json")
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch boom'\ntR.")
-    message = r"no model.safetensors and no pickle is read \(pytorch_model.bin\): convert it with safetensors"
+    message = r"its weights as a pickle \(pytorch_model.bin\), .* is not read; have them saved as safetensors"
     with pytest.raises(FileNotFoundError, match=message):
         LongTailClassifier.from_pretrained(tmp_path)
 
