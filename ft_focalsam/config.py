@@ -4,7 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -134,14 +134,10 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     )
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     keys = set(actions)
-    mappings = {f.name for each in argument_types for f in fields(each) if "dict" in str(f.type)}
     if argv and not argv[0].startswith("-"):
         defaults = {}
         for path, content in _read_with_bases(argv.pop(0), keys | {BASE_KEY}):
-            defaults |= {
-                k: v if k in mappings and isinstance(v, dict) else _convert(parser, actions[k], v, where=path)
-                for k, v in content.items()
-            }
+            defaults |= {k: _convert(parser, actions[k], v, where=path) for k, v in content.items()}
         parser.set_defaults(**defaults)
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if remaining and not remaining[0].startswith("-"):
@@ -185,13 +181,13 @@ def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
 def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *, where: str):
     """A value from YAML, checked and converted as the same one on the command line would be."""
     is_list = action.nargs == "+"
-    if isinstance(value, list) and action.type is str and not is_list:
+    if isinstance(value, dict) or (isinstance(value, list) and action.type is str and not is_list):
         return value  # of the Trainer's own arguments that take more than the command line can say
     if value is None and action.default is None:
         return None
     values = value if isinstance(value, list) else [value]
     try:
-        if value is None or isinstance(value, dict) or (isinstance(value, list) and not is_list):
+        if value is None or (isinstance(value, list) and not is_list):
             raise argparse.ArgumentError(action, "it takes one value" if value else "it has no value")
         return parser._get_values(action, [str(v) for v in values]) if values else []
     except argparse.ArgumentError as error:

@@ -187,7 +187,7 @@ def test_accelerate_launch_passes_sigterm_on_to_two_processes(forge, whole_of_tw
 
 
 def test_two_processes_give_up_together_and_name_the_pictures_of_both(forge):
-    options = ("--per_device_train_batch_size", 7, "--learning_rate", "1e38", "--max_nonfinite_steps", 2)
+    options = ("--per_device_train_batch_size", 7, "--learning_rate", "1e30", "--max_nonfinite_steps", 2)
     run = forge.run("diverged", *options, processes=2)
     assert run.statuses == [1, 1], run.logs
     for log in run.logs:
