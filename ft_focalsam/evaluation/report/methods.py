@@ -177,7 +177,7 @@ def _cell(found: Estimate | None, *, signed: bool = False) -> str | tuple[str, s
         return "–"
     text = format_percent(found.mean, signed=signed)
     if found.deviation is not None:
-        text += f" ± {100 * found.deviation:.1f}"
+        text += f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * found.deviation:.1f}"
     if found.interval is None:
         return text
     return text, " to ".join(format_percent(end, signed=signed) for end in found.interval)
