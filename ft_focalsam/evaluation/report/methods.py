@@ -1,9 +1,10 @@
 """Several methods, each with several seeds, on one data set: a table, their differences, accuracy over cost."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from statistics import median
 
@@ -103,25 +104,33 @@ def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title
 
 def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) -> Table:
     """Mean and deviation over the seeds, with the intervals, one row a method."""
+    columns = _columns(method.estimates for method in methods)
     rows = [
-        (method.name, *(_cell(method.estimates.get(metric)) for metric in COLUMNS), f"{costs[method.name]:.2f}")
+        (method.name, *(_cell(method.estimates.get(metric)) for metric in columns), f"{costs[method.name]:.2f}")
         for method in methods
     ]
-    return Table(("%", *(TITLES[metric] for metric in COLUMNS), f"time / {methods[0].name}"), rows)
+    return Table(("%", *(TITLES[metric] for metric in columns), f"time / {methods[0].name}"), rows)
 
 
 def difference_table(differences: Mapping[str, Mapping[str, Estimate]], reference: str) -> Table:
     """Differences from the first method in points, one row for each of the others."""
+    columns = _columns(differences.values())
     rows = [
-        (name, *(_cell(values.get(metric), signed=True) for metric in COLUMNS)) for name, values in differences.items()
+        (name, *(_cell(values.get(metric), signed=True) for metric in columns)) for name, values in differences.items()
     ]
-    return Table((f"points from {reference}", *(TITLES[metric] for metric in COLUMNS)), rows)
+    return Table((f"points from {reference}", *(TITLES[metric] for metric in columns)), rows)
+
+
+def _columns(estimates: Iterable[Mapping[str, Estimate]]) -> list[str]:
+    """The metrics to show: without the mean over the classes where the test set is balanced, so that it is top-1."""
+    is_balanced = all(isclose(e["mean_class_accuracy"].mean, e["accuracy"].mean, abs_tol=1e-9) for e in estimates)
+    return [metric for metric in COLUMNS if metric != "mean_class_accuracy" or not is_balanced]
 
 
 def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
     """A metric with its interval over the time of training, one mark a method."""
     figure, axes = new_axes(look, (5.2, 4.2))
-    colors = list(dict.fromkeys([look.ink, look.accent, look.second, *look.groups.values(), look.faint]))
+    colors = list(dict.fromkeys([look.ink, look.accent, look.second, *look.groups.values()]))
     places = _spread([costs[method.name] for method in methods])
     for index, (method, place) in enumerate(zip(methods, places, strict=True)):
         found, color = method.estimates[metric], colors[index % len(colors)]
