@@ -41,6 +41,19 @@ def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file so that no other process ever sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def flush(folder: Path, *, recursive: bool = True) -> None:
     """Have a folder, and all that is in it, on the disk and not only in the memory of the operating system."""
     if os.name != "posix":

@@ -13,7 +13,6 @@ paired differences, accuracy against the time of training.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -35,10 +34,12 @@ from ft_focalsam.evaluation import (
     short_name,
     write_comparison,
 )
+from ft_focalsam.files import write_aside
+from ft_focalsam.hub.card import METHOD_NAMES
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
-NAMES = {"none": "plain", "sam": "SAM", "imbsam": "ImbSAM", "cc_sam": "CC-SAM", "focal_sam": "Focal-SAM"}
+NAMES = METHOD_NAMES | {"none": "plain"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
 PLACES = ("output_dir", "logging_dir", "hub_token")  # options that say nothing about what comes out
 
@@ -92,13 +93,18 @@ def is_finished(folder: Path, options: dict) -> bool:
     if not (folder / FINISHED).is_file():
         return False
     before = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["options"]
-    for key in {**before, **options}:
-        if before.get(key) != options.get(key):
-            raise ValueError(
-                f"The run in '{folder}' had {key} {before.get(key)!r}, not {options.get(key)!r}; choose another "
-                "--output_dir, or delete the folder to run it again."
-            )
+    check_same(before, options, whose=f"The run in '{folder}'")
     return True
+
+
+def check_same(before: dict, now: dict, *, whose: str) -> None:
+    """Raise a `ValueError` that names the first option in which two descriptions differ."""
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{whose} had {key} {before.get(key)!r}, not {now.get(key)!r}; choose another --output_dir, or delete "
+                "the folder to begin again."
+            )
 
 
 def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
@@ -119,10 +125,11 @@ def run(command_line: list[str], folder: Path, options: dict) -> None:
     """Fine-tune, and note in the end that it is done."""
     seconds = []
     finetune(command_line, trainer_type=timed_trainer(seconds))
+    if not seconds:
+        raise ValueError(f"Nothing trains in the run in '{folder}'; compare ways to tune that train something.")
     if PartialState().is_main_process:
-        aside = folder / f"{FINISHED}.tmp"
-        aside.write_text(json.dumps({"options": options, "seconds": seconds[0]}, indent=2), encoding="utf-8")
-        os.replace(aside, folder / FINISHED)
+        record = {"options": options, "seconds": seconds[0]}
+        write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())
 
 
 def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:

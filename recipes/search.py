@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
-from compare import describe
+from compare import check_same, describe
 from finetune import make_trainer
 from transformers import set_seed
 from transformers.integrations import is_optuna_available
@@ -103,13 +103,7 @@ def open_study(folder: Path, search: SearchArguments, options: tuple):
     if not study.user_attrs:
         study.set_user_attr("options", now)
         study.enqueue_trial({key: getattr(args, key) for key in SEARCHED[args.sharpness]})
-    before = study.user_attrs["options"]
-    for key in {**before, **now}:
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"The search in '{folder}' was begun with {key} {before.get(key)!r}, not {now.get(key)!r}; choose "
-                "another --output_dir."
-            )
+    check_same(study.user_attrs["options"], now, whose=f"The search in '{folder}'")
     return study
 
 

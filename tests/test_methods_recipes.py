@@ -201,5 +201,5 @@ def test_a_search_that_cannot_be_is_refused(recipe, tmp_path, wrong, message):
 def test_a_search_of_other_settings_is_not_continued(searched, recipe):
     folder, *_ = searched
     arguments = [CONFIG, *SHORT, "--output_dir", str(folder), "--rho_range", "0.3", "0.7", "--lambda_range", "1", "1"]
-    with pytest.raises(ValueError, match=r"was begun with rho_range \[0\.3, 0\.6\], not \[0\.3, 0\.7\]"):
+    with pytest.raises(ValueError, match=r"had rho_range \[0\.3, 0\.6\], not \[0\.3, 0\.7\]"):
         recipe("search").main(arguments)

@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from ..files import write_aside
 from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
-from .scan import map_images, record_signature, write_aside
+from .scan import map_images, record_signature
 
 QUALITY = 95  # of the JPEGs
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import write_aside
 from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
 
 T = TypeVar("T")
@@ -125,19 +125,6 @@ def record_signature(record: dict[str, Any]) -> str:
     except (OSError, TypeError):
         return f"{record['path']}|missing"
     return f"{os.path.abspath(record['path'])}|{status.st_size}|{status.st_mtime_ns}"
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file so that no other process ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class _Mapped(Dataset):

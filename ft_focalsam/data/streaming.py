@@ -9,11 +9,11 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..files import write_aside
 from .arguments import DataArguments
 from .columns import find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
-from .scan import write_aside
 from .sources import SOURCES, TEST_SPLITS
 
 SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share

@@ -10,6 +10,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.long_tail import frequency_groups
+from ..evaluation.report.markdown import escape_markdown
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
@@ -50,7 +51,6 @@ CITATION = """\
   year      = {2025},
   url       = {https://arxiv.org/abs/2505.01660}
 }"""
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 def write_card(
@@ -103,7 +103,7 @@ def make_card(
     if data["eval_results"] is None:
         data.pop("model_name")
     sections = [
-        f"# {_escape(title)}\n\n{MADE_HERE}",
+        f"# {escape_markdown(title)}\n\n{MADE_HERE}",
         *_introduction(run, config),
         *_about_method(run["method"]),
         *_about_data(run["data"], metrics),
@@ -177,7 +177,7 @@ def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator
     many, few = data["many_shot_threshold"], data["few_shot_threshold"]
     ranges = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}
     link = f"[{data['hub_id']}](https://huggingface.co/datasets/{data['hub_id']})" if data["hub_id"] else None
-    name = link or _escape(data["name"] or "A data set of the author's")
+    name = link or escape_markdown(data["name"] or "A data set of the author's")
     cut = f", cut to an imbalance factor of {data['imbalance_factor']:g}" if data["imbalance_factor"] else ""
     text = (
         f"{name}{cut}: {counts.sum():,} training images of {len(counts):,} classes, from {counts.max():,} to "
@@ -216,7 +216,11 @@ def _backbone_name(backbone: str, repository: str | None) -> str:
         return f"[{repository}](https://huggingface.co/{repository})"
     if backbone == "tiny_clip":
         return "tiny_clip, the toy-sized CLIP that ships with ft_focalsam"
-    return f"{_escape(Path(backbone).name)}, a folder of the author's" if _is_path(backbone) else _escape(backbone)
+    return (
+        f"{escape_markdown(Path(backbone).name)}, a folder of the author's"
+        if _is_path(backbone)
+        else escape_markdown(backbone)
+    )
 
 
 def _is_path(backbone: str) -> bool:
@@ -232,7 +236,7 @@ def _about_results(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
     rows = ["| % | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in metrics.items():
         cells = [_cell(row.get(metric), row.get("intervals", {}).get(metric)) for metric in columns]
-        rows.append(f"| {_escape(name)} | " + " | ".join(cells) + " |")
+        rows.append(f"| {escape_markdown(name)} | " + " | ".join(cells) + " |")
     text = "## Results\n\n" + "\n".join(rows)
     if any(row.get("intervals") for row in metrics.values()):
         text += (
@@ -309,8 +313,3 @@ def _reproduce(run: Mapping[str, Any]) -> Iterator[str]:
 def _license(license: str | list[str], backbone: str) -> Iterator[str]:
     keeps = "; the backbone keeps its own" if backbone else ""
     yield f"## License\n\n{license}, of what was trained{keeps}."
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import one_line
+from .backbones.protocol import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")
 MOST_FEATURES = 2**20
 MOST_PIXELS = 2**14  # on a side
 

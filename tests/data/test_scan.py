@@ -20,7 +20,7 @@ from ft_focalsam.data import (
     scan_images,
 )
 from ft_focalsam.data import scan as scan_module
-from ft_focalsam.data.scan import write_aside
+from ft_focalsam.files import write_aside
 
 
 @pytest.fixture

@@ -27,21 +27,21 @@ def write_markdown(path: Path, blocks: Iterable[Block], *, folder: str) -> None:
 
 def _parts(block: Block, root: Path, folder: str, index: int) -> Iterator[str]:
     if isinstance(block, Heading):
-        yield f"{'#' * block.level} {_escape(block.text)}"
+        yield f"{'#' * block.level} {escape_markdown(block.text)}"
     elif isinstance(block, Text):
-        yield _escape(block.text)
+        yield escape_markdown(block.text)
     elif isinstance(block, Table):
         if block.fold is not None:
-            yield _escape(block.fold)
+            yield escape_markdown(block.fold)
         yield markdown_table(block)
     elif isinstance(block, Plot):
         name = f"{folder}/{index:02}.png"
         with colors_of(LIGHT):
             block.draw(LIGHT).savefig(root / name, dpi=160, facecolor="white", metadata={"Software": None})
-        yield f"![{_escape(block.description)}]({name})"
-        yield _escape(block.caption)
+        yield f"![{escape_markdown(block.description)}]({name})"
+        yield escape_markdown(block.caption)
     elif isinstance(block, Examples):
-        yield f"**{_escape(block.title)}**"
+        yield f"**{escape_markdown(block.title)}**"
         yield " ".join(_pictures(block, root, folder, index))
 
 
@@ -56,13 +56,15 @@ def _pictures(block: Examples, root: Path, folder: str, index: int) -> Iterator[
     for number, (picture, caption) in enumerate(block.pictures):
         name = f"{folder}/{index:02}_{number}.jpg"
         picture.save(root / name, quality=88)
-        yield f"![{_escape(caption)}]({name}) {_escape(caption)}"
+        yield f"![{escape_markdown(caption)}]({name}) {escape_markdown(caption)}"
 
 
 def _cell(cell: str | tuple[str, str]) -> str:
-    return _escape(cell) if isinstance(cell, str) else f"{_escape(cell[0])} ({_escape(cell[1])})"
+    return (
+        escape_markdown(cell) if isinstance(cell, str) else f"{escape_markdown(cell[0])} ({escape_markdown(cell[1])})"
+    )
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text on one line, in which nothing is taken for Markdown or HTML."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
