@@ -206,6 +206,11 @@ class FocalSAMTrainer(ResumableTrainer):
         )
         return self._set_epoch.sampler
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay acts on."""
+        everything = [name for name, _ in model.named_parameters()]
+        return everything if self.args.decay_everything else super().get_decay_parameter_names(model)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside a training loss what the sharpness step did since the last time."""
         if self._update is not None and "loss" in logs:

@@ -117,6 +117,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
         remix_tau (`float`, 0 to 1, defaults to `0.5`):
             Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class.
 
+    > Parameters that control the base optimizer
+
+    Args:
+        decay_everything (`bool`, defaults to `False`):
+            Apply weight decay to biases and norms too, as the literature of training from scratch does; the Trainer
+            leaves them out.
+
     > Parameters that control when training gives up
 
     Args:
@@ -272,6 +279,10 @@ class FocalSAMTrainingArguments(TrainingArguments):
         metadata={
             "help": "Threshold tau of Remix, which acts on images that are more than 1 - tau of the rarer class."
         },
+    )
+    decay_everything: bool = field(
+        default=False,
+        metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."},
     )
     max_nonfinite_steps: int = field(
         default=20,

@@ -23,7 +23,6 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
 from ft_focalsam.models import choose_family
 from ft_focalsam.models.backbones.timm_models import create as create_timm
-from ft_focalsam.models.resnet import ResNet32
 from ft_focalsam.sharpness import ClassConditionalSAM, Economy, class_weights
 from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
 
@@ -48,7 +47,9 @@ def build_model(name: str, tuning: str, *, side: int) -> nn.Module:
     """A model with random float32 weights, for pictures of a side in pixels."""
     torch.manual_seed(0)
     if name == "resnet32":
-        return ResNet32(CLASSES).train()
+        model = LongTailClassifier.from_backbone("scratch:resnet32", list(map(str, range(CLASSES))), head="linear")
+        apply_tuning(model, "full")
+        return model.train()
     family, build = VISION_MODELS[name]
     backbone = build(side)
     config = LongTailClassifierConfig(

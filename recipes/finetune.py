@@ -18,18 +18,21 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from torch.utils.data import DataLoader
-from transformers import default_data_collator, set_seed
+from transformers import BaseImageProcessor, default_data_collator, set_seed
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
     DataArguments,
+    DeviceImages,
     ImageData,
     StreamedData,
     TransformedImages,
+    collate_ready,
     describe_groups,
     eval_transform,
     prepare_images,
+    read_preprocessing,
     stream_images,
     train_transform,
     training_set,
@@ -56,6 +59,7 @@ ROW_BEFORE = {
     "class_means": "class means",
     "linear_probe": "linear probe",
     "random": "random head",
+    "kaiming": "random weights",
 }
 
 
@@ -112,6 +116,25 @@ def build_model(
     return model
 
 
+def images_on_device(
+    data: ImageData | StreamedData,
+    processor: BaseImageProcessor,
+    data_args: DataArguments,
+    args: FocalSAMTrainingArguments,
+) -> tuple[DeviceImages, DeviceImages]:
+    """Training and test images, kept on the device (`--on_device`)."""
+    if data_args.streaming or args.dataloader_num_workers:
+        key, value = ("streaming", "false") if data_args.streaming else ("dataloader_num_workers", "0")
+        raise ValueError(f"on_device keeps all pictures on the device; set {key} to {value} with it.")
+    args.dataloader_pin_memory = False
+    preprocessing = read_preprocessing(processor, image_size=data_args.image_size)
+    augmented = {"augmentation": data_args.augmentation, "seed": args.seed}
+    return (
+        DeviceImages(data.train, preprocessing, device=args.device, **augmented),
+        DeviceImages(data.test, preprocessing, device=args.device),
+    )
+
+
 def make_trainer(
     data: ImageData | StreamedData,
     options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
@@ -137,19 +160,25 @@ def make_trainer(
         fast_decode=data_args.fast_decode,
     )
     model = build_model(data, plain, options)
-    return trainer_type(
-        None if restarts else model,
-        args,
-        model_init=(lambda: copy.deepcopy(model)) if restarts else None,
-        class_counts=data.class_counts if data_args.streaming else None,
-        train_dataset=training_set(
+    if data_args.on_device:
+        train, test = images_on_device(data, processor, data_args, args)
+    else:
+        train = training_set(
             data.train,
             augmented,
             seed=args.seed,
             num_epochs=math.ceil(args.num_train_epochs),
             shuffle_buffer=data_args.shuffle_buffer,
-        ),
-        eval_dataset=TransformedImages(data.test, plain),
+        )
+        test = TransformedImages(data.test, plain)
+    return trainer_type(
+        None if restarts else model,
+        args,
+        model_init=(lambda: copy.deepcopy(model)) if restarts else None,
+        class_counts=data.class_counts if data_args.streaming else None,
+        train_dataset=train,
+        eval_dataset=test,
+        data_collator=collate_ready if data_args.on_device else None,
         processing_class=processor,
     )
 

@@ -2,6 +2,7 @@
 
 from .arguments import DataArguments
 from .columns import label_array
+from .device_images import DEVICE_AUGMENTATIONS, DeviceImages, collate_ready
 from .image_folder import find_pictures
 from .images import BadImageError, StoredImage
 from .inspection import Inspection, inspect_images
@@ -30,6 +31,7 @@ from .transforms import (
     AUGMENTATIONS,
     Preprocessing,
     eval_transform,
+    read_preprocessing,
     register_augmentation,
     train_transform,
 )
@@ -43,7 +45,9 @@ __all__ = [
     "SOURCES",
     "BadImageError",
     "ClassSampler",
+    "DEVICE_AUGMENTATIONS",
     "DataArguments",
+    "DeviceImages",
     "FileOptions",
     "ImageData",
     "ImageFacts",
@@ -56,6 +60,7 @@ __all__ = [
     "StreamedImages",
     "TransformedImages",
     "class_counts",
+    "collate_ready",
     "describe_groups",
     "eval_transform",
     "exponential_counts",
@@ -69,6 +74,7 @@ __all__ = [
     "prepare_images",
     "profile_counts",
     "read_class_counts",
+    "read_preprocessing",
     "register_augmentation",
     "register_file_format",
     "register_profile",

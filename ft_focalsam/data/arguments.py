@@ -32,6 +32,8 @@ class DataArguments:
             model sees. Test images are always decoded in full.
         cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
         cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
+        on_device (`bool`): Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a
+            time (augmentation none or cifar); for small pictures that fit its memory.
         streaming (`bool`): Read the training images as a stream, for data sets too large for the disk; needs
             max_steps.
         class_counts (`str`, *optional*): JSON file of a stream's class counts (name: images), written if missing.
@@ -104,6 +106,13 @@ class DataArguments:
     cache_resized_side: int = field(
         default=256,
         metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."},
+    )
+    on_device: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a time "
+            "(augmentation none or cifar); for small pictures that fit its memory."
+        },
     )
     streaming: bool = field(
         default=False,

@@ -108,7 +108,7 @@ class MixingCollator:
                 f"A batch has {sorted(batch)}; mixup and CutMix need its 'pixel_values' and 'labels', so let the data "
                 "collator give them, or set mixup_alpha and cutmix_alpha to 0."
             )
-        pictures, labels = batch["pixel_values"], batch["labels"]
+        pictures, labels = batch["pixel_values"], batch["labels"].cpu()
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self._seed_of(pictures))
             pictures, shares = self._transform(pictures, torch.eye(len(labels)))
@@ -117,5 +117,5 @@ class MixingCollator:
 
     def _seed_of(self, pictures: Tensor) -> int:
         """A number that tells this batch from others, from every 97th value of its pictures."""
-        sample = pictures.flatten()[::97].contiguous()
+        sample = pictures.flatten()[::97].contiguous().cpu()
         return zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), self.seed % 2**32)

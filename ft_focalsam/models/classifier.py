@@ -10,6 +10,7 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -113,7 +114,7 @@ class LongTailClassifier(PreTrainedModel):
 
         Args:
             backbone (`str`): Hub name or path of a model of transformers, "tiny_clip", or the name of a model of
-                another library behind its prefix: "timm:..." or "open_clip:...".
+                another library behind its prefix: "timm:..." or "open_clip:..."; "scratch:..." for random weights.
             class_names (sequence of `str`): One name a class, in the order of the labels.
             head (`str`): "linear", "cosine", "l2_normalized" or "layer_norm".
             head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
@@ -210,8 +211,14 @@ class LongTailClassifier(PreTrainedModel):
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
     def trained_state_dict(self) -> dict[str, Tensor]:
-        """The head and every parameter that was trained, by its name; of a `TextHead`, what is tuned of it."""
+        """The head, every parameter that was trained, and the running statistics of batch normalisation, which training
+        moves, by their names; of a `TextHead`, what is tuned of it; of a backbone with random weights, all."""
+        if not self.family.is_pretrained:
+            return self.state_dict()
         names = {name for name, p in self.named_parameters() if p.requires_grad or _is_of_head(name)}
+        for place, module in self.named_modules():
+            if isinstance(module, _BatchNorm):
+                names |= {f"{place}.{name}" for name, _ in module.named_buffers(recurse=False)}
         return {name: value for name, value in self.state_dict().items() if name in names}
 
     @property

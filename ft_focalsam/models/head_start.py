@@ -4,24 +4,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .backbones import has_text_tower
+from .backbones import has_text_tower, is_pretrained
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe
 from .text import DEFAULT_TEMPLATE, choose_templates, prompt_names, require_text_tower, text_features
 
-HEAD_STARTS = ("text", "class_means", "linear_probe", "random")
+HEAD_STARTS = ("text", "class_means", "linear_probe", "random", "kaiming")
 
 
 def choose_head_start(backbone: str, head_start: str | None = None) -> str:
-    """The start of the head that was asked for, or the best the backbone allows: "text", else "class_means".
+    """The start of the head that was asked for, or the best the backbone allows: "text", else "class_means"; "kaiming"
+    where its weights are random.
 
     Raises:
         ValueError: If the start is unknown, or "text" is asked of a backbone without text tower.
     """
     if head_start is None:
+        if not is_pretrained(backbone):
+            return "kaiming"
         return "text" if has_text_tower(backbone) else "class_means"
     if head_start not in HEAD_STARTS:
         raise ValueError(f"Unknown head_start {head_start!r}; choose one of {', '.join(HEAD_STARTS)}.")
@@ -102,7 +105,8 @@ def start_head(
         model (`LongTailClassifier`): Its head is changed in place.
         start (`str`): "text": text features of the class names (semantic-aware initialisation, LIFT, arXiv
             2309.10019); "class_means": means of the backbone's normalised features; "linear_probe": class-balanced
-            ridge regression on the features, see `fit_linear_probe`; "random": as it was built.
+            ridge regression on the features, see `fit_linear_probe`; "random": as it was built; "kaiming": weights
+            from N(0, 2 / D) and no bias, as networks that are trained from scratch start (arXiv 1502.01852).
         batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
             `class_means` takes them; needed for "class_means" and "linear_probe" only.
         templates (sequence of `str`): Prompts for "text" with {} where the class name goes, or a name, see
@@ -115,6 +119,13 @@ def start_head(
     """
     start, head = choose_head_start(model.config.backbone, start), model.head
     if start == "random":
+        return
+    if start == "kaiming":
+        for name, parameter in head.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.kaiming_normal_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
         return
     needed = ("prepare", "has_bias", "start_from_fit") if start == "linear_probe" else ("start_from",)
     missing = [name for name in needed if not hasattr(head, name)]

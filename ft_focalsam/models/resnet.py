@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class ResidualBlock(nn.Module):
@@ -28,25 +27,21 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet32(nn.Module):
-    """ResNet-32: three stages of five blocks with 16, 32 and 64 channels, Kaiming start (464,154 weights for ten
-    classes).
+    """ResNet-32 without its classifier: three stages of five blocks with 16, 32 and 64 channels, Kaiming start (463,504
+    weights)."""
 
-    Args:
-        num_classes (`int`, >= 2): C.
-    """
+    num_features = 64
 
-    def __init__(self, num_classes: int):
+    def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         widths = [16] * 6 + [32] * 5 + [64] * 5
         self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
-        self.classifier = nn.Linear(64, num_classes)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Logits of shape (B, C) for pictures of shape (B, 3, 32, 32)."""
-        features = self.blocks(F.relu(self.bn1(self.conv1(pixel_values)))).mean(dim=(2, 3))
-        return ImageClassifierOutput(logits=self.classifier(features))
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of shape (B, 64) of pictures of shape (B, 3, 32, 32)."""
+        return self.blocks(F.relu(self.bn1(self.conv1(pixel_values)))).mean(dim=(2, 3))

@@ -1,11 +1,11 @@
-"""Backbones: any pretrained vision model as a map from pictures to one feature vector each.
+"""Backbones: any vision model as a map from pictures to one feature vector each.
 
 `protocol.py` says what the toolkit asks of one; each library is a file: `transformers_models.py`,
-`open_clip_models.py` and `timm_models.py`.
+`open_clip_models.py`, `timm_models.py`, and `scratch_models.py` for random weights.
 """
 
 from .transformers_models import BACKBONE_FAMILIES, TransformersFamily, quiet_loading, resolve_name  # isort: skip  (names without prefix)
-from . import open_clip_models, timm_models  # noqa: F401  (importing a file registers its library)
+from . import open_clip_models, scratch_models, timm_models  # noqa: F401  (importing a file registers its library)
 from .protocol import (
     LIBRARIES,
     BackboneFamily,
@@ -13,6 +13,7 @@ from .protocol import (
     choose_family,
     find_family,
     has_text_tower,
+    is_pretrained,
     load_backbone,
     load_image_processor,
     load_text_tower,
@@ -31,6 +32,7 @@ __all__ = [
     "choose_family",
     "find_family",
     "has_text_tower",
+    "is_pretrained",
     "load_backbone",
     "load_image_processor",
     "load_text_tower",

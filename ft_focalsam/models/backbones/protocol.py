@@ -25,9 +25,12 @@ class BackboneFamily(ABC):
 
     Attributes:
         has_text_tower (`bool`): Whether class names can be encoded into the space of the features.
+        is_pretrained (`bool`): Whether `load` gives the same weights every time; where they are random, a saved
+            classifier holds all of them.
     """
 
     has_text_tower = False
+    is_pretrained = True
 
     @abstractmethod
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
@@ -228,6 +231,14 @@ def has_text_tower(name: str) -> bool:
         return find_family(name)[1].has_text_tower
     except ValueError:  # an architecture without usual features
         return False
+
+
+def is_pretrained(name: str) -> bool:
+    """Whether a backbone comes with weights, and not with random ones to train from scratch."""
+    try:
+        return find_family(name)[1].is_pretrained
+    except ValueError:  # an architecture without usual features
+        return True
 
 
 def load_text_tower(name: str) -> TextTower:

@@ -19,15 +19,7 @@ class TimmFamily(BackboneFamily):
     """timm models, whose pooled features in front of their classifier are the feature vector of a picture."""
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        backbone = create(name, pretrained=True)
-        if image_size is not None:
-            if not hasattr(backbone, "set_input_size"):
-                raise ValueError(
-                    f"image_size is {image_size}, and '{name}', a {type(backbone).__name__}, takes no other size than "
-                    "its own; leave image_size out."
-                )
-            backbone.set_input_size(img_size=(image_size, image_size))
-        return call_qkv_layers(backbone).to(dtype)
+        return call_qkv_layers(resize(create(name, pretrained=True), name, image_size)).to(dtype)
 
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
         return backbone(pixel_values)
@@ -70,6 +62,22 @@ class TimmFamily(BackboneFamily):
     def set_gradient_checkpointing(self, backbone: nn.Module, enable: bool) -> bool:
         backbone.set_grad_checkpointing(enable)
         return True
+
+
+def resize(model: nn.Module, name: str, image_size: int | None) -> nn.Module:
+    """The model set to pictures of `image_size` pixels a side if given.
+
+    Raises:
+        ValueError: If it takes no other size than its own.
+    """
+    if image_size is not None:
+        if not hasattr(model, "set_input_size"):
+            raise ValueError(
+                f"image_size is {image_size}, and '{name}', a {type(model).__name__}, takes no other size than its "
+                "own; leave image_size out."
+            )
+        model.set_input_size(img_size=(image_size, image_size))
+    return model
 
 
 def call_qkv_layers(model: nn.Module) -> nn.Module:
