@@ -17,8 +17,8 @@ class ModelArguments:
 
     Args:
         backbone (`str`): "tiny_clip" (ships with the package), a Hub name or a path of a model of transformers, or
-            "timm:" or "open_clip:" and a name there; "scratch:resnet32", or "scratch:" and an architecture of timm, for
-            random weights.
+            "timm:" or "open_clip:" and a name there; for random weights "scratch:resnet32", or "scratch:" and an
+            architecture of timm.
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
         backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
@@ -27,8 +27,8 @@ class ModelArguments:
             full; several, joined by commas, are combined.
         head (`str`): cosine, l2_normalized, layer_norm or linear.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
-        head_start (`str`): text, class_means, linear_probe, random or kaiming; by default text where the backbone has a
-            text tower, kaiming where its weights are random, else class_means.
+        head_start (`str`): text, class_means, linear_probe, random or kaiming; by default text where the backbone has
+            a text tower, kaiming where its weights are random, else class_means.
         prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes; or "imagenet" for
             the 80 of CLIP, or "imagenet_simple" for 7 of them.
         prompt_names (`str`, *optional*): Names of the classes in prompts: a text file with one a line, or "imagenet";
@@ -39,7 +39,7 @@ class ModelArguments:
         default="tiny_clip",
         metadata={
             "help": "tiny_clip (ships with the package), a Hub name or a path of a model of transformers, or timm: or "
-            "open_clip: and a name there; scratch:resnet32, or scratch: and an architecture of timm, for random weights."
+            "open_clip: and a name there; for random weights scratch:resnet32, or scratch: and one of timm's."
         },
     )
     backbone_dtype: str = field(

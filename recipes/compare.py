@@ -3,22 +3,28 @@
     python recipes/compare.py recipes/configs/quickstart.yaml --output_dir runs/compare
     python recipes/compare.py CONFIG --output_dir DIR --methods none sam focal_sam focal_sam:rho=0.1,focal_gamma=0
 
-Runs recipes/finetune.py once per method and seed. A method is a value of `--sharpness`, with other keys of the recipe
-behind a colon; further `--key value` pairs go to every run. The first method is the one that the others are compared
-with. A run that is finished is not repeated: the command goes on where it was stopped. Writes to `output_dir` a folder
-a run and, at the end, comparison.html, comparison.md and comparison.json: accuracies over the seeds with intervals,
-paired differences, accuracy against the time of training.
+Runs recipes/finetune.py once per method and seed, with `--jobs N` up to N of them side by side on one device. A method
+is a value of `--sharpness`, with other keys of the recipe behind a colon; further `--key value` pairs go to every run.
+The first method is the one that the others are compared with. A run that is finished is not repeated: the command goes
+on where it was stopped. Writes to `output_dir` a folder a run and, at the end, comparison.html, comparison.md and
+comparison.json: accuracies over the seeds with intervals, paired differences, accuracy against the time of training.
 """
 
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import sys
 import time
+import traceback
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from accelerate import PartialState
 from finetune import main as finetune
+from tqdm.auto import tqdm
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
@@ -49,12 +55,17 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("config", help="YAML file of recipes/finetune.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the comparison go")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="NAME or NAME:key=value,...")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each in a process that logs to a file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of every method with each")
     args, further = parser.parse_known_args(argv)
     for name in ("methods", "seeds"):
         values = getattr(args, name)
         if len(set(values)) < len(values):
             raise ValueError(f"--{name} has {' '.join(map(str, values))}; name each once.")
+    if args.jobs < 1 or (args.jobs > 1 and PartialState().num_processes > 1):
+        raise ValueError(
+            f"--jobs is {args.jobs}; set it to 1 or more, and to 1 where `accelerate launch` starts several processes."
+        )
     return args, further
 
 
@@ -132,6 +143,31 @@ def run(command_line: list[str], folder: Path, options: dict) -> None:
         write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())
 
 
+def run_logged(command_line: list[str], folder: Path, options: dict) -> None:
+    """`run` for a process of its own, with what it says in a log beside the folder of the run.
+
+    Raises:
+        ValueError: If it fails; names the log.
+    """
+    log = folder.with_name(f"{folder.name}_log.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            run(command_line, folder, options)
+        except Exception as error:
+            traceback.print_exc()
+            raise ValueError(f"The run in '{folder}' failed: {error} Its log is '{log}'.") from error
+
+
+def run_side_by_side(runs: Iterable[tuple[list[str], Path, dict]], *, jobs: int) -> None:
+    """Up to `jobs` runs at a time, each in a new process; the finished ones stay where one fails."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = [pool.submit(run_logged, *each) for each in runs]
+        for done in tqdm(as_completed(waiting), total=len(waiting), desc="Runs"):
+            done.result()
+
+
 def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:
     """The verdict on a finished run, and the seconds of its training."""
     predictions = Predictions.load(next((folder / PREDICTIONS).glob("*.safetensors")))
@@ -152,6 +188,9 @@ def main(argv: list[str] | None = None) -> None:
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
     PartialState().wait_for_everyone()
     say = print if PartialState().is_main_process else lambda *_: None
+    if args.jobs > 1:
+        run_side_by_side(((line, folder, options) for folder, line, options in map(runs.get, left)), jobs=args.jobs)
+        left = []
     for number, (method, seed) in enumerate(left, start=1):
         say(f"\n{method_name(method)}, seed {seed}: run {number} of {len(left)}")
         folder, command_line, options = runs[method, seed]

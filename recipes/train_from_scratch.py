@@ -36,11 +36,11 @@ class ScratchTrainer(FocalSAMTrainer):
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         seconds = time.perf_counter() - start
         if self.is_world_process_zero() and not resume_from_checkpoint:
-            images = len(self.train_dataset) * self.state.epoch
-            minutes = seconds * PUBLISHED_EPOCHS / self.state.epoch / 60
+            epochs, count = self.state.epoch, len(self.train_dataset)
+            published = seconds / epochs * PUBLISHED_EPOCHS
             print(
-                f"{images / seconds:,.0f} images a second; {self.state.epoch:g} epochs took {seconds / 60:.1f} minutes, "
-                f"{PUBLISHED_EPOCHS} would take {minutes:.0f}."
+                f"{count * epochs / seconds:,.0f} images a second; {epochs:g} epochs took {seconds / 60:.1f} minutes, "
+                f"{PUBLISHED_EPOCHS} would take {published / 60:.0f}."
             )
         return output
 

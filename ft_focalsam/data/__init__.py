@@ -38,6 +38,7 @@ from .transforms import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "DEVICE_AUGMENTATIONS",
     "FILE_FORMATS",
     "ON_BAD_IMAGE",
     "PROFILES",
@@ -45,7 +46,6 @@ __all__ = [
     "SOURCES",
     "BadImageError",
     "ClassSampler",
-    "DEVICE_AUGMENTATIONS",
     "DataArguments",
     "DeviceImages",
     "FileOptions",

@@ -211,8 +211,8 @@ class LongTailClassifier(PreTrainedModel):
     # ---- saving and loading: what was trained, and the head, without the backbone ----
 
     def trained_state_dict(self) -> dict[str, Tensor]:
-        """The head, every parameter that was trained, and the running statistics of batch normalisation, which training
-        moves, by their names; of a `TextHead`, what is tuned of it; of a backbone with random weights, all."""
+        """The head, every parameter that was trained, and the running statistics of batch normalisation, which move in
+        training, by their names; of a `TextHead`, what is tuned of it; of a backbone with random weights, all."""
         if not self.family.is_pretrained:
             return self.state_dict()
         names = {name for name, p in self.named_parameters() if p.requires_grad or _is_of_head(name)}

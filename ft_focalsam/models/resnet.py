@@ -27,8 +27,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet32(nn.Module):
-    """ResNet-32 without its classifier: three stages of five blocks with 16, 32 and 64 channels, Kaiming start (463,504
-    weights)."""
+    """ResNet-32 without its classifier: three stages of five blocks with 16, 32 and 64 channels, Kaiming start;
+    463,504 weights."""
 
     num_features = 64
 

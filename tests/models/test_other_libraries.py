@@ -300,6 +300,15 @@ def test_other_features_are_refused(names, library):
         LongTailClassifier.from_backbone(names[library], NAMES, features="cls")
 
 
+def test_running_statistics_that_move_are_saved(names, tmp_path):
+    model = LongTailClassifier.from_backbone(names["timm_resnet"], NAMES)
+    apply_tuning(model, "linear_probe")
+    model.train()(pictures(32) + 1)  # which moves them, although none of these layers trains
+    model.save_pretrained(tmp_path)
+    images = pictures(32)
+    assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model.eval()(images).logits)
+
+
 def test_image_size_of_a_model_that_takes_one_only(names):
     with pytest.raises(ValueError, match=r"image_size is 64, and .* takes no other size than its own; leave"):
         LongTailClassifier.from_backbone(names["timm_resnet"], NAMES, image_size=64)
