@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = "recipes/configs/quickstart.yaml"
 PATHS = [*(str(ROOT / folder) for folder in (".", "tests", "recipes")), *filter(None, [os.environ.get("PYTHONPATH")])]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PIPES = ("stdout", "stderr")
 
 
 def run(command):
@@ -21,14 +23,33 @@ def run(command):
 
 def python(script, *arguments):
     """What `run([sys.executable, script, *arguments])` gives, without the time that the imports take."""
+    (result,) = processes([{}], script, *arguments)
+    return result
+
+
+def processes(environments, script, *arguments):
+    """The same of several processes at once, one for each of what is new in the environment of it."""
     arguments = [str(argument) for argument in (script, *arguments)]
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
-        paths = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-        print(json.dumps([arguments, *paths]), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
-        output, errors = (Path(path).read_text(encoding="utf-8") for path in paths)
-    return subprocess.CompletedProcess(arguments, code, output, errors)
+        paths = [[os.path.join(folder, f"{name} {i}") for name in PIPES] for i in range(len(environments))]
+        started = [[environment, *own] for environment, own in zip(environments, paths, strict=True)]
+        print(json.dumps([arguments, *started]), file=server.stdin, flush=True)
+        codes = json.loads(server.stdout.readline())
+        said = [[Path(path).read_text(encoding="utf-8") for path in own] for own in paths]
+    return [subprocess.CompletedProcess(arguments, code, *own) for code, own in zip(codes, said, strict=True)]
+
+
+def ranks(count, **further):
+    """Environments of processes that work together, as launchers set them, for `processes`."""
+    together = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count), **further}
+    return [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return str(probe.getsockname()[1])
 
 
 def finetune(*overrides, config=QUICKSTART):

@@ -1,7 +1,6 @@
 """The files in accelerate_configs/, as Accelerate reads them; and a start on two machines, here two of the same."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from running import ENVIRONMENT, ROOT, python
+from running import ENVIRONMENT, ROOT, free_port, python
 from sharpness.models import make_model, relative_error
 
 CONFIGS = {path.stem: path for path in (ROOT / "accelerate_configs").glob("*.yaml")}
@@ -67,12 +66,6 @@ def nodes(launchers, tmp_path, runs):
     reports = [json.loads((tmp_path / f"joint {rank}.json").read_text()) for rank in range(2)]
     assert [(report["processes"], report["wrapper"]) for report in reports] == [(2, "DistributedDataParallel")] * 2
     return [torch.load(tmp_path / f"joint {rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        return str(sock.getsockname()[1])
 
 
 def torchrun(tmp_path, port):

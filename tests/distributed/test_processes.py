@@ -1,12 +1,17 @@
-"""Two real processes over gloo, started by `accelerate launch`."""
+"""Two real processes over gloo, which find each other by what `accelerate launch` leaves in the environment.
+
+The command itself starts those of test_recipes.py, test_resumable.py and test_configurations.py.
+"""
 
 import json
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from running import python, run
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from running import processes, ranks
 from sharpness.models import make_model, relative_error
 
 HERE = Path(__file__).resolve().parent
@@ -94,14 +99,22 @@ COUNTED = {
 SCALING = ["--tunings", "adaptformer", "--image_size", "28", "--batch_size", "2", "--steps", "1", "--gpus", "1", "64"]
 
 
+def environments(config) -> list[dict]:
+    """What `accelerate launch --config_file` sets for each process that it starts."""
+    command = launch_command_parser().parse_args(
+        ["--config_file", str(config), "--main_process_port", "0", "train.py"]
+    )
+    args, _, _ = _validate_launch_command(command)
+    assert args.multi_gpu or args.use_fsdp
+    changes = prepare_multi_gpu_env(args).items() - os.environ.items()
+    return ranks(args.num_processes, **dict(changes))
+
+
 def start(folder, runs, config=None, *arguments):
-    """Run `train.py`: in the processes of an accelerate configuration, or else in one."""
+    """Run `train.py` in the processes of an accelerate configuration, or else in one; returns how each ended."""
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(runs))
-    if config is None:
-        return python(HERE / "train.py", folder)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    return run([*launcher, "--main_process_port", "0", str(HERE / "train.py"), str(folder), *arguments])
+    return processes([{}] if config is None else environments(config), HERE / "train.py", folder, *arguments)
 
 
 class Launched:
@@ -109,9 +122,9 @@ class Launched:
 
     def __init__(self, folder, runs, config=None, *arguments):
         self.folder, self.processes = folder, 1 if config is None else 2
-        result = start(folder, runs, config, *arguments)
-        assert result.returncode == 0, result.stderr[-4000:]
-        self.output = result.stdout
+        results = start(folder, runs, config, *arguments)
+        assert [result.returncode for result in results] == [0] * self.processes, results[-1].stderr[-4000:]
+        self.output = "".join(result.stdout for result in results)
 
     def weights(self, name: str) -> list[dict]:
         return [torch.load(self.folder / f"{name} {rank}.pt", weights_only=True) for rank in range(self.processes)]
@@ -287,7 +300,7 @@ def test_on_the_cpu_accelerate_runs_fsdp_as_plain_data_parallelism(two, tmp_path
 def test_fsdp_is_refused_with_what_to_use(tmp_path):
     (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="false", processes=1))
     runs = {"joint": {"tuning": "lora", "use_cpu": False}}
-    result = start(tmp_path / "runs", runs, tmp_path / "fsdp.yaml")
+    (result,) = start(tmp_path / "runs", runs, tmp_path / "fsdp.yaml")
     assert result.returncode != 0
     assert "FSDP shards what the sharpness step perturbs or takes apart, which is not supported" in result.stderr
     assert "use accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism)" in result.stderr
