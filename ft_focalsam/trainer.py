@@ -151,6 +151,7 @@ class FocalSAMTrainer(ResumableTrainer):
             `Tensor` without dimensions: L(w), detached, of this batch; with the economy "split_batch" and with CC-SAM,
             the loss that was differentiated.
         """
+        model.train()  # before the step looks for batch normalisation that is in training mode
         if self._update is None or self._update.step.model is not model:
             self._make_update(model)
         step = self._update.step

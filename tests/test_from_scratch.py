@@ -26,6 +26,7 @@ def network():
     model = LongTailClassifier.from_backbone("scratch:test_resnet", list("abcd"), head="linear", image_size=32)
     start_head(model, "kaiming")
     apply_tuning(model, "full")
+    model.config.backbone_dtype = "float64"
     return model.double()
 
 
