@@ -186,7 +186,8 @@ def test_paths_and_commands_in_the_readme_exist():
 
 def test_the_readmes_python_example_runs(tmp_path):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    result = run([sys.executable, "-c", code.replace('"runs/', f'"{tmp_path}/')])
+    (tmp_path / "example.py").write_text(code.replace('"runs/', f'"{tmp_path}/'))
+    result = python(tmp_path / "example.py")
     assert result.returncode == 0, result.stderr[-3000:]
 
 

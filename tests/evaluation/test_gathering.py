@@ -1,14 +1,12 @@
 """Two real processes over gloo say the same as one: every image once, in its order, also in an uneven last batch."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gathering import CLASS_COUNTS, IMAGES, run
+from running import processes, ranks
 
 from ft_focalsam.evaluation import Outcomes
 
@@ -20,11 +18,8 @@ def reports(tmp_path_factory):
     """Of one process, and of each of two."""
     folders = {processes: tmp_path_factory.mktemp(f"{processes}") for processes in (1, 2)}
     run(folders[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command += [str(HERE.parents[1] / "accelerate_configs" / "multi_cpu.yaml"), str(HERE / "gathering.py")]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([*command, str(folders[2])], env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-4000:]
+    results = processes(ranks(2), HERE / "gathering.py", folders[2])
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr[-4000:]
     found = {
         processes: [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
         for processes, folder in folders.items()

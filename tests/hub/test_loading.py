@@ -3,15 +3,11 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOKEN
 from PIL import Image
-from running import ROOT
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
 from ft_focalsam.data import eval_transform
@@ -41,11 +37,9 @@ model = LongTailClassifier.from_pretrained("alice/trained")
 with torch.no_grad():
     torch.save(model(torch.stack([transform(image) for image in images])).logits, {str(tmp_path / "logits.pt")!r})
 """
-    environment = {**client.environment, "HF_TOKEN": TOKEN}
     before = len(hub.requests)
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    client.said.append(result.stdout + result.stderr)
+    result = client(code=code)
+    assert result.status == 0, result.output[-3000:]
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), expected)
     fetched = [path for method, path, status in hub.requests[before:] if method == "GET" and status == 200]
     assert any(path.endswith("/model.safetensors") for path in fetched)

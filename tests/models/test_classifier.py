@@ -1,16 +1,14 @@
 """`LongTailClassifier` for every backbone, head and tuning method: what trains, what is saved, what is loaded back."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from running import python
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 
@@ -144,6 +142,18 @@ SAVED = [
 ]
 
 
+LOADING = """
+import sys, numpy, torch
+from ft_focalsam import LongTailClassifier
+
+root, *names = sys.argv[1:]
+pictures = torch.from_numpy(numpy.load(root + "/pictures.npy"))
+for name in names:
+    logits = LongTailClassifier.from_pretrained(f"{root}/{name}")(pictures).logits
+    numpy.save(f"{root}/{name}.npy", logits.detach().numpy())
+"""
+
+
 @pytest.fixture(scope="module")
 def fresh_process(backbones, tmp_path_factory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """By family and tuning: the logits of a saved model here, and those a new Python process gets from its folder."""
@@ -155,18 +165,9 @@ def fresh_process(backbones, tmp_path_factory) -> dict[str, tuple[torch.Tensor, 
         expected[name] = logits_of(model)
         model.save_pretrained(root / name)
     np.save(root / "pictures.npy", pictures().numpy())
-    script = (
-        "import sys, numpy, torch\n"
-        "from ft_focalsam import LongTailClassifier\n"
-        "root, *names = sys.argv[1:]\n"
-        "pictures = torch.from_numpy(numpy.load(root + '/pictures.npy'))\n"
-        "for name in names:\n"
-        "    logits = LongTailClassifier.from_pretrained(f'{root}/{name}')(pictures).logits\n"
-        "    numpy.save(f'{root}/{name}.npy', logits.detach().numpy())\n"
-    )
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    subprocess.run([sys.executable, "-c", script, str(root), *SAVED], env=environment, check=True, timeout=120)
+    (root / "loading.py").write_text(LOADING)
+    result = python(root / "loading.py", root, *SAVED)
+    assert result.returncode == 0, result.stderr[-3000:]
     return {name: (torch.from_numpy(np.load(root / f"{name}.npy")), expected[name]) for name in SAVED}
 
 
