@@ -16,19 +16,18 @@ import json
 import multiprocessing
 import sys
 import time
-import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from accelerate import PartialState
+from finetune import TYPES
 from finetune import main as finetune
 from tqdm.auto import tqdm
 
-from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
-from ft_focalsam.data import DataArguments
+from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.config import parse_config
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     MethodRuns,
@@ -43,7 +42,6 @@ from ft_focalsam.evaluation import (
 from ft_focalsam.files import write_aside
 from ft_focalsam.hub.card import METHOD_NAMES
 
-TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = METHOD_NAMES | {"none": "plain"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
@@ -62,10 +60,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         values = getattr(args, name)
         if len(set(values)) < len(values):
             raise ValueError(f"--{name} has {' '.join(map(str, values))}; name each once.")
-    if args.jobs < 1 or (args.jobs > 1 and PartialState().num_processes > 1):
-        raise ValueError(
-            f"--jobs is {args.jobs}; set it to 1 or more, and to 1 where `accelerate launch` starts several processes."
-        )
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; set it to 1 or more.")
     return args, further
 
 
@@ -132,7 +128,7 @@ def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
     return TimedTrainer
 
 
-def run(command_line: list[str], folder: Path, options: dict) -> None:
+def run(folder: Path, command_line: list[str], options: dict) -> None:
     """Fine-tune, and note in the end that it is done."""
     seconds = []
     finetune(command_line, trainer_type=timed_trainer(seconds))
@@ -143,7 +139,7 @@ def run(command_line: list[str], folder: Path, options: dict) -> None:
         write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())
 
 
-def run_logged(command_line: list[str], folder: Path, options: dict) -> None:
+def run_logged(folder: Path, command_line: list[str], options: dict) -> None:
     """`run` for a process of its own, with what it says in a log beside the folder of the run.
 
     Raises:
@@ -153,19 +149,21 @@ def run_logged(command_line: list[str], folder: Path, options: dict) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
-            run(command_line, folder, options)
-        except Exception as error:
-            traceback.print_exc()
+            run(folder, command_line, options)
+        except (ValueError, OSError) as error:
             raise ValueError(f"The run in '{folder}' failed: {error} Its log is '{log}'.") from error
 
 
-def run_side_by_side(runs: Iterable[tuple[list[str], Path, dict]], *, jobs: int) -> None:
-    """Up to `jobs` runs at a time, each in a new process; the finished ones stay where one fails."""
+def run_side_by_side(runs: Iterable[tuple[Path, list[str], dict]], *, jobs: int) -> None:
+    """Up to `jobs` runs at a time, each in a new process; where one fails, no further ones begin."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         waiting = [pool.submit(run_logged, *each) for each in runs]
-        for done in tqdm(as_completed(waiting), total=len(waiting), desc="Runs"):
-            done.result()
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), desc="Runs"):
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:
@@ -186,15 +184,16 @@ def main(argv: list[str] | None = None) -> None:
             command_line = [args.config, "--save_strategy", "no", *further, *own]
             runs[method, seed] = folder, command_line, describe(parse_config(TYPES, command_line))
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
+    if args.jobs > 1 and PartialState().num_processes > 1:
+        raise ValueError(f"--jobs is {args.jobs} where the script has several processes; start it without a launcher.")
     PartialState().wait_for_everyone()
     say = print if PartialState().is_main_process else lambda *_: None
     if args.jobs > 1:
-        run_side_by_side(((line, folder, options) for folder, line, options in map(runs.get, left)), jobs=args.jobs)
-        left = []
-    for number, (method, seed) in enumerate(left, start=1):
-        say(f"\n{method_name(method)}, seed {seed}: run {number} of {len(left)}")
-        folder, command_line, options = runs[method, seed]
-        run(command_line, folder, options)
+        run_side_by_side((runs[key] for key in left), jobs=args.jobs)
+    else:
+        for number, (method, seed) in enumerate(left, start=1):
+            say(f"\n{method_name(method)}, seed {seed}: run {number} of {len(left)}")
+            run(*runs[method, seed])
     if PartialState().is_main_process:
         methods = []
         for method in args.methods:

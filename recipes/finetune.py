@@ -54,6 +54,7 @@ from ft_focalsam.models import choose_head_start, load_image_processor, read_cla
 from ft_focalsam.preemption import TrainingTerminated
 from ft_focalsam.tuning import describe_methods, describe_parameters
 
+TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 ROW_BEFORE = {
     "text": "zero-shot",
     "class_means": "class means",
@@ -159,7 +160,6 @@ def make_trainer(
         augmentation=data_args.augmentation,
         fast_decode=data_args.fast_decode,
     )
-    model = build_model(data, plain, options)
     if data_args.on_device:
         train, test = images_on_device(data, processor, data_args, args)
     else:
@@ -171,6 +171,7 @@ def make_trainer(
             shuffle_buffer=data_args.shuffle_buffer,
         )
         test = TransformedImages(data.test, plain)
+    model = build_model(data, plain, options)
     return trainer_type(
         None if restarts else model,
         args,
@@ -237,12 +238,21 @@ def save(
 
 
 def main(
-    argv: list[str] | None = None, *, trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer
+    argv: list[str] | None = None,
+    *,
+    trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
+    check: Callable[[ModelArguments], None] = lambda model_args: None,
 ) -> dict[str, dict[str, float]]:
-    """Run the recipe; returns the metrics before and after fine-tuning, by name of the row."""
-    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
-    options = parse_config(types, argv, epilog=describe_methods())
+    """Run the recipe; returns the metrics before and after fine-tuning, by name of the row.
+
+    Args:
+        argv: The command line, if not that of the running script.
+        trainer_type: The trainer's class.
+        check: Raises a `ValueError` where a model is not one for the script, before anything is loaded.
+    """
+    options = parse_config(TYPES, argv, epilog=describe_methods())
     data_args, model_args, _, args = options
+    check(model_args)
     check_writable(args.output_dir)
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
@@ -263,12 +273,18 @@ def main(
     return metrics
 
 
-if __name__ == "__main__":
+def run_script(main: Callable[[], object]) -> None:
+    """Run the main function of a script that trains, and let it end as users expect: on an error with one sentence, at
+    SIGTERM with 143."""
     try:
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
-    except TrainingTerminated:  # at SIGTERM, on all processes; exits with 143
+    except TrainingTerminated:  # on all processes
         PartialState().destroy_process_group()
         raise
     PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -9,53 +9,44 @@ the minutes that the whole training took or 200 epochs would take. recipes/compa
 configurations.
 """
 
-import sys
-import time
-
-from accelerate import PartialState
 from finetune import main as finetune
+from finetune import run_script
 
 from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.config import ModelArguments
 from ft_focalsam.models.backbones import is_pretrained
-from ft_focalsam.preemption import TrainingTerminated
 
 PUBLISHED_EPOCHS = 200
 
 
-class ScratchTrainer(FocalSAMTrainer):
-    """Takes a network that starts from random weights, and says how fast its training was."""
+class TimedTrainer(FocalSAMTrainer):
+    """Says how fast its training was, where it was not resumed."""
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        backbone = self.model.config.backbone
-        if is_pretrained(backbone):
-            raise ValueError(
-                f"The backbone '{backbone}' is pretrained; train it with recipes/finetune.py, or set backbone to "
-                "scratch:resnet32 or scratch: and an architecture of timm."
-            )
-        start = time.perf_counter()
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        seconds = time.perf_counter() - start
         if self.is_world_process_zero() and not resume_from_checkpoint:
-            epochs, count = self.state.epoch, len(self.train_dataset)
+            seconds, epochs = output.metrics["train_runtime"], self.state.epoch
             published = seconds / epochs * PUBLISHED_EPOCHS
             print(
-                f"{count * epochs / seconds:,.0f} images a second; {epochs:g} epochs took {seconds / 60:.1f} minutes, "
-                f"{PUBLISHED_EPOCHS} would take {published / 60:.0f}."
+                f"{len(self.train_dataset) * epochs / seconds:,.0f} images a second; {epochs:g} epochs took "
+                f"{seconds / 60:.1f} minutes, {PUBLISHED_EPOCHS} would take {published / 60:.0f}."
             )
         return output
 
 
+def refuse_pretrained(model_args: ModelArguments) -> None:
+    """Raise a `ValueError` for a backbone that comes with weights."""
+    if is_pretrained(model_args.backbone):
+        raise ValueError(
+            f"The backbone '{model_args.backbone}' is pretrained; train it with recipes/finetune.py, or set it to "
+            "scratch:resnet32 or scratch: and an architecture of timm."
+        )
+
+
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run the recipe; returns the metrics before and after training, by name of the row."""
-    return finetune(argv, trainer_type=ScratchTrainer)
+    return finetune(argv, trainer_type=TimedTrainer, check=refuse_pretrained)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
-    except TrainingTerminated:  # at SIGTERM, on all processes; exits with 143
-        PartialState().destroy_process_group()
-        raise
-    PartialState().destroy_process_group()
+    run_script(main)

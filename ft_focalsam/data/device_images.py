@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .columns import label_array
 from .images import StoredImage, undecoded
+from .training_sets import seed_of
 from .transforms import Decode, Preprocessing
 
 # Augmentation of `transforms.py` -> by how much of a side it shifts pictures, and whether it flips them.
@@ -73,8 +73,7 @@ class DeviceImages(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
-        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state) >> 1)
+        generator = torch.Generator().manual_seed(seed_of([self.seed, epoch]))
         count = len(self)
         tops, lefts = (torch.randint(0, 2 * most + 1, (count,), generator=generator) for most in self._margin)
         flips = torch.rand(count, generator=generator) < (0.5 if self._flips else 0.0)

@@ -121,11 +121,15 @@ def training_set(
     return TransformedImages(dataset, transform, seed=seed, num_epochs=num_epochs)
 
 
+def seed_of(entropy: list[int]) -> int:
+    """A seed for torch, of 63 bits, that depends on all of the numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+
 def _seeded(transform: Callable, image: StoredImage, entropy: list[int]) -> torch.Tensor:
     """The transform's result with random numbers of its own, torch's global state left as it was."""
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(state) >> 1)
+        torch.random.default_generator.manual_seed(seed_of(entropy))
         return transform(image)
 
 
