@@ -11,11 +11,11 @@ from ft_focalsam.models.resnet import ResidualBlock, ResNet32
 NAMES = [f"class {i}" for i in range(10)]
 
 
-def from_scratch(name="scratch:resnet32", head="linear", **options):
+def from_scratch(name="scratch:resnet32", tuning="full", **options):
     torch.manual_seed(0)
-    model = LongTailClassifier.from_backbone(name, NAMES, head=head, **options)
+    model = LongTailClassifier.from_backbone(name, NAMES, head="linear", **options)
     start_head(model, "kaiming")
-    apply_tuning(model, "full")
+    apply_tuning(model, tuning)
     return model
 
 
@@ -63,6 +63,13 @@ def test_all_of_a_network_from_scratch_is_saved_running_statistics_too(name, tmp
     loaded = LongTailClassifier.from_pretrained(tmp_path)
     assert torch.equal(loaded(images).logits, model(images).logits)
     assert not torch.allclose(from_scratch(name).eval()(images).logits, model(images).logits)
+
+
+def test_random_weights_that_stay_frozen_are_saved_too(tmp_path):
+    model, images = from_scratch(tuning="linear_probe").eval(), torch.randn(2, 3, 32, 32)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model(images).logits)
 
 
 def test_a_convolutional_network_takes_pictures_of_any_size():
