@@ -10,6 +10,7 @@ from running import ROOT, python
 from safetensors.torch import load_file
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, apply_tuning
+from ft_focalsam.hub.card import make_card
 from ft_focalsam.models import start_head
 from ft_focalsam.sharpness import class_weights
 
@@ -122,6 +123,10 @@ def test_the_recipe_learns_and_says_how_fast(trained):
     metrics = json.loads((folder / "whole" / "metrics.json").read_text())
     assert list(metrics) == ["random weights", "focal_sam"]
     assert metrics["focal_sam"]["accuracy"] > metrics["random weights"]["accuracy"] + 0.1
+    card = str(make_card(folder / "whole"))
+    assert "trained from scratch on long-tailed images by Focal-SAM" in card
+    assert "base_model" not in card
+    assert "the backbone keeps its own" not in card
     loaded = LongTailClassifier.from_pretrained(folder / "whole")
     assert float(loaded.backbone.bn1.running_mean.abs().max()) > 0
 

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.long_tail import frequency_groups
 from ..evaluation.report.markdown import escape_markdown
+from ..models.backbones import is_pretrained
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
@@ -141,7 +142,8 @@ def _introduction(run: dict, config: dict) -> Iterator[str]:
     classes = len(config.get("id2label") or ())
     what = f"An image classifier for {classes:,} classes" if classes else "A model"
     method = METHOD_NAMES.get(run["method"].get("sharpness"), "")
-    by = f", fine-tuned on long-tailed images{f' by {method}' if method else ''} with ft_focalsam"
+    trained = "fine-tuned" if is_pretrained(config.get("backbone") or "") else "trained from scratch"
+    by = f", {trained} on long-tailed images{f' by {method}' if method else ''} with ft_focalsam"
     yield f"{what}{by}."
 
 
@@ -311,5 +313,5 @@ def _reproduce(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _license(license: str | list[str], backbone: str) -> Iterator[str]:
-    keeps = "; the backbone keeps its own" if backbone else ""
+    keeps = "; the backbone keeps its own" if backbone and is_pretrained(backbone) else ""
     yield f"## License\n\n{license}, of what was trained{keeps}."

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
-from ..models.backbones import split_name
+from ..models.backbones import is_pretrained, split_name
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
@@ -140,6 +140,8 @@ def hub_id(name: str | None) -> str | None:
 def base_model(backbone: str) -> str | None:
     """The Hub repository of a backbone, None where it has none that its name tells."""
     _, name = split_name(backbone)
+    if not is_pretrained(backbone):
+        return None
     return hub_id(name.removeprefix("hf-hub:"))
 
 

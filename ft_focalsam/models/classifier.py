@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import written_aside
-from .backbones import BackboneFamily, choose_family, find_family, load_backbone
+from .backbones import BackboneFamily, choose_family, find_family, is_pretrained, load_backbone
 from .checkpoints import check_has_weights, find_folder, save_tensors
 from .heads import HEADS
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
@@ -213,7 +213,7 @@ class LongTailClassifier(PreTrainedModel):
     def trained_state_dict(self) -> dict[str, Tensor]:
         """The head, every parameter that was trained, and the running statistics of batch normalisation, which move in
         training, by their names; of a `TextHead`, what is tuned of it; of a backbone with random weights, all."""
-        if not self.family.is_pretrained:
+        if not is_pretrained(self.config.backbone_family):
             return self.state_dict()
         names = {name for name, p in self.named_parameters() if p.requires_grad or _is_of_head(name)}
         for place, module in self.named_modules():

@@ -25,12 +25,9 @@ class BackboneFamily(ABC):
 
     Attributes:
         has_text_tower (`bool`): Whether class names can be encoded into the space of the features.
-        is_pretrained (`bool`): Whether `load` gives the same weights every time; where they are random, a saved
-            classifier holds all of them.
     """
 
     has_text_tower = False
-    is_pretrained = True
 
     @abstractmethod
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
@@ -108,7 +105,14 @@ class BackboneFamily(ABC):
 
 
 class Library(ABC):
-    """Where backbones come from."""
+    """Where backbones come from.
+
+    Attributes:
+        is_pretrained (`bool`): Whether they come with weights; where these are random, a saved classifier holds all of
+            them.
+    """
+
+    is_pretrained = True
 
     @abstractmethod
     def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
@@ -234,11 +238,8 @@ def has_text_tower(name: str) -> bool:
 
 
 def is_pretrained(name: str) -> bool:
-    """Whether a backbone comes with weights, and not with random ones to train from scratch."""
-    try:
-        return find_family(name)[1].is_pretrained
-    except ValueError:  # an architecture without usual features
-        return True
+    """Whether a backbone, or one of an architecture, comes with weights, and not with random ones."""
+    return LIBRARIES[split_name(name)[0]].is_pretrained
 
 
 def load_text_tower(name: str) -> TextTower:

@@ -16,8 +16,6 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 class ResNet32Family(BackboneFamily):
     """The ResNet-32 of `resnet.py`, in the layout of memory that convolutions are fastest in (channels last)."""
 
-    is_pretrained = False
-
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
         return ResNet32().to(dtype=dtype, memory_format=torch.channels_last)
 
@@ -43,8 +41,6 @@ class ResNet32Family(BackboneFamily):
 class RandomTimmFamily(TimmFamily):
     """timm's architectures with random weights, channels last."""
 
-    is_pretrained = False
-
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
         model = create(name, pretrained=False)
         if model.pretrained_cfg.get("fixed_input_size", True):
@@ -55,6 +51,8 @@ class RandomTimmFamily(TimmFamily):
 @register_library("scratch")
 class Scratch(Library):
     """ResNet-32, and timm's architectures without their weights."""
+
+    is_pretrained = False
 
     def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
         architecture = "resnet32" if name == "resnet32" else "timm"
