@@ -121,8 +121,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     Args:
         decay_everything (`bool`, defaults to `False`):
-            Apply weight decay to biases and norms too, as the literature of training from scratch does; the Trainer
-            leaves them out.
+            Apply weight decay to biases and norms too, as training from scratch does. By default they are left out.
 
     > Parameters that control when training gives up
 
