@@ -67,6 +67,7 @@ class WeightedGradient:
         while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
             model = model.module if hasattr(model, "module") else model._orig_mod
         self.model = model
+        _keep_compiled_graphs()
         self.separate_reason: str | None = None
         self._given_reason = separate_reason
         self.survey = Survey({}, [], [])
@@ -392,3 +393,11 @@ def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
 def _norm(tensors) -> float:
     tensors = list(tensors)
     return float(total_norm(tensors)) if tensors else 0.0
+
+
+def _keep_compiled_graphs() -> None:
+    """Let backward passes that torch.compile builds leave intact what a second one over the same graph reads; what it
+    has built otherwise is built anew."""
+    if torch._functorch.config.donated_buffer:
+        torch._functorch.config.donated_buffer = False
+        torch._dynamo.reset()

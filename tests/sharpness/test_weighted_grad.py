@@ -1,6 +1,7 @@
 """The collector on all a model may do with a parameter: exact by a rule, by an enclosing module, or announced."""
 
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -421,6 +422,25 @@ def test_batch_statistics_get_a_backward_pass_of_their_own_and_say_so_once(caplo
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
     assert "1 (BatchNorm1d) makes the samples of a batch interact" in messages[0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_batch_statistics_in_a_model_that_was_compiled_for_one_backward_pass():
+    """There Inductor lets the backward pass overwrite what it has read, and a second one would read that."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Sigmoid(), nn.Linear(8, C)).double()
+    compiled = torch.compile(model)
+    x, y = torch.randn(6, 8, dtype=torch.float64), torch.randint(C, (6,))
+    weights = torch.rand(6, dtype=torch.float64)
+    with torch._functorch.config.patch(donated_buffer=True):
+        F.cross_entropy(compiled(x), y).backward()
+        collector = WeightedGradient(compiled)
+        _, weighted = collect(collector, compiled, x, y, weights)
+    assert collector.backward_passes == 2
+    loss = (F.cross_entropy(model(x), y, reduction="none") * weights).mean()
+    for actual, value in zip(weighted.values(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)
+    torch._dynamo.reset()
 
 
 def test_batch_normalisation_in_evaluation_mode_needs_no_second_backward_pass():
