@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4], help="kinds of step, beside plain")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
+    parser.add_argument("--compile", action="store_true", help="time the model as torch.compile makes it")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--profile", action="store_true", help="list what the operators of plain and our steps take")
     args = parser.parse_args()
@@ -186,15 +187,18 @@ def main() -> None:
     images = torch.randn(args.batch_size, 3, side, side, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)
     is_half = args.dtype == "bfloat16"
+    called = model
 
     def run(index: torch.Tensor | slice) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=is_half):
-            logits = model(pixel_values=images[index]).logits
+            logits = called(pixel_values=images[index]).logits
         return logits.float()
 
     steps = {k: step for k, step in make_steps(model, run, labels).items() if k == "plain" or k in args.kinds}
     with FlopCounterMode(display=False) as counter:
         steps["plain"]()
+    if args.compile:  # only now, for what is compiled hides its operations from the counter
+        called = torch.compile(model)
     for step in steps.values():
         for _ in range(3):
             step()
@@ -206,7 +210,8 @@ def main() -> None:
     memory = {kind: peak_bytes(step, device) for kind, step in steps.items()}
     median = {kind: statistics.median(values) for kind, values in times.items()}
     tuning = "full" if args.model == "resnet32" else args.tuning
-    print(f"{args.model}, {tuning}, batch {args.batch_size}, {args.dtype}, {device}; medians of {args.steps} steps")
+    how = f"{args.dtype}, {device}" + (", compiled" if args.compile else "")
+    print(f"{args.model}, {tuning}, batch {args.batch_size}, {how}; medians of {args.steps} steps")
     print(describe_parameters(model))
     print(f"{'step':<24}{'seconds':>9}{'/ plain':>9}{'/ SAM':>9}{'images/s':>10}{'peak MiB':>10}{'/ plain':>9}")
     for kind, value in median.items():
