@@ -15,9 +15,9 @@ from ft_focalsam.models import start_head
 from ft_focalsam.sharpness import class_weights
 
 CONFIG = "recipes/configs/cifar10_lt/resnet32.yaml"
-SMALL = ["--dataset", "digits", "--backbone", "scratch:test_resnet", "--image_size", "32", "--learning_rate", "0.05"]
+SMALL = ["--dataset", "digits", "--backbone", "scratch:test_resnet", "--image_size", "32", "--learning_rate", "0.02"]
 SMALL += ["--max_train_per_class", "20", "--imbalance_factor", "5", "--max_test_per_class", "10"]
-SMALL += ["--per_device_train_batch_size", "16", "--save_total_limit", "9"]
+SMALL += ["--per_device_train_batch_size", "8", "--save_total_limit", "9"]
 COUNTS = [60, 20, 6, 2]
 RHO, GAMMA, LAMBDA, DECAY = 0.3, 3.2, 0.8, 0.01
 
@@ -122,7 +122,7 @@ def test_the_recipe_learns_and_says_how_fast(trained):
     assert "(100.00%)" in whole.stdout
     metrics = json.loads((folder / "whole" / "metrics.json").read_text())
     assert list(metrics) == ["random weights", "focal_sam"]
-    assert metrics["focal_sam"]["accuracy"] > metrics["random weights"]["accuracy"] + 0.1
+    assert metrics["focal_sam"]["accuracy"] > metrics["random weights"]["accuracy"] + 0.2
     card = str(make_card(folder / "whole"))
     assert "trained from scratch on long-tailed images by Focal-SAM" in card
     assert "base_model" not in card

@@ -26,7 +26,8 @@ from .weighted_grad import WeightedGradient
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of a sample without weight, as in torch.nn.functional.cross_entropy
+# The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
+IGNORED = -100
 
 
 @dataclass
@@ -69,7 +70,8 @@ class SharpnessStep:
             it, the first steps find out.
 
     Attributes:
-        separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough.
+        separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough, as
+            it always is where all classes have the same weight (SAM).
 
     Raises:
         ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel` or sharded.
@@ -104,7 +106,9 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        self._collector = WeightedGradient(model, separate_reason=separate_reason)
+        is_constant = bool((class_weights == class_weights[0]).all())
+        constant = float(class_weights[0]) if is_constant else None
+        self._collector = WeightedGradient(model, separate_reason=separate_reason, constant=constant)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []

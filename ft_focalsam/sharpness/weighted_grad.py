@@ -17,6 +17,8 @@ compared with autograd's own gradient. A parameter that disagrees is handed to t
 sees more (a position table without batch dimension, a projection that its parent uses functionally).
 Where no enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for
 L_c: exact too, slower, and announced once with the name of the cause.
+
+Where c(n) is the same number for all samples, as in SAM, nothing of this is needed: L_c is that multiple of L.
 """
 
 import logging
@@ -57,19 +59,21 @@ class WeightedGradient:
             require a gradient when a pass begins.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is: say, a
             loss by which the samples of a batch interact.
+        constant (`float`, *optional*): The weight of every sample, where all have the same.
 
     Attributes:
         separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
         survey (`Survey`): The model as of the latest `plan`.
     """
 
-    def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
+    def __init__(self, model: nn.Module, *, separate_reason: str | None = None, constant: float | None = None):
         while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
             model = model.module if hasattr(model, "module") else model._orig_mod
         self.model = model
         _keep_compiled_graphs()
         self.separate_reason: str | None = None
         self._given_reason = separate_reason
+        self._constant = constant
         self.survey = Survey({}, [], [])
         self._names: dict[Tensor, str] = {}  # trained parameter -> its name
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
@@ -82,7 +86,7 @@ class WeightedGradient:
         self._patience = 0
         # The pass under way:
         # One backward pass ("single"), a "separate" one for L_c, the comparison of the two ways for random weights
-        # ("compare"), or that comparison beside a separate pass ("both").
+        # ("compare"), that comparison beside a separate pass ("both"), or a "constant" weight.
         self._mode = "single"
         self._weights: Tensor | None = None  # what the rules weigh by: c(n), or random weights in a comparison, (B,)
         self._class_weights: Tensor | None = None  # c(n), (B,)
@@ -102,7 +106,7 @@ class WeightedGradient:
     @property
     def backward_passes(self) -> int:
         """Backward passes that the latest `collect` took: 1, 2 where L_c had one of its own, 3 with a comparison."""
-        return {"single": 1, "separate": 2, "both": 3}[self._mode]
+        return {"single": 1, "constant": 1, "separate": 2, "both": 3}[self._mode]
 
     def clear(self) -> None:
         """Begin an optimizer step with nothing collected."""
@@ -132,8 +136,13 @@ class WeightedGradient:
         """Watch one forward and backward pass of L.
 
         Args:
-            weights (`Tensor` of shape (B,)): c(n) of each sample of the batch.
+            weights (`Tensor` of shape (B,)): c(n) of each sample of the batch. Where the weight is constant it is not
+                read: a sample that is to have none of it has to have a loss of 0.
         """
+        if self._constant is not None:
+            with self._multiply():
+                yield
+            return
         compares = self.needs_comparison(len(weights))
         separate = self.separate_reason is not None or self._comparison_is_due
         with self._pass("both" if compares else "separate" if separate else "single", weights):
@@ -144,7 +153,9 @@ class WeightedGradient:
     def needs_comparison(self, batch_size: int) -> bool:
         """Whether a batch is to be run under `compare` before it is collected."""
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
-        return self.separate_reason is None and self._comparison_is_due and batch_size > 1
+        if self._constant is not None or self.separate_reason is not None:
+            return False
+        return self._comparison_is_due and batch_size > 1
 
     @contextmanager
     def compare(self, weights: Tensor) -> Iterator[None]:
@@ -181,7 +192,7 @@ class WeightedGradient:
         if self._mode == "single" and self._lost:
             self._mode = "separate"
             self._hand_over(list(self._lost))
-        if self._mode == "single":
+        if self._mode in ("single", "constant"):
             return mean
         self._set_aside = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
         for shadow in self._shadows.values():
@@ -212,6 +223,23 @@ class WeightedGradient:
                 kept.clear()
             self._weights = self._class_weights = None
 
+    @contextmanager
+    def _multiply(self) -> Iterator[None]:
+        """A pass of L whose gradient, times the constant weight, is that of L_c."""
+        self._mode = "constant"
+        kept = {parameter: parameter.grad for parameter in self._names}
+        for parameter in kept:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, before in kept.items():
+                if parameter.grad is not None:
+                    gradient = self._constant * parameter.grad.to(sum_dtype(parameter))
+                    self._sums[parameter] = _sum(self._sums.get(parameter), gradient, like=gradient)
+                if before is not None:
+                    parameter.grad = _sum(before, parameter.grad, like=before)
+
     # ---- which module collects for which parameter ----
 
     def plan(self) -> None:
@@ -220,6 +248,8 @@ class WeightedGradient:
         unchanged = self.survey.trained.keys() == self._names.keys()
         if not unchanged or not all(is_shadow_of(shadow, p) for p, shadow in self._shadows.items()):
             self._plan_anew()
+        if self._constant is not None:
+            return
         if self._given_reason and self.separate_reason is None:
             self._separate(self._given_reason)
         if self.survey.batch_norms and self.separate_reason is None:

@@ -22,20 +22,20 @@ def shard(model: nn.Module) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def train_sharded(tuning: str) -> dict[str, Tensor]:
+def train_sharded(tuning: str, gamma: float) -> dict[str, Tensor]:
     """Weights after four steps on the same eight images, which the processes share."""
     state, model = PartialState(), make_model("dinov2", tuning)
     if state.num_processes > 1:
         shard(model)
     sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    optimizer = FocalSAM(sgd, model, class_counts=COUNTS, rho=0.05, gamma=2.0, lam=1.1)
+    optimizer = FocalSAM(sgd, model, class_counts=COUNTS, rho=0.05, gamma=gamma, lam=1.1)
     each = 8 // state.num_processes
     mine = slice(each * state.process_index, each * (state.process_index + 1))
     images, labels = (tensor[mine] for tensor in make_batch(8))
     for _ in range(4):
         optimizer.step(lambda: F.cross_entropy(model(images).logits, labels, reduction="none"), labels=labels)
     step = optimizer.sharpness_step
-    assert (step.separate_reason is not None) == (state.num_processes > 1)
+    assert (step.separate_reason is not None) == (state.num_processes > 1 and gamma > 0)
     assert step.statistics.pop()["skipped_perturbations"] == 0
     parts = {name: p.detach() for name, p in model.named_parameters()}
     return {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts.items()}

@@ -257,13 +257,14 @@ def test_the_benchmark_counts_what_is_sent_and_works_out_what_follows(two):
 # ---- processes that shard the model ----
 
 
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_sharded_by_fsdp2_two_processes_do_what_one_does(tuning, one, two):
-    (alone,) = one.weights(f"sharded, {tuning}")
+def test_sharded_by_fsdp2_two_processes_do_what_one_does(tuning, gamma, one, two):
+    (alone,) = one.weights(f"sharded, {tuning}, {gamma}")
     before = dict(make_model("dinov2", tuning).named_parameters())
     change = {name: (value - before[name]).detach() for name, value in alone.items()}
     assert max(float(value.abs().max()) for value in change.values()) > 0.01
-    for weights in two.weights(f"sharded, {tuning}"):
+    for weights in two.weights(f"sharded, {tuning}, {gamma}"):
         got = {name: (value - before[name]).detach() for name, value in weights.items()}
         assert relative_error(got, change) <= 1e-10
 

@@ -120,7 +120,9 @@ if __name__ == "__main__":
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         train(folder, name, **settings)
     for tuning in ("lora", "full"):
-        torch.save(train_sharded(tuning), folder / f"sharded, {tuning} {PartialState().process_index}.pt")
+        for gamma in (0.0, 2.0):
+            weights = train_sharded(tuning, gamma)
+            torch.save(weights, folder / f"sharded, {tuning}, {gamma} {PartialState().process_index}.pt")
     if sys.argv[2:]:  # those of the benchmark, as starting processes for it takes longer than to run it
         sys.argv[1:] = sys.argv[2:]
         benchmark_scaling()

@@ -59,13 +59,14 @@ def test_gradient_in_float32(backbone, tuning):
     assert step.backward_passes == 1
 
 
+@pytest.mark.parametrize("method", ["weighted_sam", "focal_sam"])
 @pytest.mark.parametrize("micro_batches", [2, 3])
-def test_accumulated_batches_perturb_by_their_joint_gradient(micro_batches):
+def test_accumulated_batches_perturb_by_their_joint_gradient(micro_batches, method):
     model = make_model("vit", "lora")
-    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    step = SharpnessStep(model, METHODS[method], rho=RHO)
     for seed in range(4):
         images, labels = make_batch(6, seed=seed)
-        expected = naive_gradient(model, images, labels, METHODS["focal_sam"], RHO)
+        expected = naive_gradient(model, images, labels, METHODS[method], RHO)
         assert relative_error(run_step(step, model, images, labels, micro_batches), expected) <= 1e-10
     assert step.backward_passes == 1
 
@@ -218,11 +219,14 @@ def test_dropout_draws_the_same_masks_in_both_passes_and_consumes_one_passs_rand
         assert relative_error(gradients_of(model), expected) <= 1e-10
 
 
-def test_batch_normalisation_is_exact_and_its_running_statistics_move_once():
+@pytest.mark.parametrize(
+    ("method", "backward_passes"), [("sam", 1), ("weighted_sam", 1), ("imbsam", 2), ("focal_sam", 2)]
+)
+def test_batch_normalisation_is_exact_and_its_running_statistics_move_once(method, backward_passes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, len(COUNTS))).double()
     twin = copy.deepcopy(model)
-    x, y, c = torch.randn(16, 6, dtype=torch.float64), torch.randint(len(COUNTS), (16,)), METHODS["focal_sam"]
+    x, y, c = torch.randn(16, 6, dtype=torch.float64), torch.randint(len(COUNTS), (16,)), METHODS[method]
 
     def gradient(weights):
         losses = F.cross_entropy(twin(x), y, reduction="none")
@@ -247,7 +251,7 @@ def test_batch_normalisation_is_exact_and_its_running_statistics_move_once():
     with step.second_pass(0):
         step.reduce(F.cross_entropy(model(x), y, reduction="none")).backward()
     assert relative_error(gradients_of(model), expected) <= 1e-10
-    assert step.backward_passes == 2
+    assert step.backward_passes == backward_passes
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
 
 
@@ -419,7 +423,7 @@ def test_local_scope_is_refused_for_a_sharded_model(tmp_path):
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match=r"is 'local' and the model is sharded .*set it to 'global'"):
             SharpnessStep(model, METHODS["sam"], scope="local")
-        step = SharpnessStep(model, METHODS["sam"])
+        step = SharpnessStep(model, METHODS["focal_sam"])
         step.start()
         assert "sharded" in step.separate_reason
     finally:
