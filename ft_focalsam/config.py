@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,16 @@ class ConfigError(ValueError):
     """A run description that cannot be used; the message says what to change."""
 
 
+class _OrNull:
+    """The type of a key that may be unset: on the command line, as in YAML, by `null`."""
+
+    def __init__(self, kind: Callable[[str], object]):
+        self.kind, self.__name__ = kind, kind.__name__
+
+    def __call__(self, text: str) -> object:
+        return None if text == "null" else self.kind(text)
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind the help of each key, and an epilog as it is written."""
 
@@ -110,7 +120,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None, *, epilog: str = "") -> tuple:
     """Read `[config.yaml] [--key value ...]` into dataclasses: YAML sets the defaults, the command line wins.
 
-    With the line `base: other.yaml` a file inherits from another one in or near its folder, and its own keys win.
+    With the line `base: other.yaml` a file inherits from another one in or near its folder, and its own keys win. A
+    key without a default is unset by `null`, in a file and on the command line.
 
     Args:
         argument_types (sequence of dataclass types): Their fields are the keys.
@@ -135,6 +146,9 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     )
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     keys = set(actions)
+    for action in actions.values():
+        if action.default is None and action.nargs is None and action.choices is None and action.type is not None:
+            action.type = _OrNull(action.type)
     if argv and not argv[0].startswith("-"):
         defaults = {}
         for path, content in _read_with_bases(argv.pop(0), keys | {BASE_KEY}):
@@ -182,7 +196,8 @@ def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
 def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *, where: str):
     """A value from YAML, checked and converted as the same one on the command line would be."""
     is_list = action.nargs == "+"
-    if isinstance(value, dict) or (isinstance(value, list) and action.type is str and not is_list):
+    kind = action.type.kind if isinstance(action.type, _OrNull) else action.type
+    if isinstance(value, dict) or (isinstance(value, list) and kind is str and not is_list):
         return value  # of the Trainer's own arguments that take more than the command line can say
     if value is None and action.default is None:
         return None

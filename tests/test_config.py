@@ -170,6 +170,16 @@ def test_a_base_is_found_from_anywhere(family, tmp_path, monkeypatch):
 
 def test_null_takes_an_inherited_value_back(write, family):
     assert parse(write(f"base: {family}\ncount: null\n")).count is None
+    assert parse(family, "--count", "null").count is None
+
+
+def test_null_on_the_command_line_is_no_value_of_keys_with_a_default(capsys):
+    with pytest.raises(SystemExit):
+        parse("--rate", "null")
+    assert "argument --rate: invalid float value: 'null'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--count", "many")
+    assert "argument --count: invalid int value: 'many'" in capsys.readouterr().err
 
 
 # ---- errors ----
