@@ -2,12 +2,17 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Two test processes, and what they start, on two cores: before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take longest, which go first, so that one test process is not left with them when the others are done.
 LONGEST = (
