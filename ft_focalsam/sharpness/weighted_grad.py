@@ -153,9 +153,7 @@ class WeightedGradient:
     def needs_comparison(self, batch_size: int) -> bool:
         """Whether a batch is to be run under `compare` before it is collected."""
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
-        if self._constant is not None or self.separate_reason is not None:
-            return False
-        return self._comparison_is_due and batch_size > 1
+        return self.separate_reason is None and self._comparison_is_due and batch_size > 1
 
     @contextmanager
     def compare(self, weights: Tensor) -> Iterator[None]:
@@ -263,8 +261,8 @@ class WeightedGradient:
         self._owners = {parameter: enclosing(self.model, name) for parameter, name in trained.items()}
         self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
         self._forwards = None
-        self._unchecked = set(trained)
-        self._comparison_is_due = True
+        self._unchecked = set(trained) if self._constant is None else set()  # a multiple needs no comparison
+        self._comparison_is_due = bool(self._unchecked)
         self._patience = PATIENCE
         self.separate_reason = None
 

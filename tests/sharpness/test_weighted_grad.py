@@ -424,7 +424,7 @@ def test_batch_statistics_get_a_backward_pass_of_their_own_and_say_so_once(caplo
     assert "1 (BatchNorm1d) makes the samples of a batch interact" in messages[0]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles for the CPU by g++, which is not there")
 def test_batch_statistics_in_a_model_that_was_compiled_for_one_backward_pass():
     """There Inductor lets the backward pass overwrite what it has read, and a second one would read that."""
     torch.manual_seed(0)
