@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .collector import GradientCollector, MultipleGradient
 from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
 from .schedules import check_rho
 from .step_statistics import StepStatistics
@@ -106,9 +107,11 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        is_constant = bool((class_weights == class_weights[0]).all())
-        constant = float(class_weights[0]) if is_constant else None
-        self._collector = WeightedGradient(model, separate_reason=separate_reason, constant=constant)
+        self._collector: GradientCollector
+        if (class_weights == class_weights[0]).all():
+            self._collector = MultipleGradient(model, float(class_weights[0]))
+        else:
+            self._collector = WeightedGradient(model, separate_reason=separate_reason)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []

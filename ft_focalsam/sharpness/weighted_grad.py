@@ -18,7 +18,7 @@ sees more (a position table without batch dimension, a projection that its paren
 Where no enclosing module is left, or batch statistics make samples interact, the run uses a separate backward pass for
 L_c: exact too, slower, and announced once with the name of the cause.
 
-Where c(n) is the same number for all samples, as in SAM, nothing of this is needed: L_c is that multiple of L.
+Where c(n) is the same number for all samples, as in SAM, nothing of this is needed (`collector.py`).
 """
 
 import logging
@@ -31,54 +31,32 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from .collector import GradientCollector, sum_of
 from .comparison import PATIENCE, random_weights, tolerances
 from .perturbation import is_sharded, total_norm
 from .rules import find_rule, has_batch, is_shadow_of, make_shadow, spread, sum_dtype
-from .survey import Survey, enclosing, survey
+from .survey import enclosing
 
 logger = logging.getLogger(__name__)
 
 
-class WeightedGradient:
-    """Collects the gradient of L_c for the trained parameters of a model during the backward pass of L.
-
-    Use it as
-
-        collector.clear()
-        with collector.collect(weights):
-            losses = forward()                             # shape (B,)
-            collector.mean(losses, count=len(losses)).backward()
-        collector.gradients()
-
-    where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum. As long
-    as `needs_comparison` says so, the same pass is to be run under `compare` first; without that, the comparison is
-    made along with the pass, which then gives L_c from a backward pass of its own. Sums are float32 at least.
+class WeightedGradient(GradientCollector):
+    """Collects for any weights. Without `compare`, the comparison is made along with the first passes that are
+    collected, which then give L_c from a backward pass of its own.
 
     Args:
-        model (`nn.Module`): The model, wrapped for data parallelism or not. The trained parameters are those that
-            require a gradient when a pass begins.
+        model (`nn.Module`): As for `GradientCollector`.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is: say, a
             loss by which the samples of a batch interact.
-        constant (`float`, *optional*): The weight of every sample, where all have the same.
-
-    Attributes:
-        separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
-        survey (`Survey`): The model as of the latest `plan`.
     """
 
-    def __init__(self, model: nn.Module, *, separate_reason: str | None = None, constant: float | None = None):
-        while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
-            model = model.module if hasattr(model, "module") else model._orig_mod
-        self.model = model
+    def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
+        super().__init__(model)
         _keep_compiled_graphs()
-        self.separate_reason: str | None = None
         self._given_reason = separate_reason
-        self._constant = constant
-        self.survey = Survey({}, [], [])
         self._names: dict[Tensor, str] = {}  # trained parameter -> its name
         self._owners: dict[Tensor, str] = {}  # trained parameter -> name of the module that collects for it
         self._shadows: dict[Tensor, Tensor] = {}  # trained parameter -> its shadow
-        self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c from separate backward passes
         self._forwards: dict[nn.Module, Callable] | None = None  # modules with a rule -> what stands in for forward
         self._without_rule: dict[nn.Module, list[Tensor]] = {}  # modules that the general rule collects at
         self._unchecked: set[Tensor] = set()  # parameters not compared yet
@@ -86,7 +64,7 @@ class WeightedGradient:
         self._patience = 0
         # The pass under way:
         # One backward pass ("single"), a "separate" one for L_c, the comparison of the two ways for random weights
-        # ("compare"), that comparison beside a separate pass ("both"), or a "constant" weight.
+        # ("compare"), or that comparison beside a separate pass ("both").
         self._mode = "single"
         self._weights: Tensor | None = None  # what the rules weigh by: c(n), or random weights in a comparison, (B,)
         self._class_weights: Tensor | None = None  # c(n), (B,)
@@ -100,49 +78,33 @@ class WeightedGradient:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The trained parameters, in the order of `gradients()`."""
         return list(self._names)
 
     @property
     def backward_passes(self) -> int:
-        """Backward passes that the latest `collect` took: 1, 2 where L_c had one of its own, 3 with a comparison."""
-        return {"single": 1, "constant": 1, "separate": 2, "both": 3}[self._mode]
+        return {"single": 1, "separate": 2, "both": 3}[self._mode]
 
     def clear(self) -> None:
-        """Begin an optimizer step with nothing collected."""
-        self.plan()
+        super().clear()
         if self._unchecked and self._patience > 0:
             self._patience -= 1
             self._comparison_is_due = True
-        self.release()
 
     def release(self) -> None:
-        """Give back the memory of what was collected."""
-        self._sums.clear()
+        super().release()
         for shadow in self._shadows.values():
             shadow.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Gradient of L_c for each of `parameters`, summed over the passes since `clear()`; 0 where none arrived."""
         if self._unchecked and self._patience == 0 and self._gradients_woke():
             self._patience = PATIENCE
         return [
-            _sum(self._sums.get(parameter), shadow.grad, like=parameter if is_sharded([parameter]) else shadow)
+            sum_of(self._sums.get(parameter), shadow.grad, like=parameter if is_sharded([parameter]) else shadow)
             for parameter, shadow in self._shadows.items()
         ]
 
     @contextmanager
     def collect(self, weights: Tensor) -> Iterator[None]:
-        """Watch one forward and backward pass of L.
-
-        Args:
-            weights (`Tensor` of shape (B,)): c(n) of each sample of the batch. Where the weight is constant it is not
-                read: a sample that is to have none of it has to have a loss of 0.
-        """
-        if self._constant is not None:
-            with self._multiply():
-                yield
-            return
         compares = self.needs_comparison(len(weights))
         separate = self.separate_reason is not None or self._comparison_is_due
         with self._pass("both" if compares else "separate" if separate else "single", weights):
@@ -151,7 +113,6 @@ class WeightedGradient:
                 self._compare()
 
     def needs_comparison(self, batch_size: int) -> bool:
-        """Whether a batch is to be run under `compare` before it is collected."""
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
         return self.separate_reason is None and self._comparison_is_due and batch_size > 1
 
@@ -174,23 +135,14 @@ class WeightedGradient:
                 parameter.grad = gradient
 
     def mean(self, losses: Tensor, count: Tensor | float) -> Tensor:
-        """L of the watched pass, ready for `backward()`.
-
-        Where L_c needs a backward pass of its own, that pass runs when the one of L begins, with the factor that
-        arrives there: loss scaling and gradient accumulation act on both alike, whoever applies them.
-
-        Args:
-            losses (`Tensor` of shape (B,)): Losses of the samples.
-            count (`Tensor` or `float`): What their sum is divided by, B unless batches are accumulated.
-
-        Returns:
-            `Tensor` without dimensions: sum(losses) / count.
-        """
-        mean = losses.sum() / count
+        """As in `GradientCollector`. Where L_c needs a backward pass of its own, that pass runs when the one of L
+        begins, with the factor that arrives there: loss scaling and gradient accumulation act on both alike, whoever
+        applies them."""
+        mean = super().mean(losses, count)
         if self._mode == "single" and self._lost:
             self._mode = "separate"
             self._hand_over(list(self._lost))
-        if self._mode in ("single", "constant"):
+        if self._mode == "single":
             return mean
         self._set_aside = {parameter: shadow.grad for parameter, shadow in self._shadows.items()}
         for shadow in self._shadows.values():
@@ -221,33 +173,13 @@ class WeightedGradient:
                 kept.clear()
             self._weights = self._class_weights = None
 
-    @contextmanager
-    def _multiply(self) -> Iterator[None]:
-        """A pass of L whose gradient, times the constant weight, is that of L_c."""
-        self._mode = "constant"
-        kept = {parameter: parameter.grad for parameter in self._names}
-        for parameter in kept:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            for parameter, before in kept.items():
-                if parameter.grad is not None:
-                    gradient = self._constant * parameter.grad.to(sum_dtype(parameter))
-                    self._sums[parameter] = _sum(self._sums.get(parameter), gradient, like=gradient)
-                if before is not None:
-                    parameter.grad = _sum(before, parameter.grad, like=before)
-
     # ---- which module collects for which parameter ----
 
     def plan(self) -> None:
-        """Note the trained parameters and who collects for them, anew only when they have changed; `clear` does so."""
-        self.survey = survey(self.model)
+        super().plan()
         unchanged = self.survey.trained.keys() == self._names.keys()
         if not unchanged or not all(is_shadow_of(shadow, p) for p, shadow in self._shadows.items()):
             self._plan_anew()
-        if self._constant is not None:
-            return
         if self._given_reason and self.separate_reason is None:
             self._separate(self._given_reason)
         if self.survey.batch_norms and self.separate_reason is None:
@@ -261,7 +193,7 @@ class WeightedGradient:
         self._owners = {parameter: enclosing(self.model, name) for parameter, name in trained.items()}
         self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
         self._forwards = None
-        self._unchecked = set(trained) if self._constant is None else set()  # a multiple needs no comparison
+        self._unchecked = set(trained)
         self._comparison_is_due = bool(self._unchecked)
         self._patience = PATIENCE
         self.separate_reason = None
@@ -351,7 +283,7 @@ class WeightedGradient:
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is not None:
                 shadow = self._shadows[parameter]
-                shadow.grad = _sum(shadow.grad, gradient.to(shadow.dtype), like=shadow)
+                shadow.grad = sum_of(shadow.grad, gradient.to(shadow.dtype), like=shadow)
 
     # ---- the separate backward pass, and the comparison with it ----
 
@@ -368,7 +300,7 @@ class WeightedGradient:
             for parameter in self._names:
                 if parameter.grad is not None:
                     gradient = parameter.grad.to(sum_dtype(parameter))
-                    sums[parameter] = _sum(sums.get(parameter), gradient, like=gradient)
+                    sums[parameter] = sum_of(sums.get(parameter), gradient, like=gradient)
         finally:
             self._in_nested_backward = False
             for parameter, shadow in self._shadows.items():
@@ -385,9 +317,9 @@ class WeightedGradient:
         wrong = []
         for parameter in list(self._unchecked):
             reference = self._reference.get(parameter)
-            collected = self._shadows[parameter].grad
+            shadow = self._shadows[parameter]
             expected = 0.0 if reference is None else _norm([reference])
-            error = _norm([_sum(collected, None if reference is None else -reference, like=self._shadows[parameter])])
+            error = _norm([sum_of(shadow.grad, None if reference is None else -reference, like=shadow)])
             if expected > 0 and error <= tolerance * expected:
                 self._unchecked.discard(parameter)
             elif not error <= floor * scale:
@@ -407,15 +339,6 @@ class WeightedGradient:
     def _note_precision(self, tensor: Tensor) -> None:
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         self._reduced_precision |= half or torch.is_autocast_enabled(tensor.device.type)
-
-
-def _sum(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
-    """a + b where None is 0."""
-    if a is not None and b is not None:
-        return a + b
-    if a is None and b is None:
-        return torch.zeros_like(like)
-    return b if a is None else a
 
 
 def _norm(tensors) -> float:
