@@ -1,11 +1,13 @@
 """Files that are there whole or not at all: written aside, flushed to the disk, then given their names."""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # Beside what is meant to stay; uploads to the Hub leave out names that begin like this.
 ASIDE = "_tmp-"
@@ -41,17 +43,29 @@ def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file so that no other process ever sees a part of it."""
+@contextmanager
+def opened_aside(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
+    """A file to write to, which goes to `path` when the block ends, so that no other process ever sees a part of it;
+    where the block fails, `path` is as it was.
+
+    Args:
+        path (`Path`): Its folder is made where it does not exist.
+        mode (`str`), options: As for `open`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        with aside.open(mode, **options) as file:
+            yield file
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file as `opened_aside` does."""
+    with opened_aside(path) as file:
+        file.write(content)
 
 
 def flush(folder: Path, *, recursive: bool = True) -> None:

@@ -9,7 +9,6 @@ probability_1, label_2, ...
 
 import argparse
 import csv
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ft_focalsam import ImageClassifier
 from ft_focalsam.data import BadImageError, find_pictures
+from ft_focalsam.files import opened_aside
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,25 +48,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     top_k = min(args.top_k, len(classify.class_names))
     results = classify.stream(pictures, top_k=top_k, batch_size=args.batch_size, num_workers=args.num_workers)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    aside, written = args.output.with_name(f".{args.output.name}.{os.getpid()}"), 0
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            header = [name for rank in range(1, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-            writer.writerow(["path", *header])
-            for path, guesses in zip(pictures, tqdm(results, total=len(pictures), unit=" images"), strict=True):
-                if isinstance(guesses, BadImageError):
-                    if args.on_bad_image == "fail":
-                        raise guesses
-                    tqdm.write(f"Skipped: {guesses}", file=sys.stderr)
-                    continue
-                cells = [cell for guess in guesses for cell in (guess["label"], f"{guess['score']:.6f}")]
-                writer.writerow([path.relative_to(args.folder).as_posix(), *cells])
-                written += 1
-        aside.replace(args.output)
-    finally:
-        aside.unlink(missing_ok=True)
+    written = 0
+    with opened_aside(args.output, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        header = [name for rank in range(1, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
+        writer.writerow(["path", *header])
+        for path, guesses in zip(pictures, tqdm(results, total=len(pictures), unit=" images"), strict=True):
+            if isinstance(guesses, BadImageError):
+                if args.on_bad_image == "fail":
+                    raise guesses
+                tqdm.write(f"Skipped: {guesses}", file=sys.stderr)
+                continue
+            cells = [cell for guess in guesses for cell in (guess["label"], f"{guess['score']:.6f}")]
+            writer.writerow([path.relative_to(args.folder).as_posix(), *cells])
+            written += 1
     skipped = f"; {len(pictures) - written:,} could not be read" if written < len(pictures) else ""
     print(f"{written:,} of {len(pictures):,} pictures are in {args.output}{skipped}.")
     return written

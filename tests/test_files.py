@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ft_focalsam import LongTailClassifier
-from ft_focalsam.files import check_writable, written_aside
+from ft_focalsam.files import check_writable, opened_aside, written_aside
 
 
 def test_files_get_their_names_when_all_are_written(tmp_path):
@@ -28,6 +28,19 @@ def test_a_failure_changes_nothing(tmp_path):
         raise RuntimeError("no space")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_text() == "old"
+
+
+def test_one_file_gets_its_name_when_it_is_written_and_is_as_readable_as_any(tmp_path):
+    path, ordinary = tmp_path / "new" / "predictions.csv", tmp_path / "ordinary"
+    with opened_aside(path, "w", encoding="utf-8") as file:
+        file.write("old")
+        assert not path.exists()
+    with pytest.raises(RuntimeError, match="no space"), opened_aside(path, "w", encoding="utf-8") as file:
+        file.write("new")
+        raise RuntimeError("no space")
+    assert [(entry.name, entry.read_text()) for entry in path.parent.iterdir()] == [("predictions.csv", "old")]
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
 
 
 @pytest.mark.parametrize("renamed", [0, 1, 2])
