@@ -22,7 +22,8 @@ class GradientCollector(ABC):
         collector.gradients()
 
     where `collect` may be entered several times, for gradient accumulation, before `gradients` gives the sum. As long
-    as `needs_comparison` says so, the same pass is to be run under `compare` first. Sums are float32 at least.
+    as `needs_comparison` says so, the same pass is to be run under `WeightedGradient.compare` first. Sums are float32
+    at least.
 
     Args:
         model (`nn.Module`): The model, wrapped for data parallelism or compiled or not. The trained parameters are
@@ -46,9 +47,9 @@ class GradientCollector(ABC):
         self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c so far
 
     @property
-    @abstractmethod
     def parameters(self) -> list[Tensor]:
         """The trained parameters, in the order of `gradients()`."""
+        return list(self.survey.trained)
 
     def plan(self) -> None:
         """Note the trained parameters and how to collect for them, anew only when they have changed; `clear` does
@@ -73,7 +74,7 @@ class GradientCollector(ABC):
         """
 
     def needs_comparison(self, batch_size: int) -> bool:
-        """Whether a batch is to be run under `compare` before it is collected."""
+        """Whether a batch is to be run under `WeightedGradient.compare` before it is collected."""
         return False
 
     def mean(self, losses: Tensor, count: Tensor | float) -> Tensor:
@@ -105,21 +106,11 @@ class MultipleGradient(GradientCollector):
     def __init__(self, model: nn.Module, weight: float):
         super().__init__(model)
         self._weight = weight
-        self._trained: list[Tensor] = []
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return self._trained
-
-    def plan(self) -> None:
-        super().plan()
-        if self.survey.trained.keys() != set(self._trained):
-            self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     @contextmanager
     def collect(self, weights: Tensor) -> Iterator[None]:
         """As in `GradientCollector`; `weights` is not read."""
-        kept = {parameter: parameter.grad for parameter in self._trained}
+        kept = {parameter: parameter.grad for parameter in self.survey.trained}
         for parameter in kept:
             parameter.grad = None
         try:
@@ -133,7 +124,7 @@ class MultipleGradient(GradientCollector):
                     parameter.grad = sum_of(before, parameter.grad, like=before)
 
     def gradients(self) -> list[Tensor]:
-        return [self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self._trained]
+        return [self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.parameters]
 
 
 def sum_of(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class WeightedGradient(GradientCollector):
         self._shadows = {parameter: make_shadow(parameter) for parameter in trained}
         self._forwards = None
         self._unchecked = set(trained)
-        self._comparison_is_due = bool(self._unchecked)
+        self._comparison_is_due = True
         self._patience = PATIENCE
         self.separate_reason = None
 
