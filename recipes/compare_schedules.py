@@ -72,7 +72,7 @@ class Probe:
 
         with torch.random.fork_rng():
             step.start()
-            step.calibrate(inputs["labels"], run)
+            step.verify_gradients(inputs["labels"], run)
             with step.first_pass(inputs["labels"]):
                 run()
             step.ascend()

@@ -2,12 +2,12 @@
 
 from .class_conditional import ClassConditionalSAM
 from .economy import ECONOMIES, Economy
+from .gradients import WeightedGradient, weighted_grad_rule
 from .optimizer import FocalSAM
-from .rules import weighted_grad_rule
+from .passes import LossContractError
 from .schedules import RHO_SCHEDULES, scheduled_rho
 from .step import SharpnessStep
 from .update import SharpnessUpdate
-from .weighted_grad import WeightedGradient
 from .weights import SHARPNESS_METHODS, class_weights, register_sharpness_method
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ClassConditionalSAM",
     "Economy",
     "FocalSAM",
+    "LossContractError",
     "SharpnessStep",
     "SharpnessUpdate",
     "WeightedGradient",

@@ -40,8 +40,11 @@ def is_sharded(tensors: Iterable[Tensor]) -> bool:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all entries of all tensors, on all processes that hold them; a tensor without dimensions."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    """Euclidean norm of all entries of all tensors, on all processes that hold them: a tensor without dimensions, in
+    float32 at least."""
+    dtype = None if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors) else torch.float32
+    norms = torch._foreach_norm(list(tensors), 2, dtype=dtype)
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -77,6 +80,9 @@ def ascent_direction(
 def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor], *, consume: bool = False) -> Iterator[None]:
     """Move the weights to w + epsilon inside the block, then restore them bit for bit, also on an exception.
 
+    Autocast forgets the half-precision copies of weights that it keeps, each time the weights move: where it was
+    entered outside both passes, the second one would run on copies of w.
+
     Args:
         parameters (sequence of `Tensor`): The trained weights.
         epsilon (list of `Tensor`): Shapes as `parameters`.
@@ -88,9 +94,11 @@ def perturbed(parameters: Sequence[Tensor], epsilon: list[Tensor], *, consume: b
         torch._foreach_add_(parameters, [_held(part) for part in epsilon])
         if consume:
             epsilon.clear()
+        torch.clear_autocast_cache()
         yield
     finally:
         torch._foreach_copy_(parameters, kept)
+        torch.clear_autocast_cache()
 
 
 def _held(tensor: Tensor) -> Tensor:

@@ -18,12 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .collector import GradientCollector, MultipleGradient
+from .batch_statistics import kept_running_statistics
+from .gradients import GradientPair, ScaledGradient, WeightedGradient
+from .gradients.base import gradients_apart
+from .model_info import refuse_wrapped
+from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass, WeightedPass
 from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
+from .randomness import RandomState, drawing_from, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
-from .survey import refuse_wrapped
-from .weighted_grad import WeightedGradient
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +38,8 @@ IGNORED = -100
 class _MicroBatch:
     """What the second pass over a batch needs to know of the first."""
 
-    weights: Tensor  # c(n), (B,)
-    rng_state: dict[str, Tensor]
-    count: Tensor | float  # what sums over samples are divided by, unless the driver says otherwise
-    loss: Tensor | None = None  # L_c(w)
+    first: FirstPass
+    random_state: RandomState
 
 
 class SharpnessStep:
@@ -46,18 +47,20 @@ class SharpnessStep:
 
         step.start()
         for batch in micro_batches:
-            step.calibrate(labels, lambda: step.reduce(losses(batch)).backward())
+            step.verify_gradients(labels, lambda: step.reduce(losses(batch)).backward())
             with step.first_pass(labels):
-                step.reduce(losses(batch)).backward()      # p.grad += grad L(w)
+                step.reduce(losses(batch)).backward()      # p.grad += grad L(w) when the block ends
         step.ascend()                                      # p.grad -= grad L_c(w)
         for index, batch in enumerate(micro_batches):
             with step.second_pass(index):
                 step.reduce(losses(batch)).backward()      # p.grad += grad L_c(w + eps), at w again afterwards
 
-    and then lets the base optimizer step. `losses` runs the model and returns one loss per sample, shape (B,).
-    `calibrate` acts on the first few steps only; without it, these take more backward passes. Both passes over a batch
-    draw the same random numbers (dropout, drop path); running statistics of batch normalisation move in the first pass
-    only. With several processes, gradients are all-reduced once, in the last second pass.
+    and then lets the base optimizer step. `losses` runs the model and returns one loss per sample, shape (B,); what is
+    added to the reduced loss in a first pass (a penalty on the weights) belongs to L and is not perturbed.
+    `verify_gradients` acts on the first few steps only; without it, these take more backward passes. Both passes over
+    a batch draw the same random numbers (dropout, drop path; of torch, numpy and Python); running statistics of batch
+    normalisation move in the first pass only. With several processes, gradients are all-reduced once, in the last
+    second pass.
 
     Args:
         model (`nn.Module`): The model that `losses` calls, wrapped in `DistributedDataParallel` or not.
@@ -75,7 +78,8 @@ class SharpnessStep:
             it always is where all classes have the same weight (SAM).
 
     Raises:
-        ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel` or sharded.
+        ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel` or sharded. From
+            `start`, if it is spread over devices.
     """
 
     def __init__(
@@ -107,31 +111,31 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        self._collector: GradientCollector
+        self._gradients: GradientPair
         if (class_weights == class_weights[0]).all():
-            self._collector = MultipleGradient(model, float(class_weights[0]))
+            self._gradients = ScaledGradient(model, float(class_weights[0]))
         else:
-            self._collector = WeightedGradient(model, separate_reason=separate_reason)
+            self._gradients = WeightedGradient(model, separate_reason=separate_reason)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
+        self._left: list[tuple[Tensor, Tensor, int]] = []  # gradients as the first passes left them
         self._epsilon: list[Tensor] | None = None
-        self._pass: str | None = None
-        self._current: _MicroBatch | None = None
+        self._pass: Pass | None = None
 
     @property
     def separate_reason(self) -> str | None:
-        return self._collector.separate_reason
+        return self._gradients.separate_reason
 
     @property
     def parameters(self) -> list[Tensor]:
         """The trained parameters, as of the step under way."""
-        return self._collector.parameters
+        return self._gradients.parameters
 
     @property
     def backward_passes(self) -> int:
         """Backward passes the latest first pass took: 1, or more where L_c had one of its own."""
-        return self._collector.backward_passes
+        return self._gradients.backward_passes
 
     @property
     def is_plain_method(self) -> bool:
@@ -143,52 +147,55 @@ class SharpnessStep:
         """Whether the update is that of plain training (c = 0 or rho = 0), for which one pass does."""
         return self.rho == 0 or not self._has_weights
 
+    @property
+    def num_micro_batches(self) -> int:
+        """First passes so far in the step under way."""
+        return len(self._micro_batches)
+
     def named_trained_parameters(self) -> list[tuple[str, Tensor]]:
         """The trained parameters with their names in the model without its wrappers."""
-        return [(name, p) for name, p in self._collector.model.named_parameters() if p.requires_grad]
+        return [(name, p) for name, p in self._gradients.model.named_parameters() if p.requires_grad]
 
     def weighted_gradient(self) -> list[Tensor]:
         """Gradient of L_c at w for each of `parameters`, on this process, after the first passes."""
-        return self._collector.gradients()
+        return self._gradients.gradients()
 
     def look_at_model(self) -> None:
         """Note what trains; `start` does so by itself."""
-        self._collector.plan()
+        self._gradients.prepare()
         self._has_looked = True
 
     def start(self) -> None:
-        """Begin an optimizer step."""
+        """Begin an optimizer step; what another one has left unfinished is forgotten."""
         self._micro_batches.clear()
+        self._left.clear()
         self._epsilon = None
-        self._collector.clear()
+        self._gradients.start()
         self._has_looked = True
 
-    def calibrate(self, labels: Tensor, run: Callable[[], object]) -> None:
+    def verify_gradients(self, labels: Tensor, run: Callable[[], object]) -> None:
         """Before a first pass over a batch: find out how one backward pass can give both gradients exactly.
 
         On the first few steps the pass is run and thrown away, as often as it takes; later, nothing happens. Without
-        calibration the first pass finds out by itself, and gives L_c a backward pass of its own meanwhile: the same
-        update but for rounding.
+        this, the first pass finds out by itself, and gives L_c a backward pass of its own meanwhile: the same update
+        but for rounding.
 
         Args:
             labels (`Tensor`): As for `first_pass`.
             run (`Callable`): Does what the driver does in a first pass, backward pass included.
         """
-        if not self._collector.needs_comparison(len(labels)):
+        if not self._gradients.needs_verification(len(labels)):
             return
-        self._current = self._micro_batch(labels)
-        self._pass = "first"
-        try:
-            while self._collector.needs_comparison(len(labels)):
-                with (
-                    self._no_sync(),
-                    self._forked_rng(self._current.rng_state),
-                    _kept_running_statistics(self._collector.survey.batch_norms),
-                    self._collector.compare(self._current.weights),
-                ):
-                    run()
-        finally:
-            self._pass = self._current = None
+        weights, state = self.sample_weights(labels), self._random_state()
+        while self._gradients.needs_verification(len(labels)):
+            with (
+                self._no_sync(),
+                drawing_from(state, self._gradients.info.accelerators),
+                kept_running_statistics(self.model, self._gradients.info.batch_norms),
+                gradients_apart(self.parameters),
+                self._watched(VerificationPass(weights, len(labels), self._gradients)),
+            ):
+                run()
 
     @contextmanager
     def first_pass(self, labels: Tensor) -> Iterator[None]:
@@ -197,15 +204,17 @@ class SharpnessStep:
         Args:
             labels (`Tensor` of shape (B,) or (B, C)): Class indices, or class probabilities (mixup), for which
                 c(n) = sum_k y_nk c_k.
+
+        Raises:
+            LossContractError: If what is differentiated inside the block is not made of the losses of the samples.
         """
-        self._current = self._micro_batch(labels)
-        self._pass = "first"
-        try:
-            with self._no_sync(), self._collector.collect(self._current.weights):
-                yield
-            self._micro_batches.append(self._current)
-        finally:
-            self._pass = self._current = None
+        self._check_untouched()
+        first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
+        state = self._random_state()
+        with self._no_sync(), self._watched(first):
+            yield
+        self._micro_batches.append(_MicroBatch(first, state))
+        self._left = [(p, p.grad, p.grad._version) for p in self.parameters if p.grad is not None]
 
     def ascend(self) -> bool:
         """Turn the collected gradient of L_c into epsilon, and take it out of `p.grad`.
@@ -214,7 +223,12 @@ class SharpnessStep:
             `bool`: Whether the weights will be perturbed. They are not where ||grad L_c|| is 0 or not finite; the
             step is then that of plain training, `p.grad` holds it already, and second passes are needed only to
             synchronise it (`needs_second_pass`).
+
+        Raises:
+            LossContractError: If gradients were changed since the first passes.
         """
+        self._check_untouched()
+        self._left.clear()
         parameters, gradients = self.parameters, self.weighted_gradient()
         ascent = average_over_ranks(gradients) if self.scope == "global" else gradients
         direction, norm = ascent_direction(parameters, ascent, adaptive=self.adaptive)
@@ -224,7 +238,7 @@ class SharpnessStep:
         with_gradient = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None]
         if with_gradient:
             torch._foreach_sub_(*map(list, zip(*with_gradient, strict=True)))
-        self._collector.release()
+        self._gradients.release()
         torch._foreach_mul_(direction, self.rho)
         self._epsilon = direction
         self.statistics.add_perturbation(self._epsilon)
@@ -240,11 +254,24 @@ class SharpnessStep:
         """Forward and backward of L_c at w + epsilon, over micro-batch `index` of this step; at w again afterwards.
 
         The last one synchronises the gradients and ends the step. After a skipped ascent it contributes nothing else.
+        Inside the block only the reduced loss counts, whether it is differentiated there or not.
         """
         batch = self._micro_batches[index]
         is_last = index == len(self._micro_batches) - 1
-        with self._forked_rng(batch.rng_state), self._one_pass("second", batch, self._epsilon, synchronises=is_last):
-            yield
+        second = SecondPass(batch.first, self.statistics, contributes=self._epsilon is not None)
+        with (
+            drawing_from(batch.random_state, self._gradients.info.accelerators),
+            kept_running_statistics(self.model, self._gradients.info.batch_norms),
+            self._moved(self._epsilon, is_over=is_last, synchronises=is_last),
+            self._finished(second),
+        ):
+            with gradients_apart(self.parameters) as added:
+                yield
+            if added and is_last and world_size() > 1:
+                raise LossContractError(
+                    "In the second pass a term beside reduce(losses) was differentiated, which several processes "
+                    "would sum up twice; call backward on reduce(losses) alone there."
+                )
 
     @contextmanager
     def weighted_pass(
@@ -258,28 +285,16 @@ class SharpnessStep:
             epsilon (list of `Tensor`, *optional*): Shapes as `parameters`.
             synchronises (`bool`): Whether the processes all-reduce their gradients.
         """
-        batch = _MicroBatch(weights, {}, count)
-        with self._one_pass("weighted", batch, epsilon, synchronises=synchronises):
+        norms = [] if epsilon is None else self._gradients.info.batch_norms
+        with (
+            kept_running_statistics(self.model, norms),
+            self._moved(epsilon, is_over=False, synchronises=synchronises),
+            self._finished(WeightedPass(weights, count)),
+        ):
             yield
 
-    @contextmanager
-    def _one_pass(self, name: str, batch: _MicroBatch, epsilon: list[Tensor] | None, *, synchronises: bool):
-        self._pass, self._current = name, batch
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(nullcontext() if synchronises else self._no_sync())
-                if name == "second" or epsilon is not None:
-                    stack.enter_context(_kept_running_statistics(self._collector.survey.batch_norms))
-                if epsilon is not None:
-                    is_over = name == "second" and synchronises  # nothing needs epsilon any more
-                    stack.enter_context(perturbed(self.parameters, epsilon, consume=is_over))
-                yield
-        finally:
-            self._pass = self._current = None
-
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
-        """The loss whose backward pass the driver is to run: L in the first pass, L_c in the second, the weighted sum
-        in a weighted one, else the mean.
+        """The loss whose backward pass the driver is to run: that of the pass under way, else the mean.
 
         Args:
             losses (`Tensor` of shape (B,)): One loss per sample.
@@ -290,26 +305,11 @@ class SharpnessStep:
             `Tensor` without dimensions.
 
         Raises:
-            ValueError: If there is not one loss per sample.
+            LossContractError: If there is not one loss per sample.
         """
         if self._pass is None:
             return losses.sum() / (losses.numel() if count is None else count)
-        count = self._current.count if count is None else count
-        weights = self._current.weights.to(losses.dtype)
-        if losses.shape != weights.shape:
-            raise ValueError(
-                f"The losses have shape {tuple(losses.shape)} for {len(weights)} labels; return one loss per sample "
-                '(reduction="none").'
-            )
-        if self._pass == "first":
-            self._current.loss = losses.detach() @ weights / count
-            return self._collector.mean(losses, count)
-        if self._pass == "second" and self._epsilon is None:
-            return losses.sum() * 0
-        loss = losses @ weights / count
-        if self._pass == "second":
-            self.statistics.add_sharpness(loss.detach() - self._current.loss)
-        return loss
+        return self._pass.reduce(losses, count)
 
     def drop_if_not_finite(self, *, drop: bool = True) -> bool:
         """After the passes: whether the gradient has an infinite entry or one that is not a number, on which no
@@ -345,12 +345,44 @@ class SharpnessStep:
                 unreached[0],
             )
 
-    def _micro_batch(self, labels: Tensor) -> _MicroBatch:
-        return _MicroBatch(self.sample_weights(labels), self._get_rng_state(), len(labels))
+    def _check_untouched(self) -> None:
+        """That gradients are as the first passes left them."""
+        if all(p.grad is gradient and gradient._version == version for p, gradient, version in self._left):
+            return
+        self._left.clear()
+        raise LossContractError(
+            "The gradients changed between the passes of a step; clear, clip or unscale them before the first pass or "
+            "after the second one."
+        )
+
+    @contextmanager
+    def _watched(self, first: FirstPass) -> Iterator[None]:
+        """A first pass whose losses the gradients are collected from when the block ends."""
+        with self._gradients.watch(first.weights), self._finished(first), self._gradients.undisturbed():
+            yield
+
+    @contextmanager
+    def _finished(self, under_way: Pass) -> Iterator[None]:
+        """Let `reduce` be that of a pass inside the block, and differentiate when it ends."""
+        self._pass = under_way
+        try:
+            yield
+        finally:
+            self._pass = None
+        under_way.finish()
+
+    @contextmanager
+    def _moved(self, epsilon: list[Tensor] | None, *, is_over: bool, synchronises: bool) -> Iterator[None]:
+        """At w + epsilon if given, which nothing needs afterwards if `is_over`."""
+        with ExitStack() as stack:
+            stack.enter_context(nullcontext() if synchronises else self._no_sync())
+            if epsilon is not None:
+                stack.enter_context(perturbed(self.parameters, epsilon, consume=is_over))
+            yield
 
     def sample_weights(self, labels: Tensor) -> Tensor:
         """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored."""
-        parameter = next(iter(self._collector.survey.trained), None)
+        parameter = next(iter(self._gradients.info.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -366,38 +398,10 @@ class SharpnessStep:
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
 
-    def _get_rng_state(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        for device in self._collector.survey.devices:
-            states[str(device)] = torch.get_device_module(device).get_rng_state(device)
-        return states
-
-    @contextmanager
-    def _forked_rng(self, states: dict[str, Tensor]) -> Iterator[None]:
-        devices = self._collector.survey.devices
-        with ExitStack() as stack:
-            if devices:
-                stack.enter_context(torch.random.fork_rng(devices, device_type=devices[0].type))
-            else:
-                stack.enter_context(torch.random.fork_rng([]))
-            torch.set_rng_state(states["cpu"])
-            for device in devices:
-                torch.get_device_module(device).set_rng_state(states[str(device)], device)
-            yield
+    def _random_state(self) -> RandomState:
+        return random_state(self._gradients.info.accelerators)
 
 
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-@contextmanager
-def _kept_running_statistics(norms: list[nn.Module]) -> Iterator[None]:
-    """Batch normalisation may normalise inside the block, but its running statistics come out as they went in."""
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)

@@ -119,7 +119,7 @@ class SharpnessUpdate:
         if is_local or not self._held:
             step.start()
         self._held.append(run)
-        step.calibrate(labels, lambda: run(None))
+        step.verify_gradients(labels, lambda: run(None))
         with step.first_pass(labels):
             loss = run(None)
         if not (is_local or is_last):

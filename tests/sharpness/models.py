@@ -159,7 +159,7 @@ def run_step(
     parts = list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))
     step.start()
     for x, y in parts:
-        step.calibrate(y, lambda x=x, y=y: step.reduce(losses_of(model, x, y), count=len(labels)).backward())
+        step.verify_gradients(y, lambda x=x, y=y: step.reduce(losses_of(model, x, y), count=len(labels)).backward())
         with step.first_pass(y):
             step.reduce(losses_of(model, x, y), count=len(labels)).backward()
     step.ascend()

@@ -327,7 +327,7 @@ def test_fp16_loss_scaling_skips_shrinks_and_then_trains():
     for _ in range(30):
         optimizer.zero_grad()
         step.start()
-        step.calibrate(labels, scaled_backward)
+        step.verify_gradients(labels, scaled_backward)
         with step.first_pass(labels):
             scaled_backward()
         if step.ascend():

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from ft_focalsam.sharpness import WeightedGradient
+from ft_focalsam.sharpness.gradients import BatchLosses
 
 C = len(COUNTS)
 
@@ -331,12 +332,12 @@ def _bias_only(layer):
 def collect(collector, model, x, y, weights):
     """The gradients of L (accumulated by autograd) and L_c (collected), by name."""
     model.zero_grad()
-    collector.clear()
-    while collector.needs_comparison(len(y)):
-        with collector.compare(weights):
-            collector.mean(F.cross_entropy(model(x), y, reduction="none"), len(y)).backward()
-    with collector.collect(weights):
-        collector.mean(F.cross_entropy(model(x), y, reduction="none"), len(y)).backward()
+    collector.start()
+    while collector.needs_verification(len(y)):
+        with collector.watch(weights):
+            collector.verify(BatchLosses(F.cross_entropy(model(x), y, reduction="none"), weights, len(y)))
+    with collector.watch(weights):
+        collector.backward(BatchLosses(F.cross_entropy(model(x), y, reduction="none"), weights, len(y)))
     names = {p: name for name, p in model.named_parameters()}
     weighted = dict(zip([names[p] for p in collector.parameters], collector.gradients(), strict=True))
     return {name: p.grad for name, p in model.named_parameters()}, weighted

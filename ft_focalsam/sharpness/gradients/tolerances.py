@@ -1,4 +1,4 @@
-"""When what one backward pass collected counts as equal to autograd's own gradient; see `weighted_grad.py`."""
+"""When what one backward pass collected counts as equal to autograd's own gradient; see `verified.py`."""
 
 from collections.abc import Iterable
 

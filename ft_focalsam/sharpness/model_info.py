@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
 
 
-class Survey(NamedTuple):
+class ModelInfo(NamedTuple):
     """
     Attributes:
         trained (`dict[Tensor, None]`): The parameters that require a gradient.
-        devices (`list[torch.device]`): Where parameters are, the CPU left out.
+        devices (`list[torch.device]`): Where parameters are.
         batch_norms (`list[nn.Module]`): Batch normalisations in training mode, which make samples interact.
     """
 
@@ -20,8 +21,13 @@ class Survey(NamedTuple):
     devices: list[torch.device]
     batch_norms: list[nn.Module]
 
+    @property
+    def accelerators(self) -> list[torch.device]:
+        """The devices that draw random numbers of their own beside the CPU."""
+        return [device for device in self.devices if device.type not in ("cpu", "meta")]
 
-def survey(model: nn.Module) -> Survey:
+
+def inspect_model(model: nn.Module) -> ModelInfo:
     """Walk over a model; several times faster than `named_parameters()`, which matters where steps are short."""
     trained: dict[Tensor, None] = {}
     devices: dict[torch.device, None] = {}
@@ -37,10 +43,25 @@ def survey(model: nn.Module) -> Survey:
                 devices[parameter.device] = None
                 if parameter.requires_grad:
                     trained[parameter] = None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, _BatchNorm) and module.training:
             batch_norms.append(module)
         waiting.extend(child for child in reversed(module._modules.values()) if child is not None)
-    return Survey(trained, [device for device in devices if device.type not in ("cpu", "meta")], batch_norms)
+    return ModelInfo(trained, list(devices), batch_norms)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of data parallelism and compilation."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` compiles the model, inside its wrappers or not, or a module of it."""
+    return any(
+        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
 
 
 def enclosing(model: nn.Module, name: str) -> str | None:
@@ -53,7 +74,7 @@ def enclosing(model: nn.Module, name: str) -> str | None:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise a `ValueError` for wrappers in which the step would not be exact."""
+    """Raise a `ValueError` for wrappers and placements in which the step would not be exact."""
     if isinstance(model, nn.DataParallel):
         raise ValueError(
             "nn.DataParallel replicates the model inside one process, where per-class gradients cannot be collected; "
@@ -65,3 +86,19 @@ def refuse_wrapped(model: nn.Module) -> None:
             f"The model ({wrapper}) is sharded over processes in a way that hides its gradients; use "
             "DistributedDataParallel (accelerate_configs/multi_gpu.yaml), or torch's fully_shard."
         )
+
+
+def refuse_split(model: nn.Module, info: ModelInfo) -> None:
+    """Raise a `ValueError` for a model that is spread over devices, or whose parameters an optimizer steps on in the
+    backward pass."""
+    if len(info.devices) > 1:
+        raise ValueError(
+            f"The parameters of the model are on {', '.join(map(str, info.devices))}; the sharpness step needs all of "
+            "them on one device: load the model without device_map, or use several processes."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"The parameter {name} has a hook that acts on its gradient in the backward pass, as optimizers that "
+                "step there have; the sharpness step needs the gradients of both passes, so use another optimizer."
+            )

@@ -1,10 +1,10 @@
 """Rules of their own for module types: forward functions whose backward also yields the class-weighted gradient.
 
 A rule stands in for `module.forward` during the first pass. It returns the same output; in the backward pass it gives
-each parameter p its gradient as always, and the *shadow* of p the gradient weighted by c(n). Because autograd itself
-accumulates into the shadow, a module called twice, a parameter shared by two modules and activation checkpointing need
-no care here. A module type without a rule is served by the general local rule of `weighted_grad.py`; write a rule
-where that one costs too much.
+each parameter p its gradient as always, and the *weighted-gradient buffer* of p the gradient weighted by c(n). Because
+autograd itself accumulates into the buffer, a module called twice, a parameter shared by two modules and activation
+checkpointing need no care here. A module type without a rule is served by the general local rule of
+`single_backward.py`; write a rule where that one costs too much.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +24,10 @@ NARROW = 64
 def weighted_grad_rule(module_type: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register a rule for `module_type` and for its subclasses that inherit its `forward`.
 
-    The rule is called as `rule(module, shadows, weights, *args, **kwargs)`: `shadows` maps the names of the module's
-    parameters to their shadows (those to be left alone are missing), `weights` holds c(n), shape (B,), and the rest is
-    what `module.forward` was called with. Tensors have the batch in front, shape (B, ...) or flattened (B * T, ...).
+    The rule is called as `rule(module, buffers, weights, *args, **kwargs)`: `buffers` maps the names of the module's
+    parameters to their weighted-gradient buffers (those to be left alone are missing), `weights` holds c(n), shape
+    (B,), and the rest is what `module.forward` was called with. Tensors have the batch in front, shape (B, ...) or
+    flattened (B * T, ...).
 
     Raises:
         ValueError: If the type has a rule already.
@@ -56,21 +57,29 @@ def sum_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def make_shadow(parameter: Tensor) -> Tensor:
+def make_buffer(parameter: Tensor) -> Tensor:
     """A leaf of the parameter's shape and device, to receive a gradient; its values take no memory."""
     return (
         torch.zeros((), dtype=sum_dtype(parameter), device=parameter.device).expand(parameter.shape).requires_grad_()
     )
 
 
-def is_shadow_of(shadow: Tensor, parameter: Tensor) -> bool:
-    """False where the parameter moved to another device, or changed its dtype or shape, since it got its shadow."""
-    return (shadow.shape, shadow.dtype, shadow.device) == (parameter.shape, sum_dtype(parameter), parameter.device)
+def is_buffer_of(buffer: Tensor, parameter: Tensor) -> bool:
+    """False where the parameter moved to another device, or changed its dtype or shape, since it got its buffer."""
+    return (buffer.shape, buffer.dtype, buffer.device) == (parameter.shape, sum_dtype(parameter), parameter.device)
 
 
-def has_batch(tensor, weights: Tensor) -> bool:
-    """Whether a tensor is laid out as `spread` needs it: the batch in front, shape (B, ...) or (B * T, ...)."""
-    return isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % weights.shape[0] == 0
+def rows_per_sample(tensor, weights: Tensor) -> int | None:
+    """T of a tensor with the batch in front, shape (B, ...) with T = 1 or (B * T, ...); None for any other one.
+
+    Args:
+        tensor: What a module was given or returned.
+        weights (`Tensor` of shape (B,)): c(n).
+    """
+    size = weights.shape[0]
+    if not isinstance(tensor, Tensor) or tensor.ndim < 2 or tensor.shape[0] % size:
+        return None
+    return tensor.shape[0] // size
 
 
 def spread(weights: Tensor, tensor: Tensor) -> Tensor:
@@ -80,10 +89,10 @@ def spread(weights: Tensor, tensor: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b; the shadows of W and b receive sum_n c(n) delta_n x_n^T and sum_n c(n) delta_n."""
+    """y = x W^T + b; the buffers of W and b receive sum_n c(n) delta_n x_n^T and sum_n c(n) delta_n."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, weight_shadow, bias_shadow, weights):
+    def forward(ctx, x, weight, bias, weight_buffer, bias_buffer, weights):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = (
@@ -99,32 +108,32 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, delta):
         x, weight, weights = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, needs_weight_shadow, needs_bias_shadow, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, needs_weight_buffer, needs_bias_buffer, _ = ctx.needs_input_grad
         delta = delta.to(weight.dtype)
         grad_x = delta @ weight if needs_x else None
         x, delta = x.flatten(0, -2), delta.flatten(0, -2)
         scale = spread(weights, delta)
-        grad_weight = grad_weight_shadow = grad_bias = grad_bias_shadow = None
-        if needs_weight and needs_weight_shadow and min(weight.shape) <= NARROW:
+        grad_weight = grad_weight_buffer = grad_bias = grad_bias_buffer = None
+        if needs_weight and needs_weight_buffer and min(weight.shape) <= NARROW:
             if weight.shape[0] <= weight.shape[1]:
                 both = torch.cat([delta, delta * scale], dim=1).T @ x
             else:
                 both = (delta.T @ torch.cat([x, x * scale], dim=1)).unflatten(1, (2, -1)).transpose(0, 1)
                 both = both.flatten(0, 1)
-            grad_weight, grad_weight_shadow = both.chunk(2)
+            grad_weight, grad_weight_buffer = both.chunk(2)
         else:
             if needs_weight:
                 grad_weight = delta.T @ x
-            if needs_weight_shadow:
-                grad_weight_shadow = (delta * scale).T @ x
+            if needs_weight_buffer:
+                grad_weight_buffer = (delta * scale).T @ x
         if needs_bias:
             grad_bias = delta.sum(0)
-        if needs_bias_shadow:
-            grad_bias_shadow = (scale.T @ delta).flatten()
-        return grad_x, grad_weight, grad_bias, grad_weight_shadow, grad_bias_shadow, None
+        if needs_bias_buffer:
+            grad_bias_buffer = (scale.T @ delta).flatten()
+        return grad_x, grad_weight, grad_bias, grad_weight_buffer, grad_bias_buffer, None
 
 
 @weighted_grad_rule(nn.Linear)
-def linear(module: nn.Linear, shadows: Mapping[str, Tensor], weights: Tensor, input: Tensor) -> Tensor:
+def linear(module: nn.Linear, buffers: Mapping[str, Tensor], weights: Tensor, input: Tensor) -> Tensor:
     """Rule of `nn.Linear`, by what LoRA, adapters and classification heads are made of."""
-    return _Linear.apply(input, module.weight, module.bias, shadows.get("weight"), shadows.get("bias"), weights)
+    return _Linear.apply(input, module.weight, module.bias, buffers.get("weight"), buffers.get("bias"), weights)

@@ -1,0 +1,154 @@
+"""What every way to the gradients of L and L_c has in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..model_info import ModelInfo, inspect_model, unwrapped
+from .rules import sum_dtype
+
+
+@dataclass
+class BatchLosses:
+    """The losses of one forward pass, and what multiplies them.
+
+    Args:
+        losses (`Tensor` of shape (B,)): l_n, with their graph.
+        weights (`Tensor` of shape (B,)): c(n).
+        count (`Tensor` or `float`): What sums over samples are divided by: B, or the samples of the whole step.
+        factor (`Tensor` without dimensions, *optional*): What else multiplies the loss before it is differentiated:
+            loss scaling, gradient accumulation. 1 if not given.
+    """
+
+    losses: Tensor
+    weights: Tensor
+    count: Tensor | float
+    factor: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """L = 1/count sum_n l_n."""
+        return self.losses.sum() / self.count
+
+    def weighted(self, weights: Tensor | None = None) -> Tensor:
+        """1/count sum_n u_n l_n with u the given `weights` of shape (B,), by default c: L_c."""
+        weights = self.weights if weights is None else weights
+        return self.losses @ weights.to(self.losses.dtype) / self.count
+
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Backward pass of factor * loss, in the precision of the forward pass whatever autocast is on by now.
+
+        It is `backward()` and not `autograd.grad()`, because reentrant activation checkpointing knows only the former.
+        """
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward(self.factor, retain_graph=retain_graph)
+
+
+class GradientPair(ABC):
+    """The gradient of L goes to `p.grad` as autograd accumulates it; that of L_c = 1/count sum_n c(n) l_n is collected
+    beside it. A step does
+
+        pair.start()
+        with pair.watch(weights):
+            losses = forward()                                     # shape (B,)
+            pair.backward(BatchLosses(losses, weights, len(losses)))   # p.grad += grad L
+        pair.gradients()                                           # grad L_c
+
+    where `watch` and `backward` may come several times, for gradient accumulation, before `gradients` gives the sum.
+    As long as `needs_verification` says so, such a forward pass is to be given to `WeightedGradient.verify` first.
+    Sums are float32 at least.
+
+    Args:
+        model (`nn.Module`): The model, wrapped for data parallelism or compiled or not. The trained parameters are
+            those that require a gradient when a step begins.
+
+    Attributes:
+        model (`nn.Module`): The model without its wrappers.
+        info (`ModelInfo`): What is known of it, as of the latest `prepare`.
+        separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
+        backward_passes (`int`): Backward passes that the latest `backward` took.
+    """
+
+    separate_reason: str | None = None
+    backward_passes = 1
+
+    def __init__(self, model: nn.Module):
+        self.model = unwrapped(model)
+        self.info = ModelInfo({}, [], [])
+        self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c so far
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trained parameters, in the order of `gradients()`."""
+        return list(self.info.trained)
+
+    def prepare(self) -> None:
+        """Look at the model again; `start` does so."""
+        self.info = inspect_model(self.model)
+
+    def start(self) -> None:
+        """Begin an optimizer step with nothing collected."""
+        self.prepare()
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory of what was collected."""
+        self._sums.clear()
+
+    def watch(self, weights: Tensor) -> AbstractContextManager[None]:
+        """Watch a forward pass; `backward`, or `WeightedGradient.verify`, is to be called inside the block.
+
+        Args:
+            weights (`Tensor` of shape (B,)): c(n).
+        """
+        return nullcontext()
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Inside a watched pass: collect nothing from backward passes of others inside the block."""
+        return nullcontext()
+
+    def needs_verification(self, batch_size: int) -> bool:
+        """Whether a batch of this size is to be given to `WeightedGradient.verify` before it counts."""
+        return False
+
+    @abstractmethod
+    def backward(self, batch: BatchLosses) -> None:
+        """p.grad += grad of L, times the factor of the batch; that of L_c is added to what was collected."""
+
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """Gradient of L_c for each of `parameters`, summed over the batches since `start()`; 0 where none arrived."""
+
+    def _add(self, found: dict[Tensor, Tensor]) -> None:
+        for parameter, gradient in found.items():
+            gradient = gradient.to(sum_dtype(parameter))
+            self._sums[parameter] = sum_of(self._sums.get(parameter), gradient, like=gradient)
+
+
+@contextmanager
+def gradients_apart(tensors: Iterable[Tensor]) -> Iterator[dict[Tensor, Tensor]]:
+    """Let what arrives in `tensor.grad` inside the block go to the yielded dictionary, filled when the block ends, and
+    leave `tensor.grad` as it was, also where the block fails."""
+    kept = {tensor: tensor.grad for tensor in tensors}
+    for tensor in kept:
+        tensor.grad = None
+    found: dict[Tensor, Tensor] = {}
+    try:
+        yield found
+    finally:
+        for tensor, before in kept.items():
+            if tensor.grad is not None:
+                found[tensor] = tensor.grad
+            tensor.grad = before
+
+
+def sum_of(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
+    """a + b where None is 0."""
+    if a is not None and b is not None:
+        return a + b
+    if a is None and b is None:
+        return torch.zeros_like(like)
+    return b if a is None else a

@@ -1,0 +1,30 @@
+"""Where c(n) is the same number for all samples, as in SAM: the gradient of L_c is that multiple of the one of L."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import BatchLosses, GradientPair, gradients_apart, sum_of
+from .rules import sum_dtype
+
+
+class ScaledGradient(GradientPair):
+    """One backward pass, for any model.
+
+    Args:
+        model (`nn.Module`): As for `GradientPair`.
+        weight (`float`): c(n). A sample that is to have none of it has to have a loss of 0.
+    """
+
+    def __init__(self, model: nn.Module, weight: float):
+        super().__init__(model)
+        self._weight = weight
+
+    def backward(self, batch: BatchLosses) -> None:
+        with gradients_apart(self.info.trained) as found:
+            batch.backward(batch.mean())
+        self._add({p: self._weight * gradient.to(sum_dtype(p)) for p, gradient in found.items()})
+        for parameter, gradient in found.items():
+            parameter.grad = sum_of(parameter.grad, gradient, like=gradient)
+
+    def gradients(self) -> list[Tensor]:
+        return [self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.parameters]
