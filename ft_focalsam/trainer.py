@@ -2,27 +2,36 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from .data.batches import select_samples, without_padding
-from .data.labels import dataset_labels
+from .data.batches import RenamedLabels, select_samples, without_padding
+from .data.labels import LABEL_KEYS, count_classes, dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
 from .epochs import SetEpoch
 from .evaluation import LongTailMetrics
 from .files import check_writable
-from .losses import PerSampleLoss
 from .nonfinite import NonFiniteSteps
 from .resumable import ResumableTrainer
-from .sharpness import ClassConditionalSAM, SharpnessStep, SharpnessUpdate, class_weights, scheduled_rho
-from .sharpness.classifier_input import ClassifierInput
+from .sharpness import (
+    ClassConditionalSAM,
+    LossContractError,
+    SharpnessStep,
+    SharpnessUpdate,
+    class_weights,
+    scheduled_rho,
+)
 from .sharpness.step import IGNORED
+from .sharpness.update import Run
+from .trainer_loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
 from .training_args import CC_SAM, FocalSAMTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -35,8 +44,13 @@ class FocalSAMTrainer(ResumableTrainer):
     """Trains any model that returns logits with Focal-SAM (arXiv 2505.01660) or another method of its family.
 
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has
-    `logits` (or is a tuple that begins with them). Labels reach the loss, not the model. What the Trainer does goes on
-    working: mixed precision, accumulation, clipping, schedules, resuming, reporting.
+    `logits`, is a tuple that begins with them, or is the logits. Labels are class indices or, from a collator that
+    mixes images, class probabilities; they reach the loss, not the model. Samples with the label -100 are left out.
+    All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting.
+
+    A sharpness step needs one loss per sample. A subclass may override `compute_loss` and add a penalty on the weights
+    to what `super().compute_loss(...)` returns: it is trained on, and not perturbed. A loss that is not made of the
+    losses of the samples is refused in the first step.
 
     Beside the loss it logs `rho`, `perturbation_norm` (||epsilon||), `sharpness` (class-weighted loss at w + epsilon
     minus at w), `skipped_perturbations` (the gradient of the weighted loss was 0 or not finite) and `skipped_steps`
@@ -47,15 +61,17 @@ class FocalSAMTrainer(ResumableTrainer):
         args (`FocalSAMTrainingArguments`, *optional*): Defaults to output in "tmp_trainer".
         class_counts (sequence of `int`, shape (C,), *optional*): Training samples per class; by default counted from
             the labels of `train_dataset`.
-        compute_loss_func (`Callable`, *optional*): (outputs, labels) -> losses of shape (B,), instead of `args.loss`.
+        compute_loss_func (`Callable`, *optional*): Instead of `args.loss`: (outputs, labels) -> losses of shape (B,);
+            with `sharpness="none"` it may return the mean. A third argument gets `num_items_in_batch`.
         compute_metrics (`Callable`, *optional*): Defaults to `LongTailMetrics` of the class counts.
         data_collator, train_dataset, eval_dataset, processing_class, model_init, callbacks, optimizers,
         optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
 
     Raises:
         TypeError: If `args` are plain `TrainingArguments`.
-        ValueError: If a class has no training sample, a label is out of range, or the model is wrapped or sharded in a
-            way that the step cannot be exact in.
+        ValueError: If a class has no training sample, labels are no classes, or the model is wrapped or sharded in a
+            way that the step cannot be exact in. From `train`, a `LossContractError` if the loss is not made of the
+            losses of the samples.
     """
 
     def __init__(
@@ -69,7 +85,7 @@ class FocalSAMTrainer(ResumableTrainer):
         eval_dataset=None,
         processing_class=None,
         model_init: Callable[..., nn.Module] | None = None,
-        compute_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
         compute_metrics: Callable | None = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
@@ -102,18 +118,21 @@ class FocalSAMTrainer(ResumableTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if args.label_names != ["labels"]:
+            self.data_collator = RenamedLabels(self.data_collator, args.label_names[0])
+            self.label_names = ["labels"]
         self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
         self._refuse_what_is_not_exact()
         self.class_counts = self._count_classes(class_counts)
-        self._losses_of = compute_loss_func
-        self._loss: PerSampleLoss | None = None  # of the arguments, where the user gave no function
-        self._classifier_input: ClassifierInput | None = None  # for a loss that needs features
+        self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
+        self._has_checked_probabilities = False
+        if compute_loss_func is not None:
+            args.check_loss_is_default()
         if self.class_counts is not None:
-            if self._losses_of is None:
+            if self._loss is None:
                 head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
-                self._loss = args.make_loss(self.class_counts, head_scale=head_scale)
-                self._losses_of = self._losses_of_arguments
+                self._loss = TrainerLoss(args.make_loss(self.class_counts, head_scale=head_scale))
             if self.compute_metrics is None:
                 self.compute_metrics = LongTailMetrics(
                     self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
@@ -159,28 +178,47 @@ class FocalSAMTrainer(ResumableTrainer):
             return self._end_step(super().training_step(model, inputs, num_items_in_batch), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        one_pass = super().training_step
+        whole_pass = super().training_step
 
-        def run(index: Tensor | None) -> Tensor:
-            return one_pass(model, select_samples(inputs, index), num_items_in_batch)
+        def whole(index: Tensor | None) -> Tensor:
+            return whole_pass(model, select_samples(inputs, index), num_items_in_batch)
+
+        def forward(index: Tensor | None) -> None:
+            batch = self._prepare_inputs(select_samples(inputs, index))
+            with self.compute_loss_context_manager():
+                self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
 
         step.rho = self._current_rho()
         if self._class_conditional is not None:
             self._class_conditional.rho = step.rho
             with self._class_conditional.watch():
-                return self._end_step(run(None), inputs)
+                loss = whole(None)
+                if not self._class_conditional.was_used:
+                    raise LossContractError(
+                        "compute_loss returned a loss that is not made of the losses of the samples, which cc_sam "
+                        "needs; let it call super().compute_loss(...), or set sharpness to 'none'."
+                    )
+            return self._end_step(loss, inputs)
         number, is_last = self.state.global_step, self.accelerator.sync_gradients
-        loss = self._update.micro_batch(inputs["labels"], run, number=number, is_last=is_last)
+        targets = as_targets(inputs["labels"])
+        loss = self._update.micro_batch(targets, Run(whole, forward), number=number, is_last=is_last)
         return self._end_step(loss, inputs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
-        """As the Trainer does; for a loss that needs features, what reaches the classifier is noted on the way."""
-        if self._loss is None or not self._loss.needs_features:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        if self._classifier_input is None or self._classifier_input.model is not self.model:
-            self._classifier_input = ClassifierInput(self.model)
-        with self._classifier_input.watch():
-            return super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
+        """As the Trainer does, with the logits of any model among the outputs."""
+        with nullcontext() if self._loss is None else self._loss.watch(self.model):
+            result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        if not return_outputs or isinstance(result[1], dict):
+            return result
+        return result[0], {"logits": logits_of(result[1])}
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
+        """As the Trainer does, also without labels where the model returns a tuple or the logits themselves."""
+        if inputs.get("labels") is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._prepare_inputs(inputs))
+        return None, None if prediction_loss_only else logits_of(outputs).detach(), None
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches to train on, mixed if the arguments ask for it; those to evaluate on are never mixed."""
@@ -261,41 +299,38 @@ class FocalSAMTrainer(ResumableTrainer):
         """The Trainer's `compute_loss_func`: losses per sample, reduced as the pass under way asks for."""
         if labels is None:
             raise ValueError("A batch has no 'labels'; let the data collator keep the classes.")
-        if self._losses_of is None:
+        if self._loss is None:
             raise ValueError("Without a training set the loss needs class_counts; give them to FocalSAMTrainer.")
-        is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch
-        losses = self._losses(outputs, labels.masked_fill(is_left_out, 0))
-        if losses.shape == labels.shape[:1]:
-            losses = losses.masked_fill(is_left_out.reshape(len(losses), -1).all(dim=1), 0)
-        count = num_items_in_batch
+        labels, count = as_targets(labels), num_items_in_batch
+        if labels.ndim == 2 and not self._has_checked_probabilities:
+            check_probabilities(labels)
+            self._has_checked_probabilities = True
+        is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch, or of the data
+        losses = self._losses(outputs, labels.masked_fill(is_left_out, 0), num_items_in_batch)
+        is_left_out = is_left_out.reshape(len(labels), -1).all(dim=1)
         if count is not None and labels.ndim == 2:
             count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
+        is_plain = self._update is None or self._update.step.is_plain_method
+        if losses.ndim == 0 and is_plain and self._class_conditional is None:
+            share = 1 if count is None or self._loss.takes_count else (~is_left_out).sum() / count
+            return losses * share
+        if losses.shape != labels.shape[:1]:
+            raise LossContractError(
+                f"The losses have shape {tuple(losses.shape)} for {len(labels)} labels; return one loss per sample "
+                '(reduction="none").'
+            )
+        losses = losses.masked_fill(is_left_out, 0)
         if self._update is None:
             return losses.sum() / (losses.numel() if count is None else count)
         return self._update.step.reduce(losses, count)
 
-    def _losses(self, outputs, labels: Tensor) -> Tensor:
-        if self._class_conditional is None or not self._class_conditional.is_watching:
-            return self._losses_of(outputs, labels)
-        names_logits = isinstance(outputs, dict)
-
+    def _losses(self, outputs, labels: Tensor, count) -> Tensor:
         def losses_of(logits: Tensor) -> Tensor:
-            moved = {**outputs, "logits": logits} if names_logits else (logits, *outputs[1:])
-            return self._losses_of(type(outputs)(**moved) if names_logits else moved, labels)
+            return self._loss(with_logits(outputs, logits), labels, progress=self._progress(), count=count)
 
-        logits = outputs["logits"] if names_logits else outputs[0]
-        return self._class_conditional.losses(logits, labels, losses_of)
-
-    def _losses_of_arguments(self, outputs, labels: Tensor) -> Tensor:
-        logits, features = outputs["logits"] if isinstance(outputs, dict) else outputs[0], None
-        if self._loss.needs_features:
-            features = self._classifier_input.find(logits)
-            if features is None:
-                raise ValueError(
-                    f"The loss {self._loss.name!r} needs the features that reach the classifier, and no module of "
-                    f"{type(self.model).__name__} gives its logits as the output; choose another loss."
-                )
-        return self._loss(logits, labels, features=features, progress=self._progress())
+        if self._class_conditional is None or not self._class_conditional.is_watching:
+            return self._loss(outputs, labels, progress=self._progress(), count=count)
+        return self._class_conditional.losses(logits_of(outputs), labels, losses_of)
 
     def _make_update(self, model: nn.Module) -> None:
         args = self.args
@@ -321,9 +356,9 @@ class FocalSAMTrainer(ResumableTrainer):
 
     def _interaction(self) -> str | None:
         """Why the samples of a batch interact, if the loss makes them."""
-        if self._loss is None or not self._loss.samples_interact:
+        if not self._loss.samples_interact:
             return None
-        return f"the loss {self._loss.name!r} makes the samples of a batch interact"
+        return f"the loss {self._loss.loss.name!r} makes the samples of a batch interact"
 
     def _progress(self) -> float:
         """Share of training that is done, 0 to 1."""
@@ -357,16 +392,8 @@ class FocalSAMTrainer(ResumableTrainer):
         if class_counts is None:
             if self.train_dataset is None:
                 return None
-            labels = dataset_labels(self.train_dataset)
-            num_classes = num_labels or int(labels.max()) + 1
-            outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-            if outside.size:
-                raise ValueError(
-                    f"Row {outside[0]} of the training set has the label {labels[outside[0]]}, outside "
-                    f"0..{num_classes - 1} for the model's {num_classes} classes; correct it, or set the model's "
-                    "num_labels."
-                )
-            class_counts = np.bincount(labels, minlength=num_classes)
+            keys = tuple(dict.fromkeys([*self.args.label_names, *LABEL_KEYS]))
+            class_counts = count_classes(self.train_dataset, num_classes=num_labels, keys=keys)
         class_counts = np.asarray(class_counts)
         if num_labels is not None and len(class_counts) != num_labels:
             raise ValueError(
@@ -381,6 +408,12 @@ class FocalSAMTrainer(ResumableTrainer):
         return class_counts
 
     def _refuse_what_is_not_exact(self) -> None:
+        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if kind not in (None, "single_label_classification"):
+            raise ValueError(
+                f"The model's config has problem_type {kind!r}, and FocalSAMTrainer trains one class per image; set "
+                "it to 'single_label_classification'."
+            )
         if self.args.train_sampler != "instance" and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 f"train_sampler is {self.args.train_sampler!r} and the training set a stream, whose images cannot be "

@@ -329,6 +329,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 f"few_shot_threshold is {self.few_shot_threshold} and many_shot_threshold {self.many_shot_threshold}; "
                 "set 0 <= few <= many."
             )
+        self._check_trainer()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
         super().__post_init__()
@@ -336,6 +337,16 @@ class FocalSAMTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.push_to_hub and self.process_index == 0:
             check_hub_arguments(self)
+
+    def check_loss_is_default(self) -> None:
+        """Raise a `ValueError` where these arguments describe a loss, which a function of the user's would ignore."""
+        for name in ("loss", "label_smoothing_factor", "drw_start"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} beside a compute_loss_func, which would ignore it; leave "
+                    f"{name} at {default!r}, or leave the function out."
+                )
 
     def make_economy(self) -> Economy:
         """The cheaper schedule that these arguments describe."""
@@ -370,6 +381,25 @@ class FocalSAMTrainingArguments(TrainingArguments):
         return Mixing(
             self.mixup_alpha, self.cutmix_alpha, remix=self.remix, kappa=self.remix_kappa, tau=self.remix_tau
         )
+
+    def _check_trainer(self) -> None:
+        """Raise a `ValueError` for arguments of the Trainer that go against the sharpness step or our own signals."""
+        names = ["labels"] if self.label_names is None else self.label_names
+        if len(names) != 1:
+            raise ValueError(f"label_names is {names}; name the one input that holds the class of each image.")
+        self.label_names = names
+        optimizer = getattr(self.optim, "value", self.optim)
+        steps_early = optimizer in ("lomo", "adalomo") or str(optimizer).endswith("layerwise")
+        if steps_early and self.sharpness != "none":
+            raise ValueError(
+                f"optim is {optimizer!r}, which steps in the backward pass, and the sharpness step needs the "
+                "gradients of two; choose another optimizer, or set sharpness to 'none'."
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint is True, and FocalSAMTrainer saves a checkpoint at SIGTERM by itself; leave it "
+                "False."
+            )
 
     def _check_sampler(self) -> None:
         if self.train_sampler != "instance" and self.train_sampling_strategy != "random":

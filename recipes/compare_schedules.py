@@ -68,7 +68,7 @@ class Probe:
 
         def run() -> None:
             outputs = model(pixel_values=inputs["pixel_values"])
-            step.reduce(trainer._losses_of(outputs, inputs["labels"])).backward()
+            step.reduce(trainer._loss(outputs, inputs["labels"], progress=0.0)).backward()
 
         with torch.random.fork_rng():
             step.start()

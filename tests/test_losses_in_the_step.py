@@ -134,7 +134,7 @@ def test_ldam_takes_the_scale_of_the_head(tmp_path):
         trainer = trainer_for(model, tmp_path, loss="ldam", **changes)
         z, y = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 5
         expected = make_loss("ldam", IMAGES, {"ldam_scale": scale})(z, y)
-        assert torch.equal(trainer._losses_of((z,), y), expected)
+        assert torch.equal(trainer._loss((z,), y, progress=0.0), expected)
 
 
 def test_reweighting_starts_at_its_share_of_training_also_in_a_resumed_run(tmp_path):

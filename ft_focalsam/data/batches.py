@@ -1,6 +1,6 @@
 """Batches as a Trainer hands them out: samples taken from one, and what fills up the last one left out again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -8,6 +8,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..sharpness.step import IGNORED
+
+
+class RenamedLabels:
+    """A collator whose batches have their labels under "labels".
+
+    Args:
+        collate (`Callable`): Items -> batch.
+        name (`str`): What the items call their label.
+    """
+
+    def __init__(self, collate: Callable[[list], dict[str, Any]], name: str):
+        self.collate = collate
+        self.name = name
+
+    def __call__(self, items: list) -> dict[str, Any]:
+        batch = self.collate(items)
+        return {("labels" if key == self.name else key): value for key, value in batch.items()}
 
 
 def select_samples(batch: dict[str, Any], index: Tensor | None) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class DeviceImages(Dataset):
         BadImageError: If a picture is broken.
     """
 
+    items_have_targets = True  # no transform changes them
+
     def __init__(
         self,
         dataset: datasets.Dataset,

@@ -28,6 +28,8 @@ class TransformedImages(Dataset):
         num_epochs (`int`, defaults to 1): Of the training, for an augmentation that changes over it.
     """
 
+    items_have_targets = True  # no transform changes them
+
     def __init__(
         self,
         dataset: datasets.Dataset,

@@ -47,6 +47,7 @@ class ClassConditionalSAM:
     Attributes:
         statistics (`StepStatistics`): Mean ||eps_i|| over classes, and perturbed minus plain loss.
         is_watching (`bool`): Whether a `watch` block is open.
+        was_used (`bool`): Whether `losses` was called in the latest `watch` block.
 
     Raises:
         ValueError: If a value is out of range.
@@ -60,6 +61,7 @@ class ClassConditionalSAM:
         self.ratio = ratio
         self.statistics = StepStatistics()
         self._rarity = (as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25
+        self.was_used = False
         self._input = ClassifierInput(model, trained=True)
 
     @property
@@ -68,6 +70,7 @@ class ClassConditionalSAM:
 
     def watch(self) -> AbstractContextManager[None]:
         """Note what reaches the classifier in the forward pass inside the block, for `losses` there."""
+        self.was_used = False
         return self._input.watch()
 
     def losses(self, logits: Tensor, labels: Tensor, losses_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,6 +93,7 @@ class ClassConditionalSAM:
                 f"The labels have shape {tuple(labels.shape)}; CC-SAM perturbs by one class per sample, so train it "
                 "without mixup or cutmix."
             )
+        self.was_used = True
         plain = losses_of(logits)
         if plain.shape != labels.shape:
             raise ValueError(

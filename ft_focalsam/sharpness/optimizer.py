@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .economy import Economy
 from .schedules import check_rho
 from .step import SharpnessStep
-from .update import SharpnessUpdate
+from .update import Run, SharpnessUpdate
 from .weights import class_weights as weights_of
 
 # Of what FocalSAM adds to the base optimizer's state.
@@ -133,16 +133,19 @@ class FocalSAM(torch.optim.Optimizer):
         return loss
 
     def _whole_update(self, closure: Callable[..., Tensor], labels: Tensor) -> Tensor:
-        def run(index: Tensor | None) -> Tensor:
+        def forward(index: Tensor | None) -> Tensor:
             splits = self._update.economy.name == "split_batch"
             everything = torch.arange(len(labels), device=labels.device)
-            loss = self.reduce(closure(everything if index is None else index) if splits else closure())
+            return self.reduce(closure(everything if index is None else index) if splits else closure())
+
+        def whole(index: Tensor | None) -> Tensor:
+            loss = forward(index)
             loss.backward()
             return loss
 
         self.sharpness_step.rho = self._current_rho()
         self.zero_grad()
-        return self._update.micro_batch(labels, run, number=self._counts["steps"]).detach()
+        return self._update.micro_batch(labels, Run(whole, forward), number=self._counts["steps"]).detach()
 
     @contextmanager
     def first_pass(self, labels: Tensor) -> Iterator[None]:

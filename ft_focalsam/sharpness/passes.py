@@ -40,7 +40,7 @@ class Pass(ABC):
             count (`Tensor` or `float`, *optional*): What sums over samples are divided by.
 
         Returns:
-            `Tensor` without dimensions, a leaf that requires a gradient.
+            `Tensor` without dimensions.
 
         Raises:
             LossContractError: If there is not one loss per sample, they have no graph, or it is the second call.
@@ -58,7 +58,7 @@ class Pass(ABC):
             )
         self._batch = BatchLosses(losses, self.weights.to(losses.dtype), self.count if count is None else count)
         self._handle = self._value(self._batch).detach().requires_grad_()
-        return self._handle
+        return self._handle.clone()  # which the driver may change in place
 
     def finish(self) -> None:
         """Differentiate, after the driver's backward pass.

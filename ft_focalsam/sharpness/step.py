@@ -290,8 +290,14 @@ class SharpnessStep:
             kept_running_statistics(self.model, norms),
             self._moved(epsilon, is_over=False, synchronises=synchronises),
             self._finished(WeightedPass(weights, count)),
+            gradients_apart(self.parameters) as added,
         ):
             yield
+        if added:
+            raise LossContractError(
+                "A term was added to the loss that has no samples, and split_batch has no pass over all of them; set "
+                "economy to 'none'."
+            )
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
         """The loss whose backward pass the driver is to run: that of the pass under way, else the mean.

@@ -5,6 +5,7 @@ run; it says how often, on which samples, and with what in between.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,9 +14,18 @@ from .economy import Economy, orthogonal_part, perturbed_probabilities, systemat
 from .perturbation import ascent_direction, average_over_ranks, total_norm
 from .step import SharpnessStep, world_size
 
-# Runs forward and backward of `step.reduce(losses)` over a batch, or over the samples that an index tensor names, and
-# returns the reduced loss.
-Run = Callable[[Tensor | None], Tensor]
+
+@dataclass(frozen=True)
+class Run:
+    """How a driver runs a batch, or the samples of it that an index tensor names.
+
+    Args:
+        whole (`Callable`): Forward and backward of `step.reduce(losses)`; returns the reduced loss.
+        forward (`Callable`): Forward and `step.reduce(losses)` alone, for a pass that differentiates by itself.
+    """
+
+    whole: Callable[[Tensor | None], Tensor]
+    forward: Callable[[Tensor | None], object]
 
 
 class SharpnessUpdate:
@@ -48,7 +58,7 @@ class SharpnessUpdate:
 
         Args:
             labels (`Tensor` of shape (B,) or (B, C)): Class indices or class probabilities.
-            run (`Callable`): See `Run`.
+            run (`Run`): How the batch is run.
             number (`int`): Of the optimizer step, counted from 0.
             is_last (`bool`): Whether the optimizer steps after this batch.
 
@@ -65,7 +75,7 @@ class SharpnessUpdate:
             elif self._kind == "split":
                 loss = self._split(labels, run, is_last)
             else:
-                loss = run(None)
+                loss = run.whole(None)
                 if self._kind == "look" and is_last:
                     self._look()
         except BaseException:
@@ -119,9 +129,9 @@ class SharpnessUpdate:
         if is_local or not self._held:
             step.start()
         self._held.append(run)
-        step.verify_gradients(labels, lambda: run(None))
+        step.verify_gradients(labels, lambda: run.whole(None))
         with step.first_pass(labels):
-            loss = run(None)
+            loss = run.whole(None)
         if not (is_local or is_last):
             return loss
         if self.economy.name == "split_batch":
@@ -131,7 +141,7 @@ class SharpnessUpdate:
         if step.needs_second_pass:
             for index, held in enumerate(self._held):
                 with step.second_pass(index):
-                    held(None)
+                    held.forward(None)
         if plain is not None and has_ascended:
             self._direction = orthogonal_part(self._gradient(), average_over_ranks(plain))
         if is_local:
@@ -161,7 +171,7 @@ class SharpnessUpdate:
             kept = self._take_gradients()
             importance = weights[drawn] / probabilities[drawn]
             with step.weighted_pass(importance, len(labels), epsilon=self._epsilon, synchronises=False):
-                loss = loss + run(drawn).detach()
+                loss = loss + run.whole(drawn).detach()
             arrived = [gradient.clone() for gradient in self._gradient()]
             self._perturbed = torch._foreach_add(self._perturbed, arrived) if self._perturbed else arrived
             self._give_back(kept)
@@ -169,7 +179,7 @@ class SharpnessUpdate:
             rest = rest if len(rest) else drawn[:1]  # with weight 0: this process has to take part in the all-reduce
             importance = torch.where(is_drawn[rest], 0.0, (1 - weights[rest]) / (1 - probabilities[rest]))
             with step.weighted_pass(importance, len(labels), epsilon=None, synchronises=True):
-                loss = loss + run(rest).detach()
+                loss = loss + run.whole(rest).detach()
         if is_last:
             perturbed = self._perturbed or [torch.zeros_like(part) for part in self._direction]
             self._direction = self._average(perturbed, old_share=self.economy.average_decay)
