@@ -312,8 +312,9 @@ class FocalSAMTrainer(ResumableTrainer):
             count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
         is_plain = self._update is None or self._update.step.is_plain_method
         if losses.ndim == 0 and is_plain and self._class_conditional is None:
-            share = 1 if count is None or self._loss.takes_count else (~is_left_out).sum() / count
-            return losses * share
+            if count is None or self._loss.takes_count:
+                return losses
+            return losses * (~is_left_out).sum().to(losses.dtype) / count  # the share of a mean in that of the step
         if losses.shape != labels.shape[:1]:
             raise LossContractError(
                 f"The losses have shape {tuple(losses.shape)} for {len(labels)} labels; return one loss per sample "

@@ -18,11 +18,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..files import written_aside
 from .backbones import BackboneFamily, choose_family, find_family, is_pretrained, load_backbone
 from .checkpoints import check_has_weights, find_folder, save_tensors
-from .heads import HEADS
+from .heads import HEADS, full_precision_logits
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
 from .peft_adapter import save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
 from .saved_config import check_adapter_config, check_saved_config, damage_as_value_error
+from .text_head import TextHead
 
 TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
 TEXT_ADAPTER_FOLDER = "text_adapter"
@@ -160,7 +161,9 @@ class LongTailClassifier(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
-        logits = self.head(self.features(pixel_values).to(next(self.head.parameters()).dtype))
+        features = self.features(pixel_values)
+        is_text = isinstance(self.head, TextHead)
+        logits = self.head(features) if is_text else full_precision_logits(self.head, features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 

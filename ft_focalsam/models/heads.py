@@ -1,8 +1,12 @@
 """Classification heads: features in, logits out. A new head is one registered class in this file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..registry import Registry
 
@@ -12,8 +16,46 @@ from ..registry import Registry
 #   prepare(features)              what its weights multiply
 #   has_bias                       whether its logits have a bias
 #   start_from_fit(weight, bias)   sets it up to answer as weight @ prepare(f) + bias; bias is None without has_bias
+# Its forward pass runs in float32 at least (`full_precision_logits`).
 HEADS: Registry[type[nn.Module]] = Registry("head")
 register_head = HEADS.register
+
+
+def full_precision_logits(head: nn.Module, features: Tensor) -> Tensor:
+    """Logits of a head in float32 at least, whatever autocast is on and whatever its weights are stored in.
+
+    In bfloat16 the logits of a cosine head of scale 25 are multiples of 0.125: classes tie, and `argmax` takes the one
+    of the lower index.
+
+    Args:
+        head (`nn.Module`): One of `HEADS`.
+        features (`Tensor` of shape (B, D)): In any floating-point type.
+
+    Returns:
+        `Tensor` of shape (B, C).
+    """
+    features = at_least_float32(features)
+    weights = {name: at_least_float32(p) for name, p in head.named_parameters()}
+    dtype = torch.promote_types(features.dtype, next(iter(weights.values())).dtype)
+    with without_autocast(features.device):
+        if all(weights[name] is p for name, p in head.named_parameters()):
+            return head(features.to(dtype))
+        return functional_call(head, weights, features.to(dtype))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where it is in half precision, else itself."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """With autocast off inside the block; nothing where it is off already, so that exports see no change."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 @register_head("linear")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import TextTower
+from .heads import at_least_float32, without_autocast
 from .text import class_prompts
 
 
@@ -35,10 +36,12 @@ class TextHead(nn.Module):
 
     def class_vectors(self) -> Tensor:
         """t, shape (C, D), of length 1."""
-        features = self.tower(**{name: getattr(self, name) for name in self._token_names})
+        features = at_least_float32(self.tower(**{name: getattr(self, name) for name in self._token_names}))
         rows = F.normalize(features, dim=-1).unflatten(0, (self.templates, -1))
         return F.normalize(rows.mean(dim=0), dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) to (B, C)."""
-        return F.linear(F.normalize(features, dim=-1), self.class_vectors()) * self.scale
+        """(B, D) to (B, C): in float32 at least, but for the text tower, which runs as the backbone does."""
+        vectors, features = self.class_vectors(), at_least_float32(features)
+        with without_autocast(features.device):
+            return F.linear(F.normalize(features, dim=-1), vectors.to(features.dtype)) * self.scale

@@ -49,21 +49,6 @@ def inspect_model(model: nn.Module) -> ModelInfo:
     return ModelInfo(trained, list(devices), batch_norms)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of data parallelism and compilation."""
-    while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
-        model = model.module if hasattr(model, "module") else model._orig_mod
-    return model
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` compiles the model, inside its wrappers or not, or a module of it."""
-    return any(
-        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-
-
 def enclosing(model: nn.Module, name: str) -> str | None:
     """Name of the nearest module around `name` that has a forward pass of its own, None if there is none."""
     while name:

@@ -1,14 +1,17 @@
 """`FocalSAM`: sharpness-aware updates for hand-written training loops, around any torch optimizer."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .economy import Economy
+from .passes import LossContractError
 from .schedules import check_rho
-from .step import SharpnessStep
+from .step import SharpnessStep, world_size
 from .update import Run, SharpnessUpdate
 from .weights import class_weights as weights_of
 
@@ -24,8 +27,8 @@ class FocalSAM(torch.optim.Optimizer):
         for x, y in loader:
             loss = optimizer.step(lambda: F.cross_entropy(model(x), y, reduction="none"), labels=y)
 
-    Without one, the loop runs both passes itself, and `step` is the base optimizer's. So it goes in Lightning's manual
-    optimization too (`automatic_optimization = False`), with `optimizer = self.optimizers()` and
+    Without one, the loop runs both passes itself, and `step` is the base optimizer's. This works in Lightning's manual
+    optimization (`automatic_optimization = False`) too, with `optimizer = self.optimizers()` and
     `self.manual_backward(loss)` for `loss.backward()`:
 
         for x, y in loader:
@@ -51,14 +54,15 @@ class FocalSAM(torch.optim.Optimizer):
             scheduler.step()
 
     Gradients accumulate over several batches by a first pass over each, then `second_pass(0)`, `second_pass(1)`, ...
+    `zero_grad` begins a step anew, so that one that was given up leaves nothing behind.
 
     Parameter groups and state are the base optimizer's, so learning-rate schedulers work on either; each group also
-    holds `rho`, `gamma` and `lam`, for the record and for schedules of `rho`, which is read anew in every step (see
-    `scheduled_rho`). A step whose gradient is not finite is skipped and counted.
+    holds `rho`, and `gamma` and `lam` where class counts were given. They are read anew in every step, for schedules
+    (see `scheduled_rho`) and after `load_state_dict`. A step whose gradient is not finite is skipped and counted.
 
     Args:
         base_optimizer (`torch.optim.Optimizer`): What steps on the sharpness-aware gradient, over all of the model's
-            trained parameters.
+            trained parameters and no others.
         model (`nn.Module`): The model the closure calls (the `DistributedDataParallel` one where there is one).
         class_counts (sequence of `int`, shape (C,), *optional*): Training samples per class.
         rho (`float`, >= 0): Radius of the perturbation.
@@ -71,7 +75,11 @@ class FocalSAM(torch.optim.Optimizer):
         economy (`Economy`, *optional*): A cheaper schedule; it needs the closure.
 
     Raises:
-        ValueError: If a value is out of range, or not exactly one of `class_counts` and `class_weights` is given.
+        ValueError: If a value is out of range, not exactly one of `class_counts` and `class_weights` is given, or the
+            base optimizer runs closures of its own (LBFGS). From a step, if the base optimizer has other parameters
+            than the model trains.
+        LossContractError: A `ValueError`: from `step`, if the passes before it are not complete; from a pass, if what
+            is differentiated is not made of the losses of the samples.
     """
 
     def __init__(
@@ -90,14 +98,18 @@ class FocalSAM(torch.optim.Optimizer):
     ):
         if (class_counts is None) == (class_weights is None):
             raise ValueError("Give FocalSAM either class_counts or class_weights.")
+        _refuse_needing_closure(base_optimizer)
+        self._class_counts = class_counts
+        settings = {"gamma": gamma, "lam": lam} if class_weights is None else {}
+        self._settings = settings  # of the class weights in use
         if class_weights is None:
-            class_weights = weights_of("focal_sam", class_counts, {"gamma": gamma, "lam": lam})
+            class_weights = weights_of("focal_sam", class_counts, settings)
         self.sharpness_step = SharpnessStep(model, class_weights, rho=rho, adaptive=adaptive, scope=perturbation_scope)
         self._update = SharpnessUpdate(self.sharpness_step, economy)
         # In a mapping, because Lightning's wrapper shares attributes by copying them.
-        self._counts = {"steps": 0, "first_passes": 0}
+        self._counts = {"steps": 0, "second_passes": 0}
         self.base_optimizer = base_optimizer
-        super().__init__(base_optimizer.param_groups, {"rho": rho, "gamma": gamma, "lam": lam})
+        super().__init__(base_optimizer.param_groups, {"rho": rho, **settings})
         self._share_base()
 
     def _share_base(self) -> None:
@@ -106,6 +118,38 @@ class FocalSAM(torch.optim.Optimizer):
                 group.setdefault(name, value)
         self.param_groups = self.base_optimizer.param_groups
         self.state = self.base_optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer, as for layers that are unfrozen on the way."""
+        if self.__dict__.get("param_groups") is not self.base_optimizer.param_groups:
+            super().add_param_group(param_group)  # from the constructor, for a group that the base optimizer has
+            return
+        self.base_optimizer.add_param_group(param_group)
+        self._share_base()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and `pickle`: base optimizer, model and settings; a copy begins between two steps."""
+        step = self.sharpness_step
+        return {
+            "base_optimizer": self.base_optimizer,
+            "model": step.model,
+            "class_counts": self._class_counts,
+            "class_weights": None if self._class_counts is not None else step.class_weights,
+            **self._settings,
+            "rho": self.defaults["rho"],
+            "adaptive": step.adaptive,
+            "perturbation_scope": step.scope,
+            "economy": self._update.economy,
+            STATE_KEY: self._own_state(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base_optimizer" not in state:  # of the constructor of `torch.optim.Optimizer`
+            super().__setstate__(state)
+            return
+        own = state.pop(STATE_KEY)
+        self.__init__(state.pop("base_optimizer"), state.pop("model"), **state)
+        self._load_own_state(own)
 
     def step(self, closure: Callable[..., Tensor] | None = None, labels: Tensor | None = None) -> Tensor | None:
         """One update with `labels`; without, the base optimizer's step on what the passes left in `p.grad`.
@@ -126,11 +170,30 @@ class FocalSAM(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._counts["first_passes"] = 0
+        if labels is None:
+            self._check_passes()
+        self._begin_anew()
         self._counts["steps"] += 1
         if not self.sharpness_step.drop_if_not_finite():
             self.base_optimizer.step()
+            torch.clear_autocast_cache()  # of the weights as they were
         return loss
+
+    def _check_passes(self) -> None:
+        """That the passes of a step are complete, or none is needed."""
+        first, second = self.sharpness_step.num_micro_batches, self._counts["second_passes"]
+        if first == second > 0 or (self.sharpness_step.is_plain and world_size() == 1):
+            return
+        happened = f"after {first} first and {second} second passes" if first else "without a first and a second pass"
+        raise LossContractError(
+            f"FocalSAM.step was called {happened}, which would train without sharpness; give it a closure and labels, "
+            "run second_pass over each batch of the first passes, or, with transformers' Trainer, use FocalSAMTrainer."
+        )
+
+    def _begin_anew(self) -> None:
+        """Forget the passes of a step that is done or given up."""
+        self._counts["second_passes"] = 0
+        self.sharpness_step.forget()
 
     def _whole_update(self, closure: Callable[..., Tensor], labels: Tensor) -> Tensor:
         def forward(index: Tensor | None) -> Tensor:
@@ -143,8 +206,8 @@ class FocalSAM(torch.optim.Optimizer):
             loss.backward()
             return loss
 
-        self.sharpness_step.rho = self._current_rho()
         self.zero_grad()
+        self._begin_step()
         return self._update.micro_batch(labels, Run(whole, forward), number=self._counts["steps"]).detach()
 
     @contextmanager
@@ -158,48 +221,106 @@ class FocalSAM(torch.optim.Optimizer):
             raise ValueError(
                 f"The economy {self._update.economy.name} needs a closure; call optimizer.step(closure, labels)."
             )
-        if self._counts["first_passes"] == 0:
-            self.sharpness_step.rho = self._current_rho()
-            self.sharpness_step.start()
-        with self.sharpness_step.first_pass(labels):
-            yield
-        self._counts["first_passes"] += 1
+        if self._counts["second_passes"] > 0:
+            self._begin_anew()  # of a step that was never taken
+        if self.sharpness_step.num_micro_batches == 0:
+            self._begin_step()
+        try:
+            with self.sharpness_step.first_pass(labels):
+                yield
+        except BaseException:
+            self._begin_anew()
+            raise
 
     @contextmanager
     def second_pass(self, index: int = 0) -> Iterator[None]:
         """Without a closure: run the same, for batch `index` of this step, at w + epsilon inside the block."""
-        if index == 0 and not self.sharpness_step.is_plain:
-            self.sharpness_step.ascend()
-        with self.sharpness_step.second_pass(index):
-            yield
+        if index != self._counts["second_passes"] or index >= self.sharpness_step.num_micro_batches:
+            raise LossContractError(
+                f"second_pass({index}) came after {self.sharpness_step.num_micro_batches} first passes and "
+                f"{self._counts['second_passes']} second ones since zero_grad; run it once for each first pass, in "
+                "their order, and clear the gradients before the first pass only."
+            )
+        try:
+            if index == 0 and not self.sharpness_step.is_plain:
+                self.sharpness_step.ascend()
+            with self.sharpness_step.second_pass(index):
+                yield
+        except BaseException:
+            self._begin_anew()
+            raise
+        self._counts["second_passes"] += 1
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
         """The loss whose backward pass is to be run, for losses of shape (B,); see `SharpnessStep.reduce`."""
         return self.sharpness_step.reduce(losses, count)
 
-    def _current_rho(self) -> float:
-        radii = {group["rho"] for group in self.param_groups}
-        if len(radii) > 1:
-            raise ValueError(f"The parameter groups have rho {sorted(radii)}; epsilon has one radius, set one rho.")
-        rho = radii.pop()
-        check_rho(rho)
-        return rho
+    def _begin_step(self) -> None:
+        """Take the settings of the parameter groups, and see that what trains is what the base optimizer steps on."""
+        step = self.sharpness_step
+        step.rho = self._shared("rho")
+        check_rho(step.rho)
+        settings = {name: self._shared(name) for name in self._settings}
+        if settings != self._settings:
+            step.set_class_weights(weights_of("focal_sam", self._class_counts, settings))
+            self._settings = settings
+        step.start()
+        stepped = {p for group in self.param_groups for p in group["params"]}
+        left_out = [name for name, p in step.named_trained_parameters() if p not in stepped]
+        if left_out:
+            raise ValueError(
+                f"The base optimizer of FocalSAM has not {left_out[0]!r} and {len(left_out) - 1} more parameters that "
+                "the model trains; give it all of them, or freeze them (requires_grad_(False))."
+            )
+        foreign = [p for p in stepped.difference(step.parameters) if p.requires_grad]
+        if foreign:
+            raise ValueError(
+                f"The base optimizer of FocalSAM has a parameter of shape {tuple(foreign[0].shape)} that is not of "
+                "the model, whose gradient would be wrong; make it a parameter of the model, or give it an optimizer "
+                "of its own."
+            )
+
+    def _shared(self, name: str) -> float:
+        """A setting that all parameter groups have to agree on."""
+        values = {group[name] for group in self.param_groups}
+        if len(values) > 1:
+            raise ValueError(
+                f"The parameter groups have {name} {sorted(values)}; the step has one {name} for all, set one."
+            )
+        return values.pop()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of all parameters."""
+        """Clear the gradients of all parameters, and begin a step anew."""
+        self._begin_anew()
         self.base_optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
         """State of the base optimizer, with `rho`, `gamma` and `lam` in its parameter groups, and under "sharpness"
         the number of steps taken and what an economy carries from step to step."""
-        own = {"steps": self._counts["steps"], "direction": self._update.state_dict()}
-        return {**self.base_optimizer.state_dict(), STATE_KEY: own}
+        return {**self.base_optimizer.state_dict(), STATE_KEY: self._own_state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what `state_dict` returned, or the state of a bare base optimizer."""
+        """Load what `state_dict` returned, or the state of a bare base optimizer. The settings in the parameter groups
+        are those of the steps from now on."""
         base = {name: value for name, value in state_dict.items() if name != STATE_KEY}
-        own = state_dict.get(STATE_KEY, {"steps": 0, "direction": {}})
         self.base_optimizer.load_state_dict(base)
         self._share_base()
+        self._load_own_state(state_dict.get(STATE_KEY, {"steps": 0, "direction": {}}))
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"steps": self._counts["steps"], "direction": self._update.state_dict()}
+
+    def _load_own_state(self, own: dict[str, Any]) -> None:
+        self._begin_anew()
         self._counts["steps"] = own["steps"]
         self._update.load_state_dict(own["direction"])
+
+
+def _refuse_needing_closure(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a `ValueError` for an optimizer that evaluates the model by itself."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} evaluates the model several times a step by a closure of its own, which has "
+            "no sharpness-aware gradient; choose an optimizer that steps on gradients, such as SGD or AdamW."
+        )

@@ -104,24 +104,29 @@ class SharpnessStep:
                 )
             separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
-        self.class_weights = class_weights
-        self._class_weights = class_weights  # where and as the model needs them
-        self._has_weights = bool(class_weights.any())
+        self._given_reason = separate_reason
         self.rho = rho
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        self._gradients: GradientPair
-        if (class_weights == class_weights[0]).all():
-            self._gradients = ScaledGradient(model, float(class_weights[0]))
-        else:
-            self._gradients = WeightedGradient(model, separate_reason=separate_reason)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
         self._left: list[tuple[Tensor, Tensor, int]] = []  # gradients as the first passes left them
         self._epsilon: list[Tensor] | None = None
         self._pass: Pass | None = None
+        self._gradients: GradientPair
+        self.set_class_weights(class_weights)
+
+    def set_class_weights(self, class_weights: Tensor) -> None:
+        """Take other class-wise sharpness weights, shape (C,), from the next step on."""
+        self.class_weights = class_weights
+        self._class_weights = class_weights  # where and as the model needs them
+        self._has_weights = bool(class_weights.any())
+        if (class_weights == class_weights[0]).all():
+            self._gradients = ScaledGradient(self.model, float(class_weights[0]))
+        else:
+            self._gradients = WeightedGradient(self.model, separate_reason=self._given_reason)
 
     @property
     def separate_reason(self) -> str | None:
@@ -167,11 +172,16 @@ class SharpnessStep:
 
     def start(self) -> None:
         """Begin an optimizer step; what another one has left unfinished is forgotten."""
+        self.forget()
+        self._gradients.start()
+        self._has_looked = True
+
+    def forget(self) -> None:
+        """Give up what first passes have collected, until the next `start`."""
         self._micro_batches.clear()
         self._left.clear()
         self._epsilon = None
-        self._gradients.start()
-        self._has_looked = True
+        self._gradients.release()
 
     def verify_gradients(self, labels: Tensor, run: Callable[[], object]) -> None:
         """Before a first pass over a batch: find out how one backward pass can give both gradients exactly.

@@ -265,7 +265,7 @@ def test_a_step_on_a_gradient_that_is_not_finite_is_skipped_and_counted():
     assert not all(torch.equal(p, q) for p, q in zip(trained(model), before, strict=True))
 
 
-def test_torchs_own_closure_is_run_once_before_the_base_optimizer():
+def test_without_sharpness_torchs_own_closure_is_run_once_before_the_base_optimizer():
     model = make_model("vit", "lora")
     twin = copy.deepcopy(model)
     images, labels = make_batch()
@@ -276,7 +276,8 @@ def test_torchs_own_closure_is_run_once_before_the_base_optimizer():
         loss.backward()
         return loss
 
-    optimizer, plain = focal_sam_for(model), BASES["adamw"](trained(twin))
+    optimizer = FocalSAM(BASES["adamw"](trained(model)), model, class_counts=COUNTS, lam=0.0)
+    plain = BASES["adamw"](trained(twin))
     for _ in range(2):
         assert float(optimizer.step(lambda: closure(model, optimizer))) == float(
             plain.step(lambda: closure(twin, plain))

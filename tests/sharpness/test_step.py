@@ -1,6 +1,8 @@
 """The update of one step against the paper's three-backward algorithm, written sample by sample."""
 
 import copy
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ft_focalsam.sharpness import SharpnessStep, class_weights
+from ft_focalsam.sharpness import LossContractError, SharpnessStep, class_weights
+from ft_focalsam.sharpness.perturbation import total_norm
 
 RHO = 0.1
 METHODS = {
@@ -462,3 +465,115 @@ def test_trained_parameters_that_the_model_does_not_use_are_named_once(caplog):
     run_step(step, used, images, labels)
     step.drop_if_not_finite()
     assert len([r for r in caplog.records if "No gradient reaches" in r.getMessage()]) == 1
+
+
+# ---- half precision ----
+
+
+def test_the_norm_of_half_precision_gradients_is_taken_in_float32():
+    assert float(total_norm([torch.full((100,), 6e4, dtype=torch.float16)])) == pytest.approx(6e5, rel=1e-3)
+    parts = [torch.full((1000,), 1.0, dtype=torch.bfloat16), torch.full((1000,), 1.0)]
+    assert total_norm(parts).dtype == torch.float32
+    assert float(total_norm(parts)) == pytest.approx(2000**0.5, rel=1e-6)
+    assert total_norm([torch.ones(3, dtype=torch.float64)]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["sam", "focal_sam"])
+def test_autocast_around_both_passes_keeps_no_copies_of_the_weights(method):
+    """Entered once around all, autocast would give the second pass the weights of the first."""
+    gradients = {}
+    for outside in (True, False):
+        model = make_model("vit", "full", dtype=torch.float32)
+        images, labels = make_batch(dtype=torch.float32)
+        step = SharpnessStep(model, METHODS[method], rho=1.0)
+
+        def losses(model=model, images=images, labels=labels, outside=outside):
+            with nullcontext() if outside else torch.autocast("cpu", torch.bfloat16):
+                return F.cross_entropy(model(pixel_values=images).logits.float(), labels, reduction="none")
+
+        for _ in range(3):
+            model.zero_grad()
+            step.start()
+            with torch.autocast("cpu", torch.bfloat16) if outside else nullcontext():
+                with step.first_pass(labels):
+                    step.reduce(losses()).backward()
+                step.ascend()
+                with step.second_pass(0):
+                    step.reduce(losses()).backward()
+        assert step.statistics.pop()["sharpness"] > 0.1
+        gradients[outside] = gradients_of(model)
+    assert relative_error(gradients[True], gradients[False]) < 1e-6
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles for the CPU by g++, which is not there")
+def test_a_compiled_model_draws_the_masks_of_an_eager_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, len(COUNTS))).double()
+    compiled = torch.compile(model)
+    x, y = torch.randn(16, 6, dtype=torch.float64), torch.randint(len(COUNTS), (16,))
+    gradients = []
+    for called in (model, compiled):
+        step = SharpnessStep(called, METHODS["focal_sam"], rho=RHO)
+        torch.manual_seed(7)
+        gradients.append(
+            run_step(step, called, x, y, losses_of=lambda m, x, y: F.cross_entropy(m(x), y, reduction="none"))
+        )
+    torch._dynamo.reset()
+    compiled_gradient = {name.removeprefix("_orig_mod."): g for name, g in gradients[1].items()}
+    assert relative_error(compiled_gradient, gradients[0]) <= 1e-10
+
+
+# ---- what a driver may do wrong ----
+
+
+def test_a_pass_whose_loss_was_not_differentiated_is_refused():
+    model = make_model("vit", "lora")
+    images, labels = make_batch()
+    step = SharpnessStep(model, METHODS["focal_sam"])
+    step.start()
+    with pytest.raises(LossContractError, match="call backward on reduce"), step.first_pass(labels):
+        losses_of(model, images, labels).mean().backward()
+    with pytest.raises(LossContractError, match="reduced twice"), step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels))
+        step.reduce(losses_of(model, images, labels))
+    with pytest.raises(LossContractError, match="depend on no trained parameter"), step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels).detach())
+
+
+@pytest.mark.parametrize("change", ["cleared", "zeroed", "clipped"])
+def test_gradients_that_change_between_the_passes_are_refused(change):
+    model = make_model("vit", "lora")
+    images, labels = make_batch()
+    step = SharpnessStep(model, METHODS["focal_sam"], rho=RHO)
+    step.start()
+    with step.first_pass(labels):
+        step.reduce(losses_of(model, images, labels)).backward()
+    if change == "clipped":
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    else:
+        model.zero_grad(set_to_none=change == "cleared")
+    with pytest.raises(LossContractError, match="changed between the passes"):
+        step.ascend()
+    expected = naive_gradient(model, images, labels, METHODS["focal_sam"], RHO)
+    assert relative_error(run_step(step, model, images, labels), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_penalty_beside_the_losses_belongs_to_the_plain_loss(method):
+    model = make_model("vit", "lora")
+    step = SharpnessStep(model, METHODS[method], rho=RHO)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for seed in range(4):
+        images, labels = make_batch(seed=seed)
+        expected = naive_gradient(model, images, labels, METHODS[method], RHO)
+        expected = {name: g + 3 * trained[name].detach() for name, g in expected.items()}
+        model.zero_grad()
+        step.start()
+        for pass_ in (step.first_pass(labels), None):
+            if pass_ is None:
+                step.ascend()
+                pass_ = step.second_pass(0)
+            with pass_:
+                penalty = sum((p**2).sum() for p in trained.values())
+                (step.reduce(losses_of(model, images, labels)) + 1.5 * penalty).backward()
+        assert relative_error(gradients_of(model), expected) <= 1e-10

@@ -9,6 +9,7 @@ from torch import nn
 
 from ft_focalsam.sharpness import Economy, FocalSAM, SharpnessStep, SharpnessUpdate, class_weights
 from ft_focalsam.sharpness.economy import perturbed_probabilities, systematic_draw
+from ft_focalsam.sharpness.update import Run
 
 RHO = 0.1
 C = class_weights("focal_sam", COUNTS, {"gamma": 1.5, "lam": 0.7})
@@ -31,7 +32,7 @@ def run(update, model, images, labels, number, micro_batches=1):
             loss.backward()
             return loss
 
-        update.micro_batch(y, backward, number=number, is_last=index == len(parts) - 1)
+        update.micro_batch(y, Run(backward, backward), number=number, is_last=index == len(parts) - 1)
     return gradients_of(model)
 
 
@@ -252,7 +253,7 @@ def test_an_exception_leaves_the_next_step_whole():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        update.micro_batch(torch.tensor([0, 1]), interrupted, number=0)
+        update.micro_batch(torch.tensor([0, 1]), Run(interrupted, interrupted), number=0)
     images, labels = make_batch(seed=2)
     expected = naive_gradient(model, images, labels, C, RHO)
     assert relative_error(run(update, model, images, labels, number=0, micro_batches=2), expected) <= 1e-10

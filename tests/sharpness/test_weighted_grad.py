@@ -500,3 +500,104 @@ def test_parameters_unfrozen_later_are_taken_up():
             for name, value in naive(model, x, y, weights).items():
                 torch.testing.assert_close(weighted[name], value, rtol=1e-9, atol=1e-12)
         assert ("body.weight" in weighted) == unfrozen
+
+
+# ---- rows that belong to samples in a way that changes ----
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, packed to rows (sum of lengths, 8), as in variable-length attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, C)
+        self.lengths = None
+
+    def forward(self, x):
+        rows = torch.cat([sample[:length] for sample, length in zip(x, self.lengths, strict=True)])
+        rows = torch.tanh(self.layer(rows))
+        return self.head(torch.stack([part.mean(dim=0) for part in rows.split(self.lengths)]))
+
+
+class Routed(nn.Module):
+    """Two experts; each sample's rows go to one of them, in the order of the experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, C)
+        self.routes = None
+
+    def forward(self, x):
+        result = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            chosen = torch.tensor(self.routes) == index
+            result[chosen] = torch.tanh(expert(x[chosen]))
+        return self.head(result.mean(dim=1))
+
+
+@pytest.mark.parametrize("batch_weights", ["random", "nearly equal"])
+@pytest.mark.parametrize(
+    ("build", "attribute", "early", "late"),
+    [
+        # Four rows a sample where it is compared; later 20 rows of 4 samples that are not five each.
+        (Packed, "lengths", [4, 4, 4, 4], [8, 2, 4, 6]),
+        # All tokens at one expert where it is compared; later 8 or 4 rows of 4 samples at each.
+        (Routed, "routes", [[0] * 6] * 4, [[0, 0, 0, 0, 0, 1], [1] * 6, [0] * 6, [0, 0, 1, 1, 1, 1]]),
+    ],
+    ids=["packed", "routed"],
+)
+def test_a_layout_that_appears_later_is_compared(build, attribute, early, late, batch_weights):
+    torch.manual_seed(0)
+    model = build().double()
+    collector = WeightedGradient(model)
+    for step in range(16):
+        setattr(model, attribute, early if step < 6 or step == 9 else late)
+        x, y = torch.randn(4, 8 if build is Packed else 6, 8, dtype=torch.float64), torch.randint(C, (4,))
+        weights = torch.rand(4, dtype=torch.float64)
+        if batch_weights == "nearly equal":
+            weights = 0.8 + 1e-3 * weights
+        loss = (F.cross_entropy(model(x), y, reduction="none") * weights).mean()
+        expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        _, weighted = collect(collector, model, x, y, weights)
+        for actual, value in zip(weighted.values(), expected, strict=True):
+            # What nearly equal weights tell apart is compared to the tolerance of the comparison.
+            tolerance = 1e-9 if batch_weights == "random" or step > 10 else 1e-6
+            torch.testing.assert_close(
+                actual, torch.zeros_like(actual) if value is None else value, rtol=tolerance, atol=1e-12
+            )
+
+
+def test_a_frozen_normalisation_before_all_that_trains_needs_no_second_backward_pass():
+    """Its batch statistics mix the samples, but no gradient goes through it until what is before it is unfrozen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, C)).double()
+    model[:2].requires_grad_(False)
+    collector = WeightedGradient(model)
+    for is_frozen in (True, False):
+        model[0].requires_grad_(not is_frozen)
+        for _ in range(4):
+            x, y = torch.randn(6, 8, dtype=torch.float64), torch.randint(C, (6,))
+            weights = torch.rand(6, dtype=torch.float64)
+            _, weighted = collect(collector, model, x, y, weights)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            loss = (F.cross_entropy(model(x), y, reduction="none") * weights).mean()
+            for actual, value in zip(weighted.values(), torch.autograd.grad(loss, trained), strict=True):
+                torch.testing.assert_close(actual, value, rtol=1e-9, atol=1e-12)
+        assert (collector.separate_reason is None) == is_frozen
+        assert collector.backward_passes == (1 if is_frozen else 2)
+
+
+def test_a_model_over_two_devices_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, C))
+    model[0].to("meta")
+    with pytest.raises(ValueError, match=r"are on meta, cpu; .* all of them on one device"):
+        WeightedGradient(model).start()
+
+
+def test_an_optimizer_that_steps_in_the_backward_pass_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, C))
+    model[1].weight.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(ValueError, match=r"parameter 1\.weight has a hook .*use another optimizer"):
+        WeightedGradient(model).start()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..model_info import ModelInfo, inspect_model, unwrapped
+from ..compiled import draw_as_eager, unwrapped
+from ..model_info import ModelInfo, inspect_model
 from .rules import sum_dtype
 
 
@@ -36,7 +37,7 @@ class BatchLosses:
     def weighted(self, weights: Tensor | None = None) -> Tensor:
         """1/count sum_n u_n l_n with u the given `weights` of shape (B,), by default c: L_c."""
         weights = self.weights if weights is None else weights
-        return self.losses @ weights.to(self.losses.dtype) / self.count
+        return (self.losses * weights.to(self.losses.dtype)).sum() / self.count  # no product that autocast would round
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Backward pass of factor * loss, in the precision of the forward pass whatever autocast is on by now.
@@ -76,6 +77,7 @@ class GradientPair(ABC):
     backward_passes = 1
 
     def __init__(self, model: nn.Module):
+        draw_as_eager(model)
         self.model = unwrapped(model)
         self.info = ModelInfo({}, [], [])
         self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c so far

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..model_info import is_compiled, refuse_split
+from ..compiled import is_compiled, keep_graphs
+from ..model_info import refuse_split
 from ..perturbation import total_norm
 from .base import BatchLosses, GradientPair, gradients_apart, sum_of
 from .second_backward import weighted_gradient
@@ -43,8 +44,8 @@ class WeightedGradient(GradientPair):
 
     def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
         super().__init__(model)
+        keep_graphs()
         self._is_compiled = is_compiled(model)
-        _keep_compiled_graphs()
         self._given_reason = separate_reason
         self._single = SingleBackward(self.model, {})
         self._batch_norms: list[nn.Module] = []
@@ -273,11 +274,3 @@ class WeightedGradient(GradientPair):
 
 def _norm(tensors: list[Tensor]) -> float:
     return float(total_norm(tensors)) if tensors else 0.0
-
-
-def _keep_compiled_graphs() -> None:
-    """Let backward passes that torch.compile builds leave intact what a second one over the same graph reads; what it
-    has built otherwise is built anew."""
-    if torch._functorch.config.donated_buffer:
-        torch._functorch.config.donated_buffer = False
-        torch._dynamo.reset()
