@@ -5,27 +5,36 @@ from contextlib import contextmanager
 
 from torch import nn
 
-# Of DistributedDataParallel: whether its next forward pass broadcasts the buffers of rank 0, as the first pass over a
-# batch is to do.
+# Of DistributedDataParallel: whether its next forward pass begins with the buffers of rank 0.
 BROADCASTS = "require_forward_param_sync"
 
 
 @contextmanager
-def kept_running_statistics(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
-    """Batch normalisation may normalise inside the block, but its running statistics come out as they went in, and
-    whether data parallelism broadcasts them next is as before, too.
+def kept_running_statistics(norms: list[nn.Module]) -> Iterator[None]:
+    """Batch normalisation may normalise inside the block, but its running statistics come out as they went in.
 
     Args:
-        model (`nn.Module`): The model, with its wrapper for data parallelism.
-        norms (list of `nn.Module`): Its batch normalisations in training mode.
+        norms (list of `nn.Module`): Batch normalisations in training mode.
     """
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     kept = [buffer.clone() for buffer in buffers]
-    broadcasts = getattr(model, BROADCASTS, None)
     try:
         yield
     finally:
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-        if broadcasts is not None:
-            setattr(model, BROADCASTS, broadcasts)
+
+
+@contextmanager
+def kept_broadcast(model: nn.Module) -> Iterator[None]:
+    """Whether data parallelism broadcasts the running statistics before the next forward pass stays as it was.
+
+    Args:
+        model (`nn.Module`): The model with its wrapper.
+    """
+    kept = getattr(model, BROADCASTS, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            setattr(model, BROADCASTS, kept)

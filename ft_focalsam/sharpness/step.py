@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .batch_statistics import kept_running_statistics
+from .batch_statistics import kept_broadcast, kept_running_statistics
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
 from .model_info import refuse_wrapped
@@ -199,9 +199,10 @@ class SharpnessStep:
         weights, state = self.sample_weights(labels), self._random_state()
         while self._gradients.needs_verification(len(labels)):
             with (
+                kept_broadcast(self.model),
                 self._no_sync(),
                 drawing_from(state, self._gradients.info.accelerators),
-                kept_running_statistics(self.model, self._gradients.info.batch_norms),
+                kept_running_statistics(self._gradients.info.batch_norms),
                 gradients_apart(self.parameters),
                 self._watched(VerificationPass(weights, len(labels), self._gradients)),
             ):
@@ -271,7 +272,7 @@ class SharpnessStep:
         second = SecondPass(batch.first, self.statistics, contributes=self._epsilon is not None)
         with (
             drawing_from(batch.random_state, self._gradients.info.accelerators),
-            kept_running_statistics(self.model, self._gradients.info.batch_norms),
+            kept_running_statistics(self._gradients.info.batch_norms),
             self._moved(self._epsilon, is_over=is_last, synchronises=is_last),
             self._finished(second),
         ):
@@ -297,7 +298,7 @@ class SharpnessStep:
         """
         norms = [] if epsilon is None else self._gradients.info.batch_norms
         with (
-            kept_running_statistics(self.model, norms),
+            kept_running_statistics(norms),
             self._moved(epsilon, is_over=False, synchronises=synchronises),
             self._finished(WeightedPass(weights, count)),
             gradients_apart(self.parameters) as added,

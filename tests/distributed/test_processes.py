@@ -46,6 +46,16 @@ SAME = {
         batches(6),
     ),
 }
+# A subclass's penalty on the weights, which no sample has.
+SAME |= {
+    f"penalty, {name}": ({"tuning": "lora", "penalises": True, **GLOBAL, **changes}, *sizes)
+    for name, changes, sizes in (
+        ("focal_sam", {}, (batches(12), batches(6))),
+        ("focal_sam accumulated", {}, (batches(6, 2), batches(3, 2))),
+        ("sam", {"sharpness": "sam"}, (batches(12), batches(6))),
+        ("plain", {"sharpness": "none"}, (batches(12), batches(6))),
+    )
+}
 # In epochs of two steps; balanced progressively, the order depends on the epoch and on how many there are.
 SAMPLERS = ("instance", "progressively_balanced")
 SAME |= {
@@ -80,6 +90,15 @@ UNEVEN_CUT = {
     **SAME[UNEVEN_WHOLE][2],
     "cut_at": 4,
 }  # before the last, uneven batch of an epoch
+# What batch normalisation has seen, while the weights stay: each process its own images, as without us.
+NORMALISED = {
+    f"batch norm, {sharpness}, {accumulation}": {
+        "tuning": "batch_norm", "sharpness": sharpness, "learning_rate": 0.0,
+        **batches(6 // accumulation, accumulation),
+    }
+    for sharpness in ("none", "sam", "focal_sam")
+    for accumulation in (1, 2)
+}  # fmt: skip
 # Each process draws, or perturbs, for itself.
 OWN = {
     "local, nothing left": {"tuning": "full", **LOCAL, **batches(5, 2)},
@@ -145,7 +164,7 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     runs = {name: {**settings, **each} for name, (settings, _, each) in SAME.items()}
-    runs |= OWN | COUNTED | {"cut": CUT, "cut, uneven": UNEVEN_CUT}
+    runs |= OWN | NORMALISED | COUNTED | {"cut": CUT, "cut, uneven": UNEVEN_CUT}
     return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml", *SCALING)
 
 
@@ -171,6 +190,14 @@ def test_two_processes_do_what_one_does_with_the_same_images(name, one, two):
 @pytest.mark.parametrize("name", [*SAME, *OWN])
 def test_processes_hold_equal_weights(name, two):
     assert distance(*two.weights(name)) == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("sharpness", ["sam", "focal_sam"])
+def test_running_statistics_are_those_of_data_parallelism_alone(sharpness, accumulation, two):
+    plain, ours = (two.weights(f"batch norm, {name}, {accumulation}") for name in ("none", sharpness))
+    assert [distance(a, b) for a, b in zip(plain, ours, strict=True)] == [0, 0]
+    assert distance(*plain) > 0  # each process has its own since the latest forward pass
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -67,11 +67,38 @@ class Stream(IterableDataset):
         return (self.images[index] for index in range(23))
 
 
+class Penalised(FocalSAMTrainer):
+    """Adds a term without samples, whose gradient is w."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss = super().compute_loss(model, inputs, **kwargs)
+        penalty = sum((p**2).sum() for p in model.parameters() if p.requires_grad) / 2
+        return loss + penalty / self.args.gradient_accumulation_steps
+
+
+class Normalised(torch.nn.Module):
+    """Batch normalisation between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Linear(192, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 5))
+        self.double()
+
+    def forward(self, pixel_values):
+        return self.body(pixel_values.flatten(1))
+
+
+def build(tuning: str) -> torch.nn.Module:
+    return Normalised() if tuning == "batch_norm" else make_model("dinov2", tuning)
+
+
 def train(
     folder: Path,
     name: str,
     *,
     tuning: str,
+    penalises: bool = False,
     count: bool = False,
     cut_at: int | None = None,
     softens: bool = False,
@@ -84,14 +111,15 @@ def train(
     checkpoint = None
     if cut_at is not None:
         saves = {"save_strategy": "steps", "save_steps": cut_at}
-        model = make_model("dinov2", tuning)
-        trainer_for(model, folder / name, dataset=Images(torch.float64), **settings, **saves).train()
+        trainer_for(build(tuning), folder / name, dataset=Images(torch.float64), **settings, **saves).train()
         checkpoint = str(folder / name / f"checkpoint-{cut_at}")
-    model = make_model("dinov2", tuning)
+    model = build(tuning)
     images = Images(torch.float64)
     if streams:
         args = arguments(folder, **settings)
         trainer = FocalSAMTrainer(model, args, class_counts=[10, 6, 4, 3, 1], train_dataset=Stream(images))
+    elif penalises:
+        trainer = Penalised(model, arguments(folder, **settings), train_dataset=images)
     else:
         trainer = trainer_for(model, folder, dataset=images, **settings)
     if softens:
