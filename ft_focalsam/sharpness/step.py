@@ -406,11 +406,16 @@ class SharpnessStep:
         if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
             self._class_weights = self.class_weights.to(parameter.device, dtype)
         labels = labels.to(parameter.device)
-        ignored = labels == IGNORED
-        labels = labels.masked_fill(ignored, 0)
         if labels.ndim == 2:
-            return labels.to(dtype) @ self._class_weights
-        return self._class_weights[labels].masked_fill(ignored, 0)
+            return labels.masked_fill(labels == IGNORED, 0).to(dtype) @ self._class_weights
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"The labels are {labels.dtype} of shape {tuple(labels.shape)}; give class indices, integers of shape "
+                "(B,), or class probabilities of shape (B, C)."
+            )
+        labels = labels.long()
+        ignored = labels == IGNORED
+        return self._class_weights[labels.masked_fill(ignored, 0)].masked_fill(ignored, 0)
 
     def _no_sync(self):
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
