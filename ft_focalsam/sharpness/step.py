@@ -5,7 +5,7 @@ With c(n) the sharpness weight of sample n's class and L_c(w) = 1/B sum_n c(n) l
     g = grad L(w) - grad L_c(w) + grad L_c(w + eps),     eps = rho * grad L_c(w) / ||grad L_c(w)||
 
 (Focal-SAM, arXiv 2505.01660, algorithm 1), which takes two forward and two backward passes: the first backward pass
-gives both gradients at w (`weighted_grad.py`).
+gives both gradients at w (`gradients/`). `passes.py` has the formula of each pass.
 """
 
 import logging
