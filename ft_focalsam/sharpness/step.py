@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .batch_statistics import kept_broadcast, kept_running_statistics
+from .frontier import FrozenPrefix, PrefixRecord
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
 from .model_info import refuse_wrapped
@@ -40,6 +41,7 @@ class _MicroBatch:
 
     first: FirstPass
     random_state: RandomState
+    prefix: PrefixRecord | None
 
 
 class SharpnessStep:
@@ -109,6 +111,7 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
+        self._prefix = FrozenPrefix(model)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
@@ -174,6 +177,7 @@ class SharpnessStep:
         """Begin an optimizer step; what another one has left unfinished is forgotten."""
         self.forget()
         self._gradients.start()
+        self._prefix.prepare(self._gradients.info)
         self._has_looked = True
 
     def forget(self) -> None:
@@ -222,9 +226,9 @@ class SharpnessStep:
         self._check_untouched()
         first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
         state = self._random_state()
-        with self._no_sync(), self._watched(first):
+        with self._no_sync(), self._watched(first), self._prefix.first() as prefix:
             yield
-        self._micro_batches.append(_MicroBatch(first, state))
+        self._micro_batches.append(_MicroBatch(first, state, prefix))
         self._left = [(p, p.grad, p.grad._version) for p in self.parameters if p.grad is not None]
 
     def ascend(self) -> bool:
@@ -276,8 +280,9 @@ class SharpnessStep:
             self._moved(self._epsilon, is_over=is_last, synchronises=is_last),
             self._finished(second),
         ):
-            with gradients_apart(self.parameters) as added:
+            with gradients_apart(self.parameters) as added, self._prefix.second(batch.prefix):
                 yield
+            batch.prefix = None  # and its memory
             if added and is_last and world_size() > 1:
                 raise LossContractError(
                     "In the second pass a term beside reduce(losses) was differentiated, which several processes "
@@ -339,6 +344,8 @@ class SharpnessStep:
         if not gradients or math.isfinite(total_norm(gradients)):
             return False
         self.statistics.skipped_steps += 1
+        if self._prefix.is_replayed:
+            self._prefix.turn_off("a gradient was not finite")
         if drop:
             for parameter in self.parameters:
                 parameter.grad = None
