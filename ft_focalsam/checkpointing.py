@@ -1,4 +1,4 @@
-"""Checkpoint folders of a training: written whole or not at all, and looked through before one is resumed from."""
+"""Checkpoint folders of a run: written whole or not at all, and looked through before one is resumed from."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import sort_checkpoints
+from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .errors import one_line
-from .files import ASIDE, flush
+from .files import ASIDE, flush, give_ordinary_permissions
+from .manifest import Manifest
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -39,6 +40,7 @@ def put_in_place(run_folder: Path, step: int) -> Path:
     """Give a checkpoint that was written aside its name; returns its path."""
     aside, name = aside_folder(run_folder, step), f"checkpoint-{step}"
     target = run_folder / name
+    give_ordinary_permissions(aside)
     flush(aside)
     if target.exists():
         target.rename(aside / REPLACED)
@@ -53,7 +55,7 @@ def remove_old(run_folder: Path, limit: int | None, *, keep: list[str | None]) -
     if limit is None or limit <= 0:
         return
     kept = {str(Path(path)) for path in keep if path is not None}
-    others = [path for path in sort_checkpoints(str(run_folder), use_mtime=True) if path not in kept]
+    others = [str(path) for path in reversed(checkpoints(run_folder)) if str(path) not in kept]
     for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
         gone = run_folder / f"{ASIDE}{Path(path).name}"
         shutil.rmtree(gone, ignore_errors=True)
@@ -74,21 +76,32 @@ def tidy(run_folder: Path) -> None:
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
+    """The checkpoints in a folder, the one written last first; those of earlier versions by number, last."""
     if not run_folder.is_dir():
         return []
     found = [path for path in run_folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return sorted(found, key=lambda path: (_written(path), number_of(path)), reverse=True)
+
+
+def number_of(checkpoint: Path) -> int | None:
+    """N of "checkpoint-N", None where a folder is not called so."""
+    found = CHECKPOINT.fullmatch(checkpoint.name)
+    return found and int(found[1])
 
 
 def find_newest(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint in a folder, None where there is none, and a sentence on each damaged one that
-    is newer. These are set aside under another name."""
-    warnings = []
+    """The newest complete checkpoint of the run that wrote to a folder last, None where there is none, and a sentence
+    on each newer one that is not taken. Damaged ones are set aside under another name."""
+    warnings, run = [], None
     for path in checkpoints(run_folder):
+        manifest = _manifest_or_none(path)
+        if run is not None and (manifest is None or manifest.run != run):
+            warnings.append(f"The checkpoint '{path}' is of another run, and is left as it is.")
+            continue
         fault = find_fault(path)
         if fault is None:
             return path, warnings
+        run = run if manifest is None else manifest.run
         broken = path.with_name(BROKEN + path.name)
         shutil.rmtree(broken, ignore_errors=True)
         path.rename(broken)
@@ -115,19 +128,39 @@ def check_checkpoint(folder: str | os.PathLike) -> Path:
 def find_fault(folder: Path) -> str | None:
     """What is missing from a checkpoint or damaged in it; None for nothing. Nothing in it is unpickled."""
     names = {path.name for path in folder.iterdir()}
-    is_sharded = any(next(folder.glob(pattern), None) for pattern in SHARDED)
     if STATE_NAME not in names:
         return f"it has no {STATE_NAME}"
+    try:
+        manifest = Manifest.read(folder)
+    except ValueError as error:
+        return one_line(error)
+    if manifest is None:
+        fault = _find_missing(folder, names) or _find_damaged(folder, names)
+    else:
+        fault = _find_pickled(names) or manifest.find_fault(folder)
+    return fault or _find_wrong_step(folder, manifest) or _find_nan(folder)
+
+
+def _find_missing(folder: Path, names: set[str]) -> str | None:
+    is_sharded = any(next(folder.glob(pattern), None) for pattern in SHARDED)
     if not is_sharded and names.isdisjoint(WEIGHTS):
-        pickled = next((name for name in sorted(names) if re.fullmatch(r"(pytorch|adapter)_model.*\.bin", name)), None)
-        if pickled:
-            return f"{pickled} holds pickled weights, which can run code when they are read (save with safetensors)"
-        return f"it has no {SAFE_WEIGHTS_NAME}"
+        return _find_pickled(names) or f"it has no {SAFE_WEIGHTS_NAME}"
     if not is_sharded and names & {"optimizer.pt", "scheduler.pt"}:  # else only the model was saved
         missing = [name for name in ("optimizer.pt", "scheduler.pt") if name not in names]
         missing += [] if any(name.startswith("rng_state") for name in names) else ["rng_state.pth"]
         if missing:
             return f"it has no {missing[0]}"
+    return None
+
+
+def _find_pickled(names: set[str]) -> str | None:
+    pickled = next((name for name in sorted(names) if re.fullmatch(r"(pytorch|adapter)_model.*\.bin", name)), None)
+    if pickled is None or not names.isdisjoint(WEIGHTS):
+        return None
+    return f"{pickled} holds pickled weights, which can run code when they are read (save with safetensors)"
+
+
+def _find_damaged(folder: Path, names: set[str]) -> str | None:
     for name in sorted(names):
         fault = _fault_of_file(folder / name)
         if fault is not None:
@@ -145,13 +178,44 @@ def _fault_of_file(path: Path) -> str | None:
                 wrong = archive.testzip()
                 return wrong and f"wrong checksum of {wrong}"
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if path.name == STATE_NAME and not isinstance(_step(content), int):
-                return "no global_step"
+            json.loads(path.read_text(encoding="utf-8"))
     except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
         return one_line(error)
     return None
 
 
-def _step(content) -> int | None:
-    return content.get("global_step") if isinstance(content, dict) else None
+def _find_wrong_step(folder: Path, manifest: Manifest | None) -> str | None:
+    """Whether the state of the Trainer can be taken, at the step that the folder has in its name."""
+    try:
+        state = TrainerState.load_from_json(str(folder / STATE_NAME))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        return f"{STATE_NAME} is cut short or damaged ({one_line(error)})"
+    step = state.global_step
+    if type(step) is not int or step < 0 or (type(state.max_steps) is int and 0 < state.max_steps < step):
+        return f"{STATE_NAME} is cut short or damaged (its global_step is {step!r} of {state.max_steps!r})"
+    for expected in (number_of(folder), manifest and manifest.step):
+        if expected is not None and step != expected:
+            return f"{STATE_NAME} is of step {step} and not of step {expected}"
+    return None
+
+
+def _find_nan(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no mapping)
+                value = file.get_tensor(name)
+                if value.is_floating_point() and value.float().isnan().any():
+                    return f"{path.name} has values that are not numbers (NaN) in {name!r}"
+    return None
+
+
+def _manifest_or_none(folder: Path) -> Manifest | None:
+    try:
+        return Manifest.read(folder)
+    except (OSError, ValueError):
+        return None
+
+
+def _written(folder: Path) -> int:
+    manifest = _manifest_or_none(folder)
+    return 0 if manifest is None else manifest.written

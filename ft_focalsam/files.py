@@ -30,6 +30,7 @@ def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        give_ordinary_permissions(aside)
         flush(aside)
         files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
         weights = [file for file in files if file.suffix == ".safetensors"]
@@ -66,6 +67,17 @@ def write_aside(path: Path, content: bytes) -> None:
     """Write a file as `opened_aside` does."""
     with opened_aside(path) as file:
         file.write(content)
+
+
+def give_ordinary_permissions(folder: Path) -> None:
+    """Let the weights in a folder be as readable as other files that the user makes: safetensors writes them for the
+    owner alone."""
+    probe = folder / f"{ASIDE}permissions"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def flush(folder: Path, *, recursive: bool = True) -> None:

@@ -3,9 +3,14 @@
 import logging
 import shutil
 import signal
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -18,21 +23,75 @@ from .checkpointing import (
     check_checkpoint,
     checkpoints,
     find_newest,
+    number_of,
     put_in_place,
     remove_old,
     tidy,
 )
-from .errors import one_line
+from .errors import first_fault, one_line
+from .files import give_ordinary_permissions
 from .hub import HubPushing
+from .manifest import Manifest
 from .preemption import ShieldedWorker, StopOnSignal, TrainingTerminated
+from .run_lock import LOCK_NAME, one_writer
+from .run_settings import describe_differences, differences, settings_of, trained_parameters
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a call of `train` goes on from.
+
+    Args:
+        checkpoint (`str`, *optional*): Its folder; None for a run that begins.
+        step (`int`, *optional*): That the Trainer's state must be at when it is loaded.
+        optimizer (`str`): Class of the optimizer whose state it holds; empty where that is not known.
+        changes (list of `dict`): As in `Manifest`.
+        run (`str`): As in `Manifest`.
+    """
+
+    checkpoint: str | None = None
+    step: int | None = None
+    optimizer: str = ""
+    changes: list[dict] = field(default_factory=list)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class ResumableTrainer(HubPushing, Trainer):
     """Writes checkpoints whole or not at all, resumes from complete ones only, and stops in good order at SIGTERM."""
 
     _aside: Path | None = None  # where a checkpoint is being written
+    _resumption = Resumption()
+    _options: Sequence[Any] = ()  # of the script, see `describe_run_by`
+    _described: Mapping[str, Any] = MappingProxyType({})
+    _trained_parameters: str | None = None  # when training begins; callbacks may freeze some later
+
+    def describe_run_by(self, options: Sequence[Any], **further: Any) -> None:
+        """Say what else the run is defined by, for its checkpoints: a resume under other settings is refused.
+
+        Args:
+            options (sequence of dataclass instances): E.g. [`~ft_focalsam.data.DataArguments`].
+            **further: Other values by name, as JSON knows them.
+        """
+        self._options, self._described = options, further
+
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """The settings that decide what the run computes, see `run_settings.py`."""
+        options = [each for each in self._options if each is not self.args]
+        counts = getattr(self, "class_counts", None)
+        return settings_of(self.args, options) | {
+            **self._described,
+            "processes": self.args.world_size,
+            "class_counts": None if counts is None else [int(count) for count in counts],
+            "trained_parameters": self._trained_parameters or trained_parameters(self.model),
+        }
+
+    @property
+    def changes(self) -> list[dict]:
+        """Settings that were changed at a resume: "step" and "changed", key -> [before, now]."""
+        return self._resumption.changes
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None
@@ -45,24 +104,30 @@ class ResumableTrainer(HubPushing, Trainer):
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint folder, or True (or "true") for the
                 newest complete one in `args.output_dir`; where there is none, training starts from the beginning.
-                Damaged ones are renamed, and the log says so.
+                Damaged ones are renamed, those of another run passed over, and the log says so.
             trial, ignore_keys_for_eval: As in `transformers.Trainer`.
 
         Raises:
-            CheckpointError: If the given checkpoint is damaged, or one cannot be written; an `OSError`.
+            BlockingIOError: If another run writes to the output folder; an `OSError`.
+            CheckpointError: If the given checkpoint is damaged, a checkpoint is of other settings (and
+                `args.resume_changed` is not set) or does not fit the model, or one cannot be written; an `OSError`.
             TrainingTerminated: After SIGTERM; left alone it ends the process with 143.
             KeyboardInterrupt: After SIGINT.
         """
-        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-        stop = StopOnSignal()
-        self.add_callback(stop)  # behind those that say when to save
-        try:
-            with stop.listening(says=self.is_world_process_zero()):
-                output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.remove_callback(stop)
-        if stop.agreed:
-            self._end_at(stop.agreed, Path(self._get_output_dir(trial)))
+        run_folder = Path(self._get_output_dir(trial))
+        name = LOCK_NAME if trial is None else f".{run_folder.name}.lock"
+        with one_writer(self.args.output_dir, is_writer=self.args.should_save, name=name):
+            self._trained_parameters = trained_parameters(self.model)
+            self._resumption = self._choose_checkpoint(resume_from_checkpoint)
+            stop = StopOnSignal()
+            self.add_callback(stop)  # behind those that say when to save
+            try:
+                with stop.listening(says=self.is_world_process_zero()):
+                    output = super().train(self._resumption.checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self.remove_callback(stop)
+            if stop.agreed:
+                self._end_at(stop.agreed, run_folder)
         return output
 
     def get_train_dataloader(self) -> DataLoader:
@@ -95,18 +160,33 @@ class ResumableTrainer(HubPushing, Trainer):
             fault = one_line(error) or type(error).__name__
         finally:
             self._aside, self.state.best_global_step = None, best
-        fault = _first(fault)
+        fault = first_fault(fault)
         if fault is None and self.args.should_save:
             try:
+                self._write_manifest(self._resumption, aside_folder(run_folder, step) / f"checkpoint-{step}")
                 target = put_in_place(run_folder, step)
                 remove_old(run_folder, self.args.save_total_limit, keep=[target, self.state.best_model_checkpoint])
             except OSError as error:
                 fault = one_line(error)
-        fault = _first(fault)
+        fault = first_fault(fault)
         if fault is not None:
             self._refuse_to_go_on(run_folder, fault)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_folder / f"checkpoint-{step}"))
+
+    def _write_manifest(self, resumption: Resumption, folder: Path) -> None:
+        Manifest(
+            run=resumption.run,
+            step=self.state.global_step,
+            settings=self.run_settings,
+            optimizer=_class_of(self.optimizer),
+            changes=resumption.changes,
+        ).write(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self._aside is None:
+            give_ordinary_permissions(Path(self.args.output_dir if output_dir is None else output_dir))
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
@@ -138,31 +218,32 @@ class ResumableTrainer(HubPushing, Trainer):
 
     # ---- resuming and stopping ----
 
-    def _choose_checkpoint(self, request: str | bool | None) -> str | None:
-        """The checkpoint to resume from, the same one on all processes; None for none."""
+    def _choose_checkpoint(self, request: str | bool | None) -> Resumption:
+        """What to resume from, the same on all processes."""
         if isinstance(request, str) and request.lower() in ("true", "false"):
             request = request.lower() == "true"
-        run_folder, answer = Path(self.args.output_dir).expanduser(), [None, None]
+        run_folder, answer, settings = Path(self.args.output_dir).expanduser(), [None, None], self.run_settings
         if self.args.should_save:
             try:
                 tidy(run_folder)
                 if self.is_world_process_zero():
-                    answer[0] = self._look_for(request, run_folder)
+                    answer[0] = self._describe_resumption(self._look_for(request, run_folder), settings)
             except OSError as error:
                 answer[1] = one_line(error) + "."
         broadcast_object_list(answer)
         if answer[1] is not None:
             raise CheckpointError(answer[1])
-        missing = _first(answer[0] if answer[0] and not Path(answer[0]).is_dir() else None)
+        path = answer[0].checkpoint
+        missing = first_fault(path if path and not Path(path).is_dir() else None)
         if missing is not None:
             raise CheckpointError(f"Not all processes see the checkpoint '{missing}'; copy it to every machine.")
         return answer[0]
 
-    def _look_for(self, request: str | bool | None, run_folder: Path) -> str | None:
+    def _look_for(self, request: str | bool | None, run_folder: Path) -> Path | None:
         if not request:
             return None
         if isinstance(request, str):
-            return str(check_checkpoint(request))
+            return check_checkpoint(request)
         newest, warnings = find_newest(run_folder)
         for warning in warnings:
             logger.warning(warning)
@@ -170,9 +251,64 @@ class ResumableTrainer(HubPushing, Trainer):
             logger.warning(
                 "There is no complete checkpoint in '%s' yet: training starts from the beginning.", run_folder
             )
-        else:
-            logger.warning("Training goes on from '%s'.", newest)
-        return None if newest is None else str(newest)
+        return newest
+
+    def _describe_resumption(self, path: Path | None, settings: dict[str, Any]) -> Resumption:
+        """What a complete checkpoint says of its run.
+
+        Raises:
+            CheckpointError: If that is another run than this one.
+        """
+        if path is None:
+            return Resumption()
+        manifest = Manifest.read(path)
+        if manifest is None:  # of an earlier version
+            logger.warning("Training goes on from '%s'.", path)
+            return Resumption(str(path), number_of(path))
+        changed, changes = differences(manifest.settings, settings), manifest.changes
+        told = describe_differences(changed)
+        if "trained_parameters" in changed:
+            raise CheckpointError(
+                f"The checkpoint '{path}' does not fit the model: {told}; set these back, or choose another "
+                "--output_dir"
+            )
+        if changed and not self.args.resume_changed:
+            raise CheckpointError(
+                f"The checkpoint '{path}' is of a run with other settings: {told}; set these back, choose another "
+                "--output_dir, or set --resume_changed true to go on with the new ones"
+            )
+        if changed:
+            logger.warning("Settings have changed since '%s' was written: %s.", path, told)
+            changes = [*changes, {"step": manifest.step, "changed": changed}]
+        if not any(name.startswith(("optimizer", "global_step")) for name in manifest.files):
+            logger.warning("'%s' holds the model alone: optimizer and schedule begin anew.", path)
+        logger.warning("Training goes on from '%s'.", path)
+        return Resumption(str(path), manifest.step, manifest.optimizer, changes, manifest.run)
+
+    def _init_training_state(self, *args, **kwargs):
+        values = super()._init_training_state(*args, **kwargs)
+        expected = self._resumption.step
+        if expected is not None and self.state.global_step != expected:
+            raise CheckpointError(
+                f"The checkpoint '{self._resumption.checkpoint}' was at step {expected} and is at step "
+                f"{self.state.global_step} now: another program writes there; end it, and resume again."
+            )
+        return values
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        own, saved = _class_of(self.optimizer), self._resumption.optimizer
+        if checkpoint is not None and saved and own != saved:
+            raise CheckpointError(
+                f"The checkpoint '{checkpoint}' holds the state of the optimizer {saved}, which {own} cannot take; "
+                "set the optimizer back, or begin anew in another --output_dir."
+            )
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError) as error:  # of torch, where parameter groups differ
+            raise CheckpointError(
+                f"The optimizer's state in '{checkpoint}' does not fit this run ({one_line(error)}); set the "
+                "optimizer and what trains back, or begin anew in another --output_dir."
+            ) from error
 
     def _end_at(self, number: int, run_folder: Path) -> None:
         message = (
@@ -186,6 +322,6 @@ class ResumableTrainer(HubPushing, Trainer):
         raise TrainingTerminated(message)
 
 
-def _first(fault: str | None) -> str | None:
-    """What went wrong on the first process on which something did; None where nothing did on any."""
-    return next((found for found in gather_object([fault]) if found is not None), None)
+def _class_of(optimizer: Any) -> str:
+    """The class of an optimizer, or of the one that Accelerate has wrapped."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__

@@ -129,6 +129,14 @@ class FocalSAMTrainingArguments(TrainingArguments):
         max_nonfinite_steps (`int`, >= 0, defaults to `20`):
             Number of steps in a row without a finite gradient after which training stops; 0 never stops it.
 
+    > Parameters that control the output folder
+
+    Args:
+        resume_changed (`bool`, defaults to `False`):
+            Resume although settings differ from those of the checkpoint; run.json keeps both.
+        overwrite (`bool`, defaults to `False`):
+            Begin anew in an output folder that holds a run.
+
     > Parameters that control the evaluation
 
     Args:
@@ -289,6 +297,11 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "help": "Number of steps in a row without a finite gradient after which training stops; 0 never stops it."
         },
     )
+    resume_changed: bool = field(
+        default=False,
+        metadata={"help": "Resume although settings differ from those of the checkpoint; run.json keeps both."},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Begin anew in an output folder that holds a run."})
     many_shot_threshold: int = field(
         default=100, metadata={"help": "Classes with more training samples are many-shot."}
     )

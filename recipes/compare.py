@@ -45,7 +45,7 @@ from ft_focalsam.hub.card import METHOD_NAMES
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = METHOD_NAMES | {"none": "plain"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
-PLACES = ("output_dir", "logging_dir", "hub_token")  # options that say nothing about what comes out
+PLACES = (  # options that say nothing about what comes out
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         for method in args.methods:
             folder = args.output_dir / file_name(method) / f"seed_{seed}"
             own = [*method_options(method), "--seed", str(seed), "--output_dir", str(folder)]
-            command_line = [args.config, "--save_strategy", "no", *further, *own]
+            command_line = [args.config, "--save_strategy", "no", "--overwrite", "true", *further, *own]
             runs[method, seed] = folder, command_line, describe(parse_config(TYPES, command_line))
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
     if args.jobs > 1 and PartialState().num_processes > 1:

@@ -5,8 +5,10 @@
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
 accuracy_by_frequency.png, run.json, predictions/ and checkpoints. A run that was killed goes on with
-`--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. `--push_to_hub true
---hub_model_id user/name` publishes all of it but predictions and checkpoints, with a card.
+`--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder that holds a run is
+overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by while training; the
+table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but predictions and
+checkpoints, with a card.
 """
 
 import copy
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, default_data_collator, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
+from ft_focalsam.checkpointing import checkpoints
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
     DataArguments,
@@ -29,15 +33,19 @@ from ft_focalsam.data import (
     StreamedData,
     TransformedImages,
     collate_ready,
+    content_digest,
     describe_groups,
     eval_transform,
+    label_array,
     prepare_images,
     read_preprocessing,
     stream_images,
     train_transform,
     training_set,
 )
+from ft_focalsam.errors import first_fault
 from ft_focalsam.evaluation import (
+    METRICS,
     PREDICTIONS,
     Predictions,
     Verdict,
@@ -49,12 +57,16 @@ from ft_focalsam.evaluation import (
     write_report,
 )
 from ft_focalsam.files import check_writable, written_aside
-from ft_focalsam.hub import describe_run, write_run
+from ft_focalsam.hub import describe_run, read_run, write_run
+from ft_focalsam.hub.run_file import RUN_NAME
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
 from ft_focalsam.preemption import TrainingTerminated
+from ft_focalsam.run_lock import one_writer
+from ft_focalsam.run_settings import describe_differences, differences, settings_of
 from ft_focalsam.tuning import describe_methods, describe_parameters
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+CHOOSING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # they follow what is evaluated
 ROW_BEFORE = {
     "text": "zero-shot",
     "class_means": "class means",
@@ -62,6 +74,50 @@ ROW_BEFORE = {
     "random": "random head",
     "kaiming": "random weights",
 }
+
+
+def refuse_what_cannot_be_meant(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
+    """Raise a `ValueError`, before any image is read, for a run that would choose by its test set or train nothing."""
+    values = args.to_dict()
+    chosen = {
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "save_strategy": args.save_strategy == SaveStrategy.BEST,
+        "lr_scheduler_type": values["lr_scheduler_type"] in CHOOSING_SCHEDULES,
+        "metric_for_best_model": args.metric_for_best_model is not None,
+    }
+    for key, is_set in chosen.items():
+        if is_set and data_args.validation_fraction is None:
+            raise ValueError(
+                f"{key} is {values[key]!r}, which chooses by the images that are evaluated on, and these are the test "
+                "set; put some aside with --validation_fraction 0.1 (of each class), or leave the key out."
+            )
+    metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
+    if metric not in known:
+        raise ValueError(f"metric_for_best_model is {metric!r}; choose one of {', '.join(known)}.")
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        key, value = ("max_steps", 0) if args.max_steps == 0 else ("num_train_epochs", f"{args.num_train_epochs:g}")
+        raise ValueError(
+            f"{key} is {value}, and nothing would be trained; set it above 0, or set --tuning zero_shot to test the "
+            "classifier as it starts."
+        )
+
+
+def refuse_overwriting(options: tuple) -> None:
+    """Raise a `ValueError` where the output folder holds a run, and the run is not to go on or to be overwritten."""
+    args = options[-1]
+    folder, fault = Path(args.output_dir).expanduser(), None
+    resumes = str(args.resume_from_checkpoint or False).lower() != "false"
+    held = [RUN_NAME] if (folder / RUN_NAME).is_file() else []
+    held += [] if resumes else [path.name for path in checkpoints(folder)[:1]]
+    if args.should_save and held and not args.overwrite:
+        changed = differences(read_run(folder).get("resolved", {}), settings_of(args, options[:-1]))
+        if not resumes:
+            fault = "go on with --resume_from_checkpoint true, or begin anew with --overwrite true"
+        elif changed and not args.resume_changed:
+            fault = f"its settings are others: {describe_differences(changed)}; set these back"
+    fault = first_fault(fault and f"The output folder '{folder}' holds a run ({held[0]}); {fault}")
+    if fault is not None:
+        raise ValueError(f"{fault}, or set --output_dir to another folder.")
 
 
 def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say: Callable) -> ImageData | StreamedData:
@@ -122,18 +178,18 @@ def images_on_device(
     processor: BaseImageProcessor,
     data_args: DataArguments,
     args: FocalSAMTrainingArguments,
-) -> tuple[DeviceImages, DeviceImages]:
-    """Training and test images, kept on the device (`--on_device`)."""
+) -> dict[str, DeviceImages]:
+    """The images by split, kept on the device (`--on_device`)."""
     if data_args.streaming or args.dataloader_num_workers:
         key, value = ("streaming", "false") if data_args.streaming else ("dataloader_num_workers", "0")
         raise ValueError(f"on_device keeps all pictures on the device; set {key} to {value} with it.")
     args.dataloader_pin_memory = False
     preprocessing = read_preprocessing(processor, image_size=data_args.image_size)
     augmented = {"augmentation": data_args.augmentation, "seed": args.seed}
-    return (
-        DeviceImages(data.train, preprocessing, device=args.device, **augmented),
-        DeviceImages(data.test, preprocessing, device=args.device),
-    )
+    return {
+        split: DeviceImages(part, preprocessing, device=args.device, **(augmented if split == "train" else {}))
+        for split, part in data.parts.items()
+    }
 
 
 def make_trainer(
@@ -142,8 +198,8 @@ def make_trainer(
     *,
     trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
     restarts: bool = False,
-) -> FocalSAMTrainer:
-    """The trainer of a run.
+) -> tuple[FocalSAMTrainer, Dataset]:
+    """The trainer of a run, which evaluates on validation images where there are some, and the images to test on.
 
     Args:
         data: The images.
@@ -161,31 +217,33 @@ def make_trainer(
         fast_decode=data_args.fast_decode,
     )
     if data_args.on_device:
-        train, test = images_on_device(data, processor, data_args, args)
+        images = images_on_device(data, processor, data_args, args)
     else:
-        train = training_set(
+        images = {split: TransformedImages(part, plain) for split, part in data.parts.items() if split != "train"}
+        images["train"] = training_set(
             data.train,
             augmented,
             seed=args.seed,
             num_epochs=math.ceil(args.num_train_epochs),
             shuffle_buffer=data_args.shuffle_buffer,
         )
-        test = TransformedImages(data.test, plain)
     model = build_model(data, plain, options)
-    return trainer_type(
+    trainer = trainer_type(
         None if restarts else model,
         args,
         model_init=(lambda: copy.deepcopy(model)) if restarts else None,
         class_counts=data.class_counts if data_args.streaming else None,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=images["train"],
+        eval_dataset=images.get("validation", images["test"]),
         data_collator=collate_ready if data_args.on_device else None,
         processing_class=processor,
     )
+    trainer.describe_run_by(options, **({} if data_args.streaming else {"images": content_digest(data.train)}))
+    return trainer, images["test"]
 
 
 def train_and_judge(
-    trainer: FocalSAMTrainer, data: ImageData | StreamedData, *, before: str, say: Callable
+    trainer: FocalSAMTrainer, data: ImageData | StreamedData, test: Dataset, *, before: str, say: Callable
 ) -> tuple[dict[str, dict[str, float]], dict[str, Verdict]]:
     """Metrics and verdicts on the test images by name of the row: `before`, and after training if anything trains."""
     args, name = trainer.args, short_name(data.name)
@@ -197,7 +255,7 @@ def train_and_judge(
     for row in (before, args.sharpness.replace("none", "plain")) if trains else (before,):
         if metrics:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="test")
+        prediction = trainer.predict(test, metric_key_prefix="test")
         metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
         predictions = Predictions.of_logits(
             prediction.predictions,
@@ -228,7 +286,7 @@ def save(
             accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
             class_names=data.class_names,
             class_counts=trainer.class_counts,
-            test_counts=np.bincount(trainer.eval_dataset.targets, minlength=data.num_classes),
+            test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
             many=args.many_shot_threshold,
             few=args.few_shot_threshold,
         )
@@ -253,7 +311,16 @@ def main(
     options = parse_config(TYPES, argv, epilog=describe_methods())
     data_args, model_args, _, args = options
     check(model_args)
+    refuse_what_cannot_be_meant(data_args, args)
     check_writable(args.output_dir)
+    with one_writer(args.output_dir, is_writer=args.should_save):
+        refuse_overwriting(options)
+        return run(options, sys.argv[1:] if argv is None else argv, trainer_type=trainer_type)
+
+
+def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer]) -> dict[str, dict[str, float]]:
+    """The recipe itself, of checked options."""
+    data_args, model_args, _, args = options
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
@@ -261,12 +328,16 @@ def main(
         data = load_data(data_args, args, say=say)
     set_seed(args.seed)
 
-    say(f"\n{data.name}: {data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes")
-    trainer = make_trainer(data, options, trainer_type=trainer_type)
-    metrics, verdicts = train_and_judge(trainer, data, before=ROW_BEFORE[head_start], say=say)
+    aside = "" if data_args.validation_fraction is None else f", {len(data.validation):,} put aside for validation"
+    sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
+    say(f"\n{data.name}: {sizes}{aside}")
+    if args.eval_strategy != IntervalStrategy.NO and data_args.validation_fraction is None:
+        say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
+    trainer, test = make_trainer(data, options, trainer_type=trainer_type)
+    metrics, verdicts = train_and_judge(trainer, data, test, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
         save(trainer, data, metrics, verdicts)
-        write_run(args.output_dir, describe_run(trainer, options=options, argv=sys.argv[1:] if argv is None else argv))
+        write_run(args.output_dir, describe_run(trainer, options=options, argv=argv))
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")

@@ -2,8 +2,8 @@
 
     python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
 
-Takes the keys of recipes/finetune.py and those below (`--help`). A share of each class of the training set is held
-out to choose on; the test set is never looked at. The first trial has the values of the configuration, the others are
+Takes the keys of recipes/finetune.py and those below (`--help`). `--validation_fraction` (0.2) of each class of the
+training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial has the values of the configuration, the others are
 Optuna's (`pip install 'ft_focalsam[search]'`), through the Trainer's `hyperparameter_search`. Stopped, the command
 goes on with the trials that are left. Writes to `output_dir`: trials.csv, best.yaml for recipes/finetune.py, and
 search.db.
@@ -28,6 +28,7 @@ from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.evaluation import METRICS
 
 STUDY = "ft_focalsam"
+VALIDATION_FRACTION = 0.2  # where the configuration has none
 RANGES = {"rho": "rho_range", "focal_gamma": "gamma_range", "focal_lambda": "lambda_range"}
 SEARCHED = {  # by sharpness
     "sam": ("rho",),
@@ -43,9 +44,6 @@ class SearchArguments:
     """What is tried, and how it is judged."""
 
     num_trials: int = field(default=20, metadata={"help": "Trainings, those of earlier calls included."})
-    validation_fraction: float = field(
-        default=0.2, metadata={"help": "Share of each class of the training set that trials are judged on."}
-    )
     objective: str = field(
         default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
     )
@@ -148,7 +146,7 @@ def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> Non
             words[key] = [value] if equals else []
         else:
             words[key].append(word)
-    own = {f.name for f in fields(SearchArguments)}
+    own = {f.name for f in fields(SearchArguments)} | {"validation_fraction"}
     values = {key: (v[0] if len(v) == 1 else v or True) for key, v in words.items() if key not in own}
     content = {"base": os.path.relpath(config, folder)} if config else {}
     content |= values | {"output_dir": str(folder / "best")} | best
@@ -161,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     types = (SearchArguments, DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
     search, *options = parse_config(types, argv)
     data_args, _, _, args = options
+    if data_args.validation_fraction is None:
+        data_args.validation_fraction = VALIDATION_FRACTION
     refuse_what_cannot_be_searched(data_args, args)
     from optuna.samplers import TPESampler
 
@@ -170,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args.save_strategy = "no"
     left = search.num_trials - len(finished(study))
     if left > 0:
-        data = prepare_images(data_args).hold_out(search.validation_fraction)
+        data = prepare_images(data_args)
         set_seed(args.seed)
-        print(f"{data.name}: {data.num_train:,} images to train on, {len(data.test):,} held out; {left} trials to go")
-        trainer = make_trainer(data, options, restarts=True)
+        print(f"{data.name}: {data.num_train:,} images to train on, {len(data.validation):,} put aside; {left} trials to go")
+        trainer, _ = make_trainer(data, options, restarts=True)
         trainer.hyperparameter_search(
             hp_space=search_space(search, args.sharpness),
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],

@@ -165,8 +165,8 @@ def test_a_trial_is_judged_on_held_out_training_images(searched, recipe):
     folder, best, trials = searched
     types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
     options = parse_config(types, [str(folder / "best.yaml"), "--save_strategy", "no"])
-    held_out = prepare_images(options[0]).hold_out(0.2)
-    trainer = recipe("finetune").make_trainer(held_out, options, restarts=True)
+    options[0].validation_fraction = 0.2
+    trainer, _ = recipe("finetune").make_trainer(prepare_images(options[0]), options, restarts=True)
     trainer.train()
     value = trainer.evaluate()["eval_mean_class_accuracy"]
     assert value == pytest.approx(max(trial["value"] for trial in trials.values()))

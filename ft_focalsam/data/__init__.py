@@ -20,7 +20,7 @@ from .long_tail import (
     take_per_class,
 )
 from .mixing import Mixing, MixingCollator
-from .prepare import ON_BAD_IMAGE, prepare_images
+from .prepare import ON_BAD_IMAGE, content_digest, prepare_images
 from .resized_cache import resize_into_cache
 from .samplers import SAMPLERS, ClassSampler, register_sampler
 from .scan import ImageFacts, find_broken, scan_images
@@ -61,6 +61,7 @@ __all__ = [
     "TransformedImages",
     "class_counts",
     "collate_ready",
+    "content_digest",
     "describe_groups",
     "eval_transform",
     "exponential_counts",

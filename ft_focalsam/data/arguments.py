@@ -18,6 +18,8 @@ class DataArguments:
         image_column, label_column (`str`, *optional*): By default found by their types and usual names.
         train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
         test_fraction (`float`, *optional*): Cut the test set from the training split instead.
+        validation_fraction (`float`, *optional*): Put this share of each class of the training split aside, before any
+            long-tail cut, to evaluate on while training and to choose by.
         imbalance_factor (`float`, >= 1, *optional*): Cut the training set to a long-tail profile with this ratio of
             the most frequent to the rarest class; by default it is used as it is.
         imbalance_profile (`str`): Shape of that profile: exponential, step or pareto.
@@ -64,6 +66,13 @@ class DataArguments:
     test_split: str | None = field(default=None, metadata={"help": "Split to test on; found by default."})
     test_fraction: float | None = field(
         default=None, metadata={"help": "Cut this share of each class from the training split to test on."}
+    )
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Put this share of each class of the training split aside, before any long-tail cut, to evaluate "
+            "on while training and to choose by."
+        },
     )
     imbalance_factor: float | None = field(
         default=None,

@@ -30,6 +30,8 @@ class ImageData:
         test (`datasets.Dataset`): The same columns.
         class_names (`list[str]`): The C class names in index order, as the data set spells them.
         name (`str`): What the user called the data set.
+        validation (`datasets.Dataset`, *optional*): The same columns; images to choose by while training, which are
+            neither trained on nor tested on.
 
     Raises:
         ValueError: If the columns differ from these two, or a label is outside 0..C-1.
@@ -39,12 +41,19 @@ class ImageData:
     test: datasets.Dataset
     class_names: list[str]
     name: str
+    validation: datasets.Dataset | None = None
 
     def __post_init__(self):
-        for split, dataset in (("train", self.train), ("test", self.test)):
+        for split, dataset in self.parts.items():
             if sorted(dataset.column_names) != ["image", "labels"]:
                 raise ValueError(f"Split '{split}' has the columns {dataset.column_names}, not 'image' and 'labels'.")
             check_labels(dataset, self.num_classes, split=split)
+
+    @property
+    def parts(self) -> dict[str, datasets.Dataset]:
+        """The splits that there are, by the names of the attributes."""
+        parts = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {split: dataset for split, dataset in parts.items() if dataset is not None}
 
     @property
     def num_classes(self) -> int:
@@ -67,8 +76,8 @@ class ImageData:
                 f"--class_names has {len(class_names)} names and the data set {self.num_classes} classes; name all."
             )
         feature = datasets.ClassLabel(names=class_names)
-        train, test = (part.cast_column("labels", feature) for part in (self.train, self.test))
-        return replace(self, train=train, test=test, class_names=class_names)
+        parts = {split: part.cast_column("labels", feature) for split, part in self.parts.items()}
+        return replace(self, **parts, class_names=class_names)
 
     def cut(
         self,
@@ -105,7 +114,8 @@ class ImageData:
         return replace(self, train=train, test=test)
 
     def hold_out(self, fraction: float, *, seed: int = 0) -> "ImageData":
-        """The same data with a part of the training images to test on, for choices that the test set must not make.
+        """The same data with a part of the training images as validation images, for choices that the test set must
+        not make.
 
         Args:
             fraction (`float`): Share of each class, inside (0, 1), rounded; one image of a class stays in training.
@@ -115,7 +125,7 @@ class ImageData:
             ValueError: If the fraction is outside (0, 1), or no class can give an image.
         """
         kept, held = stratified_split(label_array(self.train), self.num_classes, test_fraction=fraction, seed=seed)
-        return replace(self, train=self.train.select(kept), test=self.train.select(held))
+        return replace(self, train=self.train.select(kept), validation=self.train.select(held))
 
 
 # A source is a function without arguments that returns an ImageData.

@@ -23,6 +23,7 @@ _NOT_STREAMED = {
     "test_dataset": None,
     "image_root": None,
     "test_fraction": None,
+    "validation_fraction": None,
     "imbalance_factor": None,
     "max_train_per_class": None,
     "cache_resized": None,
@@ -46,6 +47,11 @@ class StreamedData:
     class_names: list[str]
     class_counts: np.ndarray
     name: str
+
+    @property
+    def parts(self) -> dict[str, datasets.IterableDataset | datasets.Dataset]:
+        """As in [`ImageData`]."""
+        return {"train": self.train, "test": self.test}
 
     @property
     def num_classes(self) -> int:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from ..data import TransformedImages
+from ..files import give_ordinary_permissions
 from .outcomes import Outcomes
 
 AVERAGES = ("logits", "probabilities")
@@ -102,6 +103,7 @@ class Predictions:
         texts |= {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in ("ids", "class_names")}
         arrays = {"log_probabilities": np.ascontiguousarray(self.log_probabilities), "labels": self.labels}
         save_file(arrays, path, metadata=texts)
+        give_ordinary_permissions(path.parent)
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictions":

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import give_ordinary_permissions
+
 
 def check_is_free(folder: str | os.PathLike) -> Path:
     """The path of a folder that is to be made.
@@ -31,6 +33,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        give_ordinary_permissions(aside)
         if path.exists():
             path.rmdir()
         aside.rename(path)

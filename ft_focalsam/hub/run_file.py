@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
 from ..models.backbones import is_pretrained, split_name
+from ..run_settings import fingerprint
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
@@ -47,7 +48,10 @@ METHOD = (
     "seed",
 )
 # Where a run writes and what it pushes, which another one does otherwise.
-_OF_THIS_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "logging_dir", "report_to", "run_name")
+_OF_THIS_RUN = (
+    *("output_dir", "push_to_hub", "resume_from_checkpoint", "resume_changed", "overwrite"),
+    *("logging_dir", "report_to", "run_name"),
+)
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
@@ -61,8 +65,9 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
         argv (sequence of `str`, *optional*): The command line behind `recipes/finetune.py`.
 
     Returns:
-        `dict`: "method", "data", "model", "command", "settings" (arguments that are not at their default) and
-        "versions".
+        `dict`: "method", "data", "model", "command", "settings" (arguments that are not at their default), "resolved"
+        (all settings that decide what the run computes), "fingerprint" (of these), "changes" (what was changed at a
+        resume) and "versions".
     """
     from .. import __version__
 
@@ -88,6 +93,7 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
         },
         "command": None if argv is None else _command(argv, args),
         "settings": _settings([*options] if options else [args]),
+        **_resolved(trainer),
         "versions": {"ft_focalsam": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
 
@@ -161,6 +167,13 @@ def _settings(options: Sequence[Any]) -> dict[str, Any]:
             if field.init and not _is_of_this_run(field.name) and value != getattr(default, field.name):
                 settings[field.name] = _plain(value)
     return settings
+
+
+def _resolved(trainer) -> dict[str, Any]:
+    settings = getattr(trainer, "run_settings", None)
+    if settings is None:  # of another Trainer
+        return {}
+    return {"resolved": settings, "fingerprint": fingerprint(settings), "changes": trainer.changes}
 
 
 @contextmanager

@@ -302,9 +302,10 @@ def test_images_held_out_are_training_images_that_leave(tmp_path):
     make_image_folder(tmp_path / "test", ["a", "b", "single"], images=1)
     data = load_image_data(str(tmp_path))
     held = data.hold_out(0.3, seed=1)
-    paths = [set(part.with_format("arrow")["image"].to_pandas().str["path"]) for part in (held.train, held.test)]
+    paths = [set(part.with_format("arrow")["image"].to_pandas().str["path"]) for part in (held.train, held.validation)]
     assert paths[0] | paths[1] == set(data.train.with_format("arrow")["image"].to_pandas().str["path"])
     assert not paths[0] & paths[1]
-    assert class_counts(label_array(held.test), 3).tolist() == [3, 3, 0]  # one of each class stays in training
+    assert class_counts(label_array(held.validation), 3).tolist() == [3, 3, 0]  # one of each class stays in training
+    assert held.test is data.test
     with pytest.raises(ValueError, match="must be larger than 0 and smaller than 1"):
         data.hold_out(1.0)
