@@ -3,13 +3,16 @@
     python recipes/inspect_data.py recipes/configs/image_folder/clip_vit_b16_lora.yaml --dataset path/to/images
 
 Takes the file and the keys of recipes/finetune.py, and looks at exactly the images that such a run would use; the keys
-of the data, --output_dir and --dataloader_num_workers (processes) count here. Prints a summary and writes
-inspection.json (every case) and class_counts.png to --output_dir. Pixels are compared, so that a picture saved again
-under another name or in another format without loss is found; `looks like` compares the gradients of 9 x 9 grey pixels
-and may be wrong.
+of the data, and --output_dir and --dataloader_num_workers (processes) on the command line count here. Prints a summary
+and writes inspection.json (every case) and class_counts.png to --output_dir, by default inspections/ and the name of
+the data set; where there is an inspection already, to NAME-2, NAME-3, ... Pixels are compared, so that a picture saved
+again under another name or in another format without loss is found; `looks like` compares the gradients of 9 x 9 grey
+pixels and may be wrong.
 """
 
+import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,7 +23,9 @@ import numpy as np
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
+from ft_focalsam.evaluation import file_name, short_name
 
+RESULT = "inspection.json"
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 
 
@@ -38,6 +43,16 @@ def plot_class_counts(path: Path, inspection: Inspection, *, many: int, few: int
     pyplot.close(figure)
 
 
+def free_folder(argv: list[str] | None, dataset: str) -> Path:
+    """Where the inspection goes: not to the folder of the run, unless the command line says so, and over no other."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir", "--output-dir", type=Path)
+    given = parser.parse_known_args(argv)[0].output_dir
+    folder = Path("inspections", file_name(short_name(dataset))) if given is None else given.expanduser()
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([folder], numbered) if not (each / RESULT).exists())
+
+
 def main(argv: list[str] | None = None) -> Inspection:
     """Inspect; returns what was found."""
     data_args, _, _, args = parse_config(
@@ -46,9 +61,9 @@ def main(argv: list[str] | None = None) -> Inspection:
     data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
     inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
+    folder = free_folder(argv, data.name)
     print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
 
-    folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "dataset": data.name,
@@ -59,9 +74,9 @@ def main(argv: list[str] | None = None) -> Inspection:
         "findings": inspection.findings,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    (folder / "inspection.json").write_text(text + "\n", encoding="utf-8")
+    (folder / RESULT).write_text(text + "\n", encoding="utf-8")
     plot_class_counts(folder / "class_counts.png", inspection, **thresholds)
-    print(f"inspection.json (every case) and class_counts.png are in {folder}.")
+    print(f"{RESULT} (every case) and class_counts.png are in {folder}.")
     return inspection
 
 

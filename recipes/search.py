@@ -3,10 +3,10 @@
     python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
 
 Takes the keys of recipes/finetune.py and those below (`--help`). `--validation_fraction` (0.2) of each class of the
-training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial has the values of the configuration, the others are
-Optuna's (`pip install 'ft_focalsam[search]'`), through the Trainer's `hyperparameter_search`. Stopped, the command
-goes on with the trials that are left. Writes to `output_dir`: trials.csv, best.yaml for recipes/finetune.py, and
-search.db.
+training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial
+has the values of the configuration, the others are Optuna's (`pip install 'ft_focalsam[search]'`), through the
+Trainer's `hyperparameter_search`. Stopped, the command goes on with the trials that are left. Writes to `output_dir`:
+trials.csv, best.yaml for recipes/finetune.py, and search.db.
 """
 
 import csv
@@ -172,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if left > 0:
         data = prepare_images(data_args)
         set_seed(args.seed)
-        print(f"{data.name}: {data.num_train:,} images to train on, {len(data.validation):,} put aside; {left} trials to go")
+        sizes = f"{data.num_train:,} images to train on, {len(data.validation):,} put aside"
+        print(f"{data.name}: {sizes}; {left} trials to go")
         trainer, _ = make_trainer(data, options, restarts=True)
         trainer.hyperparameter_search(
             hp_space=search_space(search, args.sharpness),

@@ -79,9 +79,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(forge, whole):
     refused = forge.run("damaged", "--resume_from_checkpoint", first.folder / "checkpoint-6")
     assert refused.statuses == [1]
     (error,) = [line for line in refused.log.splitlines() if line.startswith("Error: ")]
-    assert (
-        "checkpoint-6' cannot be resumed from: optimizer.pt is cut short or damaged (its SHA-256 is not" in error
-    )
+    assert "checkpoint-6' cannot be resumed from: optimizer.pt is cut short or damaged (its SHA-256 is not" in error
     resumed = forge.run("damaged", *RESUME)
     assert "optimizer.pt is cut short or damaged" in resumed.log and "it is now called '_broken-" in resumed.log
     assert f"Training goes on from '{first.folder}/checkpoint-3'" in resumed.log

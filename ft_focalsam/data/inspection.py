@@ -22,7 +22,8 @@ class Inspection:
 
     Args:
         class_names (`list[str]`): In index order.
-        train_counts, test_counts (`np.ndarray`): Pictures of each class, shape (C,), broken ones included.
+        train_counts, test_counts (`np.ndarray`): Pictures of each class, shape (C,), broken ones included; those put
+            aside for validation are in neither.
         findings (`dict[str, list[str]]`): Heading -> one line a case; a heading without cases is not there.
         sizes (`dict[str, str]`): Split -> what its pictures measure.
     """
@@ -57,10 +58,10 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
     """Decode every picture once and compare them.
 
     Args:
-        data (`ImageData`): Training and test images.
+        data (`ImageData`): Training, test and, where there are some, validation images.
         num_workers (`int`, *optional*): Processes; by default up to 8, for a large data set.
     """
-    splits = {"training": data.train, "test": data.test}
+    splits = {"training" if split == "train" else split: part for split, part in data.parts.items()}
     facts = {n: scan_images(d, num_workers=num_workers, desc=f"Reading the {n} images") for n, d in splits.items()}
     labels = {name: label_array(dataset) for name, dataset in splits.items()}
     counts = {name: class_counts(labels[name], data.num_classes) for name in splits}
@@ -86,27 +87,29 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
 
 def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray], names: list[str]):
     """The same pixels twice, within and between splits; between splits also pictures that look the same."""
-    train, test = facts["training"], facts["test"]
+    train = facts["training"]
 
     def told(split: str, row: int) -> str:
         return f"{split} image {facts[split][row].name} ({names[labels[split][row]]})"
 
     same = _rows_by(train, "pixels")
-    between, near, twice, conflicting = [], [], [], []
+    twice, conflicting, found = [], [], {}
     alike = _rows_by(train, "gradient")
-    for row, image in enumerate(test):
-        for other in same.get(image.pixels, []):
-            between.append(f"{told('test', row)} is the same as {told('training', other)}")
-        looks = [other for other in alike.get(image.gradient, []) if train[other].pixels != image.pixels]
-        near += [f"{told('test', row)} looks like {told('training', other)}" for other in looks]
+    for split in [split for split in facts if split != "training"]:
+        between, near = [], []
+        for row, image in enumerate(facts[split]):
+            for other in same.get(image.pixels, []):
+                between.append(f"{told(split, row)} is the same as {told('training', other)}")
+            looks = [other for other in alike.get(image.gradient, []) if train[other].pixels != image.pixels]
+            near += [f"{told(split, row)} looks like {told('training', other)}" for other in looks]
+        found[f"{split.capitalize()} images that are also training images"] = between
+        found[f"{split.capitalize()} images that look like training images"] = near
     for rows in same.values():
         for other in rows[1:]:
             is_conflict = labels["training"][rows[0]] != labels["training"][other]
             case = f"{told('training', other)} is the same as {told('training', rows[0])}"
             (conflicting if is_conflict else twice).append(case)
-    return {
-        "Test images that are also training images": between,
-        "Test images that look like training images": near,
+    return found | {
         "Training images of several classes": conflicting,
         "Training images that are there twice": twice,
     }

@@ -16,7 +16,14 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import written_aside
-from .backbones import BackboneFamily, choose_family, find_family, is_pretrained, load_backbone
+from .backbones import (
+    BackboneFamily,
+    check_image_size,
+    choose_family,
+    find_family,
+    is_pretrained,
+    load_backbone,
+)
 from .checkpoints import check_has_weights, find_folder, save_tensors
 from .heads import HEADS, full_precision_logits
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
@@ -125,7 +132,8 @@ class LongTailClassifier(PreTrainedModel):
                 of a picture, if not the usual one; needed for architectures that are not in `BACKBONE_FAMILIES`.
 
         Raises:
-            ValueError: If a choice is unknown or out of range, or the architecture is not supported.
+            ValueError: If a choice is unknown or out of range, the architecture is not supported, or its patches do
+                not fill pictures of `image_size`.
             OSError: If the backbone can neither be found locally nor fetched.
         """
         HEADS.choose(head)
@@ -133,6 +141,8 @@ class LongTailClassifier(PreTrainedModel):
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
         architecture, family = find_family(backbone, features)
         model = load_backbone(backbone, dtype=dtype, features=features, image_size=image_size)
+        if image_size is not None:
+            check_image_size(family, model, image_size)
         config = LongTailClassifierConfig(
             backbone=backbone,
             backbone_family=architecture,

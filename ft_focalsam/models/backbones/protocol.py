@@ -4,6 +4,7 @@ A library is one file beside this one: a `Library` registered under the prefix t
 ("timm:vit_base_patch16_224.augreg_in21k"). Names without a prefix are those of transformers.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -221,6 +222,30 @@ def load_backbone(
             raise ValueError(f"The dtype of the backbone is {dtype!r}; choose one of {', '.join(DTYPES)}.")
         dtype = getattr(torch, dtype)
     return family.load(split_name(name)[1], dtype=dtype, image_size=image_size).eval().requires_grad_(False)
+
+
+def check_image_size(family: BackboneFamily, backbone: nn.Module, image_size: int) -> None:
+    """Refuse pictures of which the model would not see the right and the lower edge.
+
+    Args:
+        family (`BackboneFamily`): Of the backbone.
+        backbone (`nn.Module`): As `load` gave it.
+        image_size (`int`): Side of the pictures in pixels.
+
+    Raises:
+        ValueError: If patches of the model do not fill the pictures; names the nearest sizes that they fill.
+    """
+    try:
+        side = math.isqrt(family.patch_area(backbone))
+    except (AttributeError, TypeError):  # a network without patches of one size
+        return
+    if side and image_size % side:
+        below, above = image_size // side * side, (image_size // side + 1) * side
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"image_size is {image_size}, which the patches of the backbone, {side} pixels a side, do not fill, so "
+            f"that the edge would be left out; set it to {nearest}."
+        )
 
 
 def load_image_processor(name: str) -> BaseImageProcessor:
