@@ -80,12 +80,14 @@ class ResumableTrainer(HubPushing, Trainer):
     def run_settings(self) -> dict[str, Any]:
         """The settings that decide what the run computes, see `run_settings.py`."""
         options = [each for each in self._options if each is not self.args]
-        counts = getattr(self, "class_counts", None)
+        counts, trained = getattr(self, "class_counts", None), self._trained_parameters
+        if trained is None and self.model is not None:
+            trained = trained_parameters(self.model)
         return settings_of(self.args, options) | {
             **self._described,
             "processes": self.args.world_size,
             "class_counts": None if counts is None else [int(count) for count in counts],
-            "trained_parameters": self._trained_parameters or trained_parameters(self.model),
+            **({} if trained is None else {"trained_parameters": trained}),
         }
 
     @property
@@ -117,7 +119,8 @@ class ResumableTrainer(HubPushing, Trainer):
         run_folder = Path(self._get_output_dir(trial))
         name = LOCK_NAME if trial is None else f".{run_folder.name}.lock"
         with one_writer(self.args.output_dir, is_writer=self.args.should_save, name=name):
-            self._trained_parameters = trained_parameters(self.model)
+            if self.model_init is None:  # else `train` makes another one
+                self._trained_parameters = trained_parameters(self.model)
             self._resumption = self._choose_checkpoint(resume_from_checkpoint)
             stop = StopOnSignal()
             self.add_callback(stop)  # behind those that say when to save
