@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .errors import one_line
 from .files import ASIDE, flush, give_ordinary_permissions
-from .manifest import Manifest
+from .manifest import MANIFEST_NAME, Manifest
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -217,5 +217,7 @@ def _manifest_or_none(folder: Path) -> Manifest | None:
 
 
 def _written(folder: Path) -> int:
-    manifest = _manifest_or_none(folder)
-    return 0 if manifest is None else manifest.written
+    manifest, path = _manifest_or_none(folder), folder / MANIFEST_NAME
+    if manifest is not None:
+        return manifest.written
+    return path.stat().st_mtime_ns if path.exists() else 0

@@ -42,13 +42,14 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write checkpoint.json, with the digests of all that is in the folder."""
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        own = folder / MANIFEST_NAME
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != own]
         content = asdict(self) | {
             "fingerprint": fingerprint(self.settings),
             "files": {path.relative_to(folder).as_posix(): digest(path) for path in paths},
         }
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        own.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":

@@ -64,7 +64,7 @@ def test_a_resumed_run_names_its_rows_too(tmp_path):
     settings = {"per_device_train_batch_size": 5, "max_nonfinite_steps": 2}
     trainer_for(model(), tmp_path, save_strategy="steps", save_steps=2, max_steps=2, **settings).train()
     dataset = Poisoned()
-    trainer = trainer_for(model(), tmp_path, dataset=dataset, max_steps=9, **settings)
+    trainer = trainer_for(model(), tmp_path, dataset=dataset, max_steps=9, resume_changed=True, **settings)
     with pytest.raises(ValueError, match="for 2 steps in a row, up to step 4 ") as error:
         trainer.train(str(tmp_path / "checkpoint-2"))
     assert rows_named(error.value, tmp_path) == dataset.read[5:10]
