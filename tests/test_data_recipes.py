@@ -74,6 +74,20 @@ def test_a_folder_is_inspected(folder, tmp_path, capsys):
         assert plot.width > 600
 
 
+def test_an_inspection_goes_to_a_folder_of_its_own_and_over_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    config = tmp_path / "config.yaml"
+    config.write_text("dataset: digits\noutput_dir: run\n")
+    inspect = recipe("inspect_data").main
+    for options in ([], [], ["--validation_fraction", "0.2"], ["--output_dir", "run"]):
+        inspect([str(config), *options])
+    written = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("inspection.json")}
+    assert set(written) == {"inspections/digits", "inspections/digits-2", "inspections/digits-3", "run"}
+    sizes = json.loads(written["inspections/digits-3"].read_text(encoding="utf-8"))["sizes"]
+    assert list(sizes) == ["Training", "Test", "Validation"]
+
+
 def test_a_mistake_ends_the_inspection_with_one_sentence(folder):
     inspect = recipe("inspect_data").main
     with pytest.raises(ConfigError, match="Unknown key 'on_bad_imag' on the command line; did you mean"):

@@ -14,10 +14,11 @@ import pytest
 import torch
 from forging import TRAINING, Forge
 from PIL import Image
-from running import ENVIRONMENT, QUICKSTART, ROOT
+from running import ENVIRONMENT, QUICKSTART, ROOT, python
 from safetensors.torch import load_file
 
 from ft_focalsam.checkpointing import find_fault
+from ft_focalsam.run_lock import one_writer
 
 RESUME = ("--resume_from_checkpoint", "true")
 
@@ -101,6 +102,98 @@ def test_the_command_line_survives_a_kill_from_outside(forge, whole, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Training goes on from" in result.stderr and "missing keys" not in result.stderr
     assert (tmp_path / "model.safetensors").read_bytes() == whole[0].weights
+
+
+# ---- other runs in the folder ----
+
+
+def test_a_resume_under_other_settings_is_refused_and_recorded_when_asked_for(forge, whole):
+    killed = forge.run("changed", strike=["step end 7", signal.SIGKILL, False])
+    assert killed.names == {"checkpoint-6"}
+    other = forge.run("changed", *RESUME, "--lora_rank", 4)
+    assert "does not fit the model: lora_rank was 8 and is 4, trained_parameters was" in error_of(other)
+    other = forge.run("changed", *RESUME, "--rho", 0.1, "--augmentation", "none")
+    told = 'is of a run with other settings: augmentation was "crop" and is "none", rho was 0.05 and is 0.1; set these'
+    assert told in error_of(other) and killed.names == {"checkpoint-6"}
+    changed = forge.run("changed", *RESUME, "--rho", 0.1, "--resume_changed", "true")
+    assert changed.statuses == [0] and changed.weights != whole[0].weights
+    record = json.loads((changed.folder / "run.json").read_text())
+    assert record["changes"] == [{"step": 6, "changed": {"rho": [0.05, 0.1]}}] and record["resolved"]["rho"] == 0.1
+
+
+def test_another_number_of_processes_is_named(forge):
+    options = ("--per_device_train_batch_size", 7)
+    killed = forge.run("fewer", *options, processes=2, strike=["step end 4", signal.SIGKILL, False])
+    assert killed.statuses[0] == -signal.SIGKILL
+    assert "processes was 2 and is 1" in error_of(forge.run("fewer", *options, *RESUME))
+
+
+def test_moved_data_are_the_same_and_other_data_are_not(forge, tmp_path):
+    for place, shade in (("one", 0), ("other", 9)):
+        for label in ("a", "b"):
+            (tmp_path / place / "images" / label).mkdir(parents=True)
+            for index in range(20):
+                image = Image.new("RGB", (32, 32), (index, shade, 0))
+                image.save(tmp_path / place / "images" / label / f"{index}.png")
+    options = ("--imbalance_factor", 1, "--test_fraction", 0.1, "--max_train_per_class", 18, "--dataset")
+    forge.run("moved", *options, tmp_path / "one" / "images", strike=["step end 4", signal.SIGKILL, False])
+    refused = forge.run("moved", *options, tmp_path / "other" / "images", *RESUME)
+    assert "is of a run with other settings: images was " in error_of(refused)
+    (tmp_path / "one").rename(tmp_path / "elsewhere")
+    resumed = forge.run("moved", *options, tmp_path / "elsewhere" / "images", *RESUME)
+    assert resumed.statuses == [0] and "Training goes on from" in resumed.log
+
+
+def test_a_second_live_run_in_the_folder_is_refused(tmp_path):
+    """Two processes of the recipe; the second asks for other weights."""
+    command = [sys.executable, "recipes/finetune.py", QUICKSTART, "--output_dir", str(tmp_path), *TRAINING]
+    command += ["--max_steps", "5000"]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        while not (tmp_path / "checkpoint-3").exists() and first.poll() is None:
+            time.sleep(0.01)
+        for options in (["--overwrite", "true", "--rho", "0.2"], [*RESUME]):
+            second = python("recipes/finetune.py", *command[2:], *options)
+            assert second.returncode == 1 and "training and" not in second.stdout
+            assert f"Error: Another run writes to '{tmp_path}' (process {first.pid} on" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.terminate()
+    log = first.communicate(timeout=60)[1].decode()
+    assert first.returncode == 143
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    assert find_fault(checkpoint) is None and f"after step {checkpoint.name.rpartition('-')[2]} of 5000" in log
+
+
+def test_all_processes_of_a_second_run_are_refused(forge, tmp_path):
+    with one_writer(tmp_path):
+        run = forge.run(tmp_path, processes=2)
+    assert run.statuses == [1, 1]
+    assert all(log.count("Error: Another run writes to") == 1 and "Traceback" not in log for log in run.logs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_unless_asked_to(forge, whole):
+    done = forge.run("done")
+    before = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*")}
+    again = forge.run("done")
+    assert "holds a run (run.json); go on with --resume_from_checkpoint true, or begin anew with" in error_of(again)
+    again = forge.run("done", *RESUME, "--rho", 0.1)
+    assert "holds a run (run.json); its settings are others: rho was 0.05 and is 0.1; set these" in error_of(again)
+    assert "training and" not in again.log
+    assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("*")} == before
+    check_equals(forge.run("done", *RESUME), whole[0])
+    other = forge.run("done", "--overwrite", "true", "--rho", 0.1, strike=["step end 4", signal.SIGKILL, False])
+    assert other.names == {"checkpoint-3"}
+    mixed = forge.run("done", "--overwrite", "true", *RESUME, "--rho", 0.1)
+    assert "Training goes on from" in mixed.log and mixed.weights != whole[0].weights
+    assert json.loads((mixed.folder / "run.json").read_text())["resolved"]["rho"] == 0.1
+
+
+def test_checkpoints_of_a_run_that_was_killed_are_not_overwritten_either(forge):
+    killed = forge.run("half", strike=["step end 4", signal.SIGKILL, False])
+    assert "holds a run (checkpoint-3); go on with --resume_from_checkpoint true" in error_of(forge.run("half"))
+    assert killed.names == {"checkpoint-3"}
 
 
 # ---- signals ----
