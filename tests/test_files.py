@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ft_focalsam import LongTailClassifier
+from ft_focalsam.evaluation import Predictions
+from ft_focalsam.export.folder import new_folder
 from ft_focalsam.files import check_writable, opened_aside, written_aside
 
 
@@ -41,6 +45,20 @@ def test_one_file_gets_its_name_when_it_is_written_and_is_as_readable_as_any(tmp
     assert [(entry.name, entry.read_text()) for entry in path.parent.iterdir()] == [("predictions.csv", "old")]
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_weights_are_as_readable_as_any_file(tmp_path):
+    (tmp_path / "ordinary").touch()
+    (tmp_path / "secret").touch(mode=0o600)
+    LongTailClassifier.from_backbone("tiny_clip", ["a", "b"]).save_pretrained(tmp_path)
+    with new_folder(tmp_path / "exported") as folder:
+        save_file({"w": np.zeros(3)}, folder / "model.safetensors")
+    labels = np.array([0])
+    predictions = Predictions.of_logits(np.zeros((1, 2)), labels, ids=["1"], class_names=["a", "b"])
+    predictions.save(tmp_path / "predictions" / "digits.safetensors")
+    modes = {path.name: path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes.pop("secret") & 0o777 == 0o600
+    assert len(modes) == 4 and set(modes.values()) == {(tmp_path / "ordinary").stat().st_mode}
 
 
 @pytest.mark.parametrize("renamed", [0, 1, 2])
