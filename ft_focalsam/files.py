@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -77,7 +77,8 @@ def give_ordinary_permissions(folder: Path) -> None:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for path in folder.rglob("*.safetensors"):
-        path.chmod(mode)
+        with suppress(PermissionError):  # of another user
+            path.chmod(mode)
 
 
 def flush(folder: Path, *, recursive: bool = True) -> None:

@@ -22,6 +22,7 @@ from .checkpointing import (
     aside_folder,
     check_checkpoint,
     checkpoints,
+    find_fault,
     find_newest,
     number_of,
     put_in_place,
@@ -287,6 +288,18 @@ class ResumableTrainer(HubPushing, Trainer):
             logger.warning("'%s' holds the model alone: optimizer and schedule begin anew.", path)
         logger.warning("Training goes on from '%s'.", path)
         return Resumption(str(path), manifest.step, manifest.optimizer, changes, manifest.run)
+
+    def _finalize_training(self, *args, **kwargs) -> TrainOutput:
+        """See that the best checkpoint is what was written, where it is about to be loaded."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None:
+            fault = find_fault(Path(best)) if Path(best).is_dir() else "there is no such folder"
+            if fault is not None:
+                raise CheckpointError(
+                    f"The best checkpoint '{best}' cannot be loaded: {fault}; the weights of the last step that was "
+                    f"saved are in '{next(iter(checkpoints(Path(best).parent)), None)}'."
+                )
+        return super()._finalize_training(*args, **kwargs)
 
     def _init_training_state(self, *args, **kwargs):
         values = super()._init_training_state(*args, **kwargs)

@@ -52,7 +52,7 @@ def settings_of(args: TrainingArguments, options: Sequence[Any] = ()) -> dict[st
     values |= args.to_dict()
     counted = set(CHOOSES_BEST) if args.load_best_model_at_end else set()
     kept = {name: value for name, value in values.items() if name in counted or not _is_neutral(name)}
-    return json.loads(json.dumps(_portable(kept), sort_keys=True, default=str))
+    return json.loads(json.dumps(_portable(kept), sort_keys=True, default=_name_of))
 
 
 def trained_parameters(model: nn.Module) -> str:
@@ -94,6 +94,12 @@ def _portable(value: Any) -> Any:
         path = Path(value).expanduser()
         return path.resolve().name if path.is_absolute() or (value and path.exists()) else value
     return value
+
+
+def _name_of(value: Any) -> str:
+    """Of an object that JSON does not know: what it says of itself, where that is the same in every process."""
+    text = str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +214,21 @@ def test_a_checkpoint_that_changes_while_it_is_loaded_stops_the_run(cut):
     trainer._load_from_checkpoint = load_slowly
     with pytest.raises(CheckpointError, match=r"was at step 4 and is at step 5 now: another program writes there"):
         trainer.train(True)
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path):
+    class Spoil(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                flip(Path(state.best_model_checkpoint) / WEIGHTS)
+
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = begin(tmp_path, **best)
+    trainer.add_callback(Spoil())
+    with pytest.raises(
+        CheckpointError, match=rf"best checkpoint '.*' cannot be loaded: {WEIGHTS} is cut short or dam"
+    ):
+        trainer.train()
 
 
 def test_files_of_a_run_are_as_readable_as_others(whole):
