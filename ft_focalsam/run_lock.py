@@ -71,11 +71,10 @@ def _take(path: Path) -> bool:
             os.close(descriptor)
             raise BlockingIOError(_refusal(path, holder or "another process")) from None
         except OSError as error:
-            os.close(descriptor)
             logger.warning(
                 "'%s' has no file locks (%s): see that no other run writes there.", path.parent, one_line(error)
             )
-            return False
+            break
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # removed by the run that held it, between opening and locking
