@@ -1,6 +1,5 @@
 """Checkpoint folders of a training: written whole or not at all, and looked through before one is resumed from."""
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .errors import one_line
 from .files import ASIDE, flush
+from .parsing import parse_json
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -145,10 +145,10 @@ def _fault_of_file(path: Path) -> str | None:
                 wrong = archive.testzip()
                 return wrong and f"wrong checksum of {wrong}"
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
             if path.name == STATE_NAME and not isinstance(_step(content), int):
                 return "no global_step"
-    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError) as error:
         return one_line(error)
     return None
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..errors import one_line
+from ..parsing import parse_json
 from ..registry import Registry
 from .columns import LABEL_NAMES
 from .paths import resolve_paths
@@ -188,9 +189,9 @@ def _text(file: Path) -> str:
 
 def _json(text: str, *, where: str):
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); correct it.") from error
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON ({one_line(error)}); correct it.") from error
 
 
 def _distinct(names: list[str], file: Path) -> list[str]:

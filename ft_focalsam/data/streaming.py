@@ -9,7 +9,9 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..errors import one_line
 from ..files import write_aside
+from ..parsing import parse_json
 from .arguments import DataArguments
 from .columns import find_image_column, find_label_column
 from .image_folder import read_image_folder
@@ -109,9 +111,11 @@ def read_class_counts(path: Path, class_names: list[str]) -> np.ndarray:
         ValueError: If it is no JSON, or not of these classes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The class counts '{path}' are not valid JSON ({error}); correct or delete them.") from error
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"The class counts '{path}' are not valid JSON ({one_line(error)}); correct or delete them."
+        ) from error
     if isinstance(content, dict) and set(content) == set(class_names):
         content = [content[name] for name in class_names]
     if not isinstance(content, list) or len(content) != len(class_names) or not all(type(n) is int for n in content):

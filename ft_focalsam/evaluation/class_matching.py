@@ -2,12 +2,13 @@
 
 import csv
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..parsing import parse_json
 
 _SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
 
@@ -164,7 +165,7 @@ def read_train_counts(path: str | Path, model_names: Sequence[str]) -> np.ndarra
 
 def _read_json(path: str | Path):
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"'{path}' cannot be read as JSON ({error}); check the path and the file.") from error
 

@@ -1,6 +1,5 @@
 """Any image classifier, ready to be judged: one of this package, one of transformers, or CLIP by class names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..models import (
 from ..models.backbones import has_text_tower, quiet_loading, resolve_name, split_name
 from ..models.checkpoints import refuse_pickles
 from ..models.text import DEFAULT_TEMPLATE
+from ..parsing import parse_json
 from .class_matching import readable_names
 from .views import view_transform
 
@@ -182,7 +182,7 @@ def saved_history(name: str) -> list[dict]:
         *_run_folder(name).glob("checkpoint-*/trainer_state.json"),
         *_run_folder(name).glob("trainer_state.json"),
     ]
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in states]
+    contents = [parse_json(path.read_bytes()) for path in states]
     return max(contents, key=lambda state: state["global_step"])["log_history"] if contents else []
 
 

@@ -1,12 +1,12 @@
 """What a folder says it holds, checked before anything is built from it: it may be damaged, or made to do harm."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import one_line
+from ..parsing import parse_json
 from .backbones.protocol import DTYPES
 
 MOST_FEATURES = 2**20
@@ -102,8 +102,8 @@ def damage_as_value_error(source: str) -> Iterator[None]:
 
 def _read_object(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(file.read_bytes())
+    except ValueError as error:
         raise ValueError(f"'{file}' is not valid JSON ({one_line(error)}); copy the folder again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{file}' holds a {type(content).__name__} and no JSON object; copy the folder again.")
