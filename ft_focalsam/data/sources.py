@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from huggingface_hub import constants
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -13,8 +14,10 @@ from ..registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
 from .image_folder import read_image_folder
+from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
+from .paths import refuse_paths_outside
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 TEST_SPLITS = ("test", "validation", "val")
@@ -203,8 +206,18 @@ def load_image_data(
     image_column = find_image_column(features, image_column)
     label_column = find_label_column(features, label_column)
     splits = normalise(splits, image_column=image_column, label_column=label_column, class_names=names)
+    if not path.is_file():
+        for split, dataset in splits.items():
+            refuse_paths_outside(paths_without_bytes(dataset), roots=own_folders(name), where=f"split '{split}'")
     data = _image_data(name, splits, test_fraction, train_split=train_split)
     return data if names is None else data.rename(names)
+
+
+def own_folders(name: str) -> list[str]:
+    """Where the files of a folder or a Hub data set may be: in the folder, and where `datasets` puts its downloads."""
+    path = Path(name).expanduser()
+    caches = [str(datasets.config.HF_DATASETS_CACHE), constants.HF_HUB_CACHE]
+    return [str(path), *caches] if path.is_dir() else caches
 
 
 def _image_data(

@@ -16,7 +16,8 @@ from .arguments import DataArguments
 from .columns import find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
-from .sources import SOURCES, TEST_SPLITS
+from .paths import refuse_paths_outside
+from .sources import SOURCES, TEST_SPLITS, own_folders
 
 SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
 
@@ -94,6 +95,7 @@ def stream_images(
         counts = _count(train, len(names))
         write_aside(counts_path, json.dumps(dict(zip(names, counts.tolist(), strict=True)), indent=1).encode())
     counts = read_class_counts(counts_path, names)
+    train, test = (stream.map(_OwnFiles(args.dataset), features=stream.features) for stream in (train, test))
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
     stored = datasets.Dataset.from_generator(
         _items, features=features, gen_kwargs={"stream": test, "version": _version(args.dataset)}
@@ -178,6 +180,21 @@ def _normalise(
     stream = stream.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     names = {old: new for old, new in ((image, "image"), (label, "labels")) if old != new}
     return stream.rename_columns(names) if names else stream
+
+
+class _OwnFiles:
+    """Lets a row of a stream name no file but one of the data set itself."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, item: dict) -> dict:
+        record = item["image"]
+        if record["bytes"] is None and record["path"] is not None:
+            place = record["path"].rpartition("::")[2]  # of the archive that it is in
+            if not place.startswith((f"hf://datasets/{self.name}@", f"hf://datasets/{self.name}/")):
+                refuse_paths_outside([(0, place)], roots=own_folders(self.name), where="a stream")
+        return item
 
 
 def _count(stream: datasets.IterableDataset, num_classes: int) -> np.ndarray:
