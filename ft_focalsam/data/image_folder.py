@@ -73,9 +73,9 @@ def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
         ValueError: If a picture is a link that leads out of the root, or a device, a pipe or a socket.
     """
     top = os.path.realpath(folder if root is None else root)
-    seen, waiting = set(), [str(folder)]
+    seen, waiting = set(), [Folder(folder)]
     while waiting:
-        inner = Folder(waiting.pop())
+        inner = waiting.pop()
         if inner.real in seen:
             continue
         seen.add(inner.real)
@@ -89,7 +89,7 @@ def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
                     _refuse(path, fault, top)
                 yield path
         shown = [name for name in inner.folders if not _is_hidden(name)]
-        waiting += [os.path.join(inner.path, name) for name in reversed(shown)]
+        waiting += [inner.inner(name) for name in reversed(shown)]
 
 
 def _refuse(path: str, fault: str, top: str) -> NoReturn:

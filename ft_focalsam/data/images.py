@@ -205,7 +205,10 @@ def paths_without_bytes(dataset: datasets.Dataset) -> Iterator[tuple[int, str]]:
 
 def _remote_bytes(path: str) -> bytes:
     with datasets.utils.file_utils.xopen(path, "rb") as file:
-        return file.read()
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"it has more than {MAX_BYTES:,} bytes")
+    return content
 
 
 def _bad(name: str, error: Exception) -> BadImageError:

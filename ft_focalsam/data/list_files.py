@@ -2,6 +2,9 @@
 
 import csv
 import io
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from ..registry import Registry
 from .columns import LABEL_NAMES
 from .paths import resolve_paths
 
+_DIGITS = 9  # of the largest class number
 PATH_NAMES = ("path", "image", "image_path", "file", "file_name", "filename", "img")
 
 
@@ -50,7 +54,7 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
         if not name or not label.isascii() or not label.isdigit():
             raise ValueError(f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class number.")
         names.append(name.strip())
-        labels.append(int(label))
+        labels.append(_class_number(label, line, file))
         lines.append(line)
     return datasets.DatasetDict({"train": _from_paths(file, options, names=names, lines=lines, labels=labels)})
 
@@ -122,8 +126,10 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
     try:
         with np.load(file, allow_pickle=False) as content:
             stored = {name: content[name] for name in content.files}
-    except (ValueError, OSError) as error:
-        raise ValueError(f"'{file}' is no archive of plain NumPy arrays ({error}); write it with np.savez.") from error
+    except (ValueError, OSError, EOFError, MemoryError, LookupError, zipfile.error, zlib.error, struct.error) as error:
+        raise ValueError(
+            f"'{file}' is no archive of plain NumPy arrays ({one_line(error)}); write it with np.savez."
+        ) from error
     suffixes = {"train": "_train", "test": "_test"} if "x_train" in stored else {"train": ""}
     splits = datasets.DatasetDict()
     for split, suffix in suffixes.items():
@@ -139,6 +145,9 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
                 f"'{file}' has x{suffix} of {pixels.dtype} {pixels.shape} and y{suffix} of {labels.dtype} "
                 f"{labels.shape}; give uint8 (N, H, W) or (N, H, W, 3), and N integers."
             )
+        largest = int(labels.max(initial=0))
+        if largest >= 10**_DIGITS:
+            raise ValueError(f"'{file}' has the label {largest} in y{suffix}, no class number; number classes from 0.")
         splits[split] = from_pixels(pixels, labels)
     return splits
 
@@ -234,9 +243,17 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
     result = datasets.DatasetDict()
     for split, entries in splits.items():
         lines, names, labels = zip(*entries, strict=True)
-        labels = [int(label) for label in labels] if are_numbers else list(labels)
-        result[split] = _from_paths(file, options, names=names, lines=lines, labels=labels)
+        if are_numbers:
+            labels = [_class_number(label, line, file) for label, line in zip(labels, lines, strict=True)]
+        result[split] = _from_paths(file, options, names=names, lines=lines, labels=list(labels))
     return result
+
+
+def _class_number(text: str, line: int, file: Path) -> int:
+    if len(text) > _DIGITS:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ValueError(f"Line {line} of '{file}' has the label '{shown}', no class number; number classes from 0.")
+    return int(text)
 
 
 def _column(file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], *, option: str) -> str:

@@ -10,6 +10,10 @@ from ..errors import printable
 LEADS_OUT = "a link that leads out of"
 
 
+class ForeignFileError(ValueError):
+    """A data set that names a file which is not its own."""
+
+
 def read_file(path: str | os.PathLike, *, most: int) -> bytes:
     """The content of a regular file; a device or a pipe, which may have no end, is not waited for.
 
@@ -89,7 +93,7 @@ def refuse_paths_outside(
         where (`str`): What the rows are of, for error messages.
 
     Raises:
-        ValueError: If a path is an address, leads out of all of these folders, or is that of no regular file.
+        ForeignFileError: If a path is an address, leads out of all of these folders, or is that of no regular file.
     """
     tops = [os.path.realpath(root) for root in roots]
     folders: dict[str, Folder | None] = {}
@@ -100,7 +104,7 @@ def refuse_paths_outside(
             folders[parent] = Folder(parent) if within else None
         folder = folders[parent]
         if folder is None or all(folder.fault_of(file, top) for top in tops):
-            raise ValueError(
+            raise ForeignFileError(
                 f"Row {row} of {where} has no image but names '{printable(path)}', which is no file of the data set; "
                 "store the bytes of the images, or list your own files in a .csv file and set --image_root."
             )
@@ -111,11 +115,15 @@ class Folder:
 
     Attributes:
         files, folders (`list[str]`): Names in it, sorted; links among them.
+
+    Args:
+        path (`str` or path): Of the folder.
+        real (`str`, *optional*): The same without links, where it is known.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, real: str | None = None):
         self.path = str(path)
-        self.real = os.path.realpath(path)
+        self.real = os.path.realpath(path) if real is None else real
         try:
             with os.scandir(path) as entries:
                 kinds = {entry.name: _kind(entry) for entry in entries}
@@ -124,6 +132,11 @@ class Folder:
         self.folders = sorted(name for name, (_, is_folder) in kinds.items() if is_folder)
         self.files = sorted(name for name, (_, is_folder) in kinds.items() if not is_folder)
         self._kinds = {name: kind for name, (kind, _) in kinds.items()}
+
+    def inner(self, name: str) -> "Folder":
+        """A folder in it."""
+        is_link = self._kinds[name] == "link"
+        return Folder(os.path.join(self.path, name), real=None if is_link else os.path.join(self.real, name))
 
     def fault_of(self, file: str, top: str | os.PathLike) -> str | None:
         """Why a file of it is not to be read in a data set whose folder is `top`; None for no reason."""

