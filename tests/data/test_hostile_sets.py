@@ -223,7 +223,7 @@ def test_arrays_that_are_cut_short_forged_or_huge_are_one_sentence(tmp_path):
 def test_a_damaged_data_set_is_one_sentence(damage, folder, tmp_path):
     name = tmp_path / "table"
     if damage == "parquet":
-        write_table(name, "parquet", None)
+        write_table(name, "parquet", "0.png")
         content = (name / "train-00000-of-00001.parquet").read_bytes()
         (name / "train-00000-of-00001.parquet").write_bytes(content[:200] + bytes(200) + content[400:])
     else:
