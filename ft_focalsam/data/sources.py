@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from ..errors import one_line
 from ..registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
-from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
+from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
 from .image_folder import read_image_folder
 from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
@@ -212,7 +212,9 @@ def load_image_data(
         for split, dataset in splits.items():
             refuse_paths_outside(paths_without_bytes(dataset), roots=own_folders(name), where=f"split '{split}'")
     data = _image_data(name, splits, test_fraction, train_split=train_split)
-    return data if names is None else data.rename(names)
+    data = data if names is None else data.rename(names)
+    check_class_names(data.class_names)
+    return data
 
 
 @contextmanager

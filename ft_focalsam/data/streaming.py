@@ -13,7 +13,7 @@ from ..errors import one_line
 from ..files import write_aside
 from ..parsing import parse_json
 from .arguments import DataArguments
-from .columns import find_image_column, find_label_column
+from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
 from .paths import refuse_paths_outside
@@ -86,7 +86,7 @@ def stream_images(
     splits = _open(args)
     test_split = _test_split(args, list(splits))
     train, test = splits[args.train_split], splits[test_split]
-    names = _class_names(args, train)
+    names = check_class_names(_class_names(args, train))
     train, test = (_normalise(stream, args, len(names), split=s) for stream, s in ((train, "train"), (test, "test")))
     if args.class_counts is not None:
         counts_path, recount = Path(args.class_counts).expanduser(), False

@@ -242,3 +242,13 @@ def test_a_damaged_data_set_is_one_sentence(damage, folder, tmp_path):
     ) as error:
         load_image_data(str(name), test_fraction=0.5)
     assert "\n" not in str(error.value)
+
+
+def test_class_names_that_a_terminal_would_obey_are_refused(folder):
+    (folder / "b").rename(folder / "\x1b[31mb\u202e")
+    with pytest.raises(ValueError, match="has control characters; rename the class, or name all") as error:
+        load_image_data(str(folder), test_fraction=0.5)
+    assert str(error.value).isprintable() and r"\x1b[31mb\u202e" in str(error.value)
+    (folder / "names.txt").write_text("cat\ndog\n")
+    data = load_image_data(str(folder), test_fraction=0.5, class_names=str(folder / "names.txt"))
+    assert data.class_names == ["cat", "dog"]
