@@ -9,7 +9,7 @@ import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import printable
-from .paths import LEADS_OUT, Folder, is_inside
+from .paths import LEADS_OUT, Folder, is_inside, is_text
 
 EXTENSIONS = {*ImageFolder.EXTENSIONS, ".avif"}
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -84,7 +84,7 @@ def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
         for name in (name for name in inner.files if not _is_hidden(name)):
             if Path(name).suffix.lower() in EXTENSIONS:
                 path = os.path.join(inner.path, name)
-                fault = inner.fault_of(name, top)
+                fault = inner.fault_of(name, top) or (None if is_text(path) else "whose name is no text in UTF-8")
                 if fault is not None:
                     _refuse(path, fault, top)
                 yield path

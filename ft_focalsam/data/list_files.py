@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ..errors import one_line
+from ..errors import one_line, printable
 from ..parsing import parse_json
 from ..registry import Registry
 from .columns import LABEL_NAMES
 from .paths import resolve_paths
 
+_MAX_ARRAYS, _MAX_COMPRESSION = 2**28, 100  # bytes; of more than these, how many a byte of the file may be
 _DIGITS = 9  # of the largest class number
 PATH_NAMES = ("path", "image", "image_path", "file", "file_name", "filename", "img")
 
@@ -52,7 +53,9 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
             continue
         name, _, label = text.strip().rpartition(" ")
         if not name or not label.isascii() or not label.isdigit():
-            raise ValueError(f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class number.")
+            raise ValueError(
+                f"Line {line} of '{file}' is '{printable(text[:80])}'; write a path, a space and the class number."
+            )
         names.append(name.strip())
         labels.append(_class_number(label, line, file))
         lines.append(line)
@@ -63,7 +66,10 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
 def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """A table with a header, a column of paths, one of labels and, where it has one, the column `split`."""
     reader = csv.DictReader(io.StringIO(_text(file), newline=""))
-    return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+    try:
+        return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} of '{file}' is no line of a table ({error}); correct it.") from error
 
 
 @register_file_format(".jsonl")
@@ -124,6 +130,10 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
     Pickled objects are never read.
     """
     try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_ARRAYS and size > _MAX_COMPRESSION * file.stat().st_size:
+            raise ValueError(f"its {size:,} bytes are packed into {file.stat().st_size:,}, to exhaust the memory")
         with np.load(file, allow_pickle=False) as content:
             stored = {name: content[name] for name in content.files}
     except (ValueError, OSError, EOFError, MemoryError, LookupError, zipfile.error, zlib.error, struct.error) as error:
@@ -181,6 +191,8 @@ def read_class_names(path: str) -> list[str]:
     if isinstance(content, list) and all(
         isinstance(entry, dict) and {"id", "name"} <= set(entry) for entry in content
     ):
+        if any(type(entry["id"]) is not int for entry in content):
+            raise ValueError(f"'{file}' has an id that is no whole number; number the classes from 0.")
         content = [entry["name"] for entry in sorted(content, key=lambda entry: entry["id"])]
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"'{file}' holds no list of class names; write one a line, or a JSON list of them.")

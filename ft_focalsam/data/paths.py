@@ -58,7 +58,7 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
     folders: dict[str, Folder] = {}
     paths, missing = [], []
     for name, line in zip(names, lines, strict=True):
-        where = f"Line {line} of '{list_file}' names '{name}'"
+        where = f"Line {line} of '{list_file}' names '{printable(name)}'"
         parts = name.split("/")
         if os.path.isabs(name) or Path(name).is_absolute() or ".." in parts or "\0" in name:
             raise ValueError(f"{where}, which leads out of '{root}'; write paths relative to --image_root.")
@@ -156,9 +156,17 @@ class Folder:
 def _kind(entry: os.DirEntry) -> tuple[str, bool]:
     """Its kind, "link", "file", "folder" or "other", and whether it is or leads to a folder."""
     if entry.is_symlink():
-        return "link", entry.is_dir()
+        try:
+            return "link", entry.is_dir()
+        except OSError:  # it leads to itself
+            return "link", False
     is_folder = entry.is_dir(follow_symlinks=False)
     return "folder" if is_folder else "file" if entry.is_file(follow_symlinks=False) else "other", is_folder
+
+
+def is_text(path: str) -> bool:
+    """Whether the bytes of a path are text in UTF-8, as tables hold it."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def is_inside(path: str | os.PathLike, top: str | os.PathLike) -> bool:

@@ -121,7 +121,11 @@ def read_class_counts(path: Path, class_names: list[str]) -> np.ndarray:
         ) from error
     if isinstance(content, dict) and set(content) == set(class_names):
         content = [content[name] for name in class_names]
-    if not isinstance(content, list) or len(content) != len(class_names) or not all(type(n) is int for n in content):
+    if (
+        not isinstance(content, list)
+        or len(content) != len(class_names)
+        or not all(type(n) is int and 0 <= n < 2**48 for n in content)
+    ):
         raise ValueError(
             f"The class counts '{path}' are not those of the {len(class_names)} classes '{class_names[0]}' to "
             f"'{class_names[-1]}'; give a mapping of each name to its number of images, or delete the file."

@@ -155,10 +155,11 @@ def read_train_counts(path: str | Path, model_names: Sequence[str]) -> np.ndarra
             f"The training counts '{path}' lack {missing[0]!r} and {len(missing) - 1} others of the model's "
             f"{len(model_names)} classes; write one count a class, by its name."
         )
-    wrong = [name for name in model_names if not str(counts[name]).isdecimal()]
+    wrong = [name for name in model_names if not (str(counts[name]).isdecimal() and len(str(counts[name])) < 16)]
     if wrong:
         raise ValueError(
-            f"The training counts '{path}' give {wrong[0]!r} {counts[wrong[0]]!r} images; write a whole number."
+            f"The training counts '{path}' give {wrong[0]!r} {str(counts[wrong[0]])[:40]!r} images; write a whole "
+            "number."
         )
     return np.array([int(counts[name]) for name in model_names], dtype=np.int64)
 

@@ -13,6 +13,7 @@ from .backbones.protocol import DTYPES
 MOST_FEATURES = 2**20
 MOST_PIXELS = 2**14  # on a side
 MOST_CLASSES = 2**20
+MOST_TEMPLATES = 1000
 MOST_HEAD_WEIGHTS = 2**28  # classes times features: a gigabyte
 MOST_SIZE = 2**14  # of an inserted module: its width, length, ...
 
@@ -30,7 +31,11 @@ def _is_name(value) -> bool:
 
 
 def _are_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, list) and len(value) <= MOST_CLASSES and all(isinstance(entry, str) for entry in value)
+
+
+def _are_templates(value) -> bool:
+    return _are_texts(value) and len(value) <= MOST_TEMPLATES
 
 
 def _is_note(value) -> bool:
@@ -63,7 +68,7 @@ KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
     "head": (True, _is_text, False),
     "head_scale": (False, lambda value: type(value) in (int, float) and 0 < value < math.inf, False),
     "image_size": (False, _is_count(MOST_PIXELS), True),
-    "prompt_templates": (False, _are_texts, True),
+    "prompt_templates": (False, _are_templates, True),
     "prompt_names": (False, _are_texts, True),
     "inserted": (False, _is_note, True),
     "id2label": (False, lambda value: isinstance(value, dict) and all(map(_is_name, value.values())), False),

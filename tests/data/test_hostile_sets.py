@@ -1,5 +1,6 @@
 """Data sets that name what is not theirs: links and pipes in folders, paths and addresses in tables; odd labels."""
 
+import json
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.data import DataArguments, find_pictures, load_image_data, stream_images
+from ft_focalsam.data import DataArguments, find_pictures, load_image_data, read_class_counts, stream_images
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
 
@@ -242,6 +243,45 @@ def test_a_damaged_data_set_is_one_sentence(damage, folder, tmp_path):
     ) as error:
         load_image_data(str(name), test_fraction=0.5)
     assert "\n" not in str(error.value)
+
+
+def test_a_link_to_itself_and_a_name_that_is_no_text(folder):
+    (folder / "a" / "loop.png").symlink_to("loop.png")
+    assert len(list(find_pictures(folder))) == 5  # and the check of the images names it
+    os.rename(os.fsencode(folder / "b" / "0.png"), os.fsencode(folder / "b") + b"/\xff.png")
+    with pytest.raises(ValueError, match=r"holds '.*b/\\udcff\.png', whose name is no text in UTF-8"):
+        load_image_data(str(folder), test_fraction=0.5)
+
+
+def test_a_table_with_an_endless_field_is_one_sentence(folder):
+    (folder / "list.csv").write_text("path,label\na/0.png," + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"Line 1 of '.*list\.csv' is no line of a table \(field larger than"):
+        load_image_data(str(folder / "list.csv"), test_fraction=0.5)
+
+
+@pytest.mark.parametrize("ids", [(1, "x"), (None, 2), ([], {})])
+def test_class_names_that_cannot_be_ordered_are_one_sentence(ids, tmp_path):
+    entries = [{"id": number, "name": name} for number, name in zip(ids, "ab", strict=True)]
+    (tmp_path / "names.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"'.*names\.json' has an id that is no whole number"):
+        load_image_data("digits", class_names=str(tmp_path / "names.json"))
+
+
+@pytest.mark.parametrize("count", [-1, 10**30, True, "3"])
+def test_counts_that_no_class_has_are_one_sentence(count, tmp_path):
+    (tmp_path / "counts.json").write_text(json.dumps({"a": 1, "b": count}))
+    with pytest.raises(ValueError, match=r"The class counts '.*counts\.json' are not those of the 2 classes"):
+        read_class_counts(tmp_path / "counts.json", ["a", "b"])
+
+
+def test_arrays_that_are_packed_to_exhaust_the_memory_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.zeros((100, 1000, 1000, 3), np.uint8), y=np.arange(100))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(
+        ValueError, match=r"no archive .*its 300,\d+,\d+ bytes are packed into \d+,\d+, to"
+    ):
+        load_image_data(str(path), test_fraction=0.5)
 
 
 def test_class_names_that_a_terminal_would_obey_are_refused(folder):
