@@ -278,9 +278,7 @@ def test_arrays_that_are_packed_to_exhaust_the_memory_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.zeros((100, 1000, 1000, 3), np.uint8), y=np.arange(100))
     assert path.stat().st_size < 500_000
-    with pytest.raises(
-        ValueError, match=r"no archive .*its 300,\d+,\d+ bytes are packed into \d+,\d+, to"
-    ):
+    with pytest.raises(ValueError, match=r"no archive .*its 300,\d+,\d+ bytes are packed into \d+,\d+, to"):
         load_image_data(str(path), test_fraction=0.5)
 
 
