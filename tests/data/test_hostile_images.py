@@ -115,8 +115,8 @@ def test_an_orientation_that_does_not_exist_is_none(value):
 
 
 def test_an_orientation_of_another_type_is_none():
-    tag = struct.pack("<HHIHHI4sI", 0x4949, 42, 8, 1, 0x0112, 2, struct.pack("<I", 2), 0x78)  # ASCII
-    tiff = tag[:16] + struct.pack("<I", 2) + b"x\0\0\0" + b"\0" * 4
+    entry = struct.pack("<HHHI4sI", 1, 0x0112, 2, 2, b"x", 0)  # ASCII
+    tiff = b"II*\0" + struct.pack("<I", 8) + entry
     made = content(Image.new("RGB", (32, 48)), "JPEG", exif=b"Exif\0\0" + tiff)
     image = StoredImage(made, "x")
     assert upright_size(image.open()) == (48, 32)
