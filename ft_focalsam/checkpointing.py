@@ -1,6 +1,5 @@
 """Checkpoint folders of a run: written whole or not at all, and looked through before one is resumed from."""
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from .errors import one_line
 from .files import ASIDE, flush, give_ordinary_permissions
 from .manifest import MANIFEST_NAME, Manifest
+from .parsing import parse_json
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -178,8 +178,8 @@ def _fault_of_file(path: Path) -> str | None:
                 wrong = archive.testzip()
                 return wrong and f"wrong checksum of {wrong}"
         elif path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError, RecursionError) as error:
+            parse_json(path.read_bytes())
+    except (SafetensorError, zipfile.BadZipFile, OSError, ValueError) as error:
         return one_line(error)
     return None
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
+
+from .errors import one_line
+from .parsing import parse_yaml
 
 
 @dataclass
@@ -180,9 +182,11 @@ def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
     if not Path(path).is_file():
         raise ConfigError(f"The configuration file '{path}'{whose} does not exist; check the path.")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file '{path}' is not valid YAML: {error}".replace("\n", " ")) from error
+        content = parse_yaml(Path(path).read_bytes()) or {}
+    except ValueError as error:
+        raise ConfigError(
+            f"The configuration file '{path}' is not valid YAML: {one_line(error)}; correct it."
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines."

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .parsing import parse_json
 from .run_settings import fingerprint
 
 MANIFEST_NAME = "checkpoint.json"
@@ -62,8 +63,8 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError, RecursionError) as error:
+            found = cls(**parse_json(path.read_bytes()))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{MANIFEST_NAME} is cut short or damaged ({error})") from error
         kinds = {"run": str, "step": int, "settings": dict, "changes": list, "files": dict, "written": int}
         wrong = [name for name, kind in kinds.items() if type(getattr(found, name)) is not kind]

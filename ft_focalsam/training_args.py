@@ -351,6 +351,10 @@ class FocalSAMTrainingArguments(TrainingArguments):
         if self.push_to_hub and self.process_index == 0:
             check_hub_arguments(self)
 
+    def __getstate__(self) -> dict:
+        """What a pickle or a copy holds, `training_args.bin` in each checkpoint among them: no token of the Hub."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
     def check_loss_is_default(self) -> None:
         """Raise a `ValueError` where these arguments describe a loss, which a function of the user's would ignore."""
         for name in ("loss", "label_smoothing_factor", "drw_start"):

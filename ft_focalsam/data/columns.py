@@ -5,6 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import printable
+
 LABEL_NAMES = ("labels", "label", "fine_label", "class", "target")
 
 
@@ -115,6 +117,21 @@ def check_labels(dataset: datasets.Dataset, num_classes: int, *, split: str) -> 
             f"Row {row} of split '{split}' has the label {labels[row]}, outside 0..{num_classes - 1} for the "
             f"{num_classes} classes; correct or remove the {outside.size} rows of this kind."
         )
+
+
+def check_class_names(names: list[str]) -> list[str]:
+    """The names as they are.
+
+    Raises:
+        ValueError: If one has control characters, which tables and logs would hand to the terminal.
+    """
+    for name in names:
+        if name != printable(name):
+            raise ValueError(
+                f"The class name '{printable(name)[:200]}' has control characters; rename the class, or name all of "
+                "them by --class_names."
+            )
+    return names
 
 
 def _arrow_column(dataset: datasets.Dataset, column: str) -> pa.Array:

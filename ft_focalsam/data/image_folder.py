@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from ..errors import printable
+from .paths import LEADS_OUT, Folder, is_inside, is_text
 
 EXTENSIONS = {*ImageFolder.EXTENSIONS, ".avif"}
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -23,12 +27,12 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
         train_split (`str`, defaults to `"train"`): A name that marks splits, beside the usual ones.
 
     Raises:
-        ValueError: If a picture is in a split but in no class.
+        ValueError: If a picture is in a split but in no class, or as in [`find_pictures`].
     """
     folders = _folders(path)
     if any(_holds_metadata(folder) for folder in (path, *folders)):
         return None
-    pictures = {folder: list(find_pictures(folder)) for folder in folders}
+    pictures = {folder: list(find_pictures(folder, root=path)) for folder in folders}
     folders = [folder for folder in folders if pictures[folder]]
     if not folders:
         return None
@@ -56,19 +60,44 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     )
 
 
-def find_pictures(folder: Path) -> Iterator[str]:
+def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
     """Paths of the files that are pictures by their extension, at any depth, in order.
 
     Links to folders are followed, each folder once; what is hidden is left out.
+
+    Args:
+        folder (`Path`): Where to look.
+        root (`Path`, *optional*): What links may not lead out of; by default the folder.
+
+    Raises:
+        ValueError: If a picture is a link that leads out of the root, or a device, a pipe or a socket.
     """
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
-        if real not in seen:
-            shown = (name for name in sorted(files) if not _is_hidden(name))
-            yield from (os.path.join(root, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS)
-        seen.add(real)
+    top = os.path.realpath(folder if root is None else root)
+    seen, waiting = set(), [Folder(folder)]
+    while waiting:
+        inner = waiting.pop()
+        if inner.real in seen:
+            continue
+        seen.add(inner.real)
+        if not is_inside(inner.real, top):
+            _refuse(inner.path, LEADS_OUT, top)
+        for name in (name for name in inner.files if not _is_hidden(name)):
+            if Path(name).suffix.lower() in EXTENSIONS:
+                path = os.path.join(inner.path, name)
+                fault = inner.fault_of(name, top) or (None if is_text(path) else "whose name is no text in UTF-8")
+                if fault is not None:
+                    _refuse(path, fault, top)
+                yield path
+        shown = [name for name in inner.folders if not _is_hidden(name)]
+        waiting += [inner.inner(name) for name in reversed(shown)]
+
+
+def _refuse(path: str, fault: str, top: str) -> NoReturn:
+    of = f" '{top}'" if fault == LEADS_OUT else ""
+    raise ValueError(
+        f"The folder of images holds '{printable(path)}', {fault}{of}; put a copy of what is meant in its place, or "
+        "remove it."
+    )
 
 
 def _folders(path: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 import csv
 import io
-import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..errors import one_line, printable
+from ..parsing import parse_json
 from ..registry import Registry
 from .columns import LABEL_NAMES
 from .paths import resolve_paths
 
+_MAX_ARRAYS, _MAX_COMPRESSION = 2**28, 100  # bytes; of more than these, how many a byte of the file may be
+_DIGITS = 9  # of the largest class number
 PATH_NAMES = ("path", "image", "image_path", "file", "file_name", "filename", "img")
 
 
@@ -47,9 +53,11 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
             continue
         name, _, label = text.strip().rpartition(" ")
         if not name or not label.isascii() or not label.isdigit():
-            raise ValueError(f"Line {line} of '{file}' is '{text[:80]}'; write a path, a space and the class number.")
+            raise ValueError(
+                f"Line {line} of '{file}' is '{printable(text[:80])}'; write a path, a space and the class number."
+            )
         names.append(name.strip())
-        labels.append(int(label))
+        labels.append(_class_number(label, line, file))
         lines.append(line)
     return datasets.DatasetDict({"train": _from_paths(file, options, names=names, lines=lines, labels=labels)})
 
@@ -58,7 +66,10 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
 def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """A table with a header, a column of paths, one of labels and, where it has one, the column `split`."""
     reader = csv.DictReader(io.StringIO(_text(file), newline=""))
-    return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+    try:
+        return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} of '{file}' is no line of a table ({error}); correct it.") from error
 
 
 @register_file_format(".jsonl")
@@ -119,10 +130,16 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
     Pickled objects are never read.
     """
     try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_ARRAYS and size > _MAX_COMPRESSION * file.stat().st_size:
+            raise ValueError(f"its {size:,} bytes are packed into {file.stat().st_size:,}, to exhaust the memory")
         with np.load(file, allow_pickle=False) as content:
             stored = {name: content[name] for name in content.files}
-    except (ValueError, OSError) as error:
-        raise ValueError(f"'{file}' is no archive of plain NumPy arrays ({error}); write it with np.savez.") from error
+    except (ValueError, OSError, EOFError, MemoryError, LookupError, zipfile.error, zlib.error, struct.error) as error:
+        raise ValueError(
+            f"'{file}' is no archive of plain NumPy arrays ({one_line(error)}); write it with np.savez."
+        ) from error
     suffixes = {"train": "_train", "test": "_test"} if "x_train" in stored else {"train": ""}
     splits = datasets.DatasetDict()
     for split, suffix in suffixes.items():
@@ -138,6 +155,9 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
                 f"'{file}' has x{suffix} of {pixels.dtype} {pixels.shape} and y{suffix} of {labels.dtype} "
                 f"{labels.shape}; give uint8 (N, H, W) or (N, H, W, 3), and N integers."
             )
+        largest = int(labels.max(initial=0))
+        if largest >= 10**_DIGITS:
+            raise ValueError(f"'{file}' has the label {largest} in y{suffix}, no class number; number classes from 0.")
         splits[split] = from_pixels(pixels, labels)
     return splits
 
@@ -171,6 +191,8 @@ def read_class_names(path: str) -> list[str]:
     if isinstance(content, list) and all(
         isinstance(entry, dict) and {"id", "name"} <= set(entry) for entry in content
     ):
+        if any(type(entry["id"]) is not int for entry in content):
+            raise ValueError(f"'{file}' has an id that is no whole number; number the classes from 0.")
         content = [entry["name"] for entry in sorted(content, key=lambda entry: entry["id"])]
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"'{file}' holds no list of class names; write one a line, or a JSON list of them.")
@@ -188,9 +210,9 @@ def _text(file: Path) -> str:
 
 def _json(text: str, *, where: str):
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); correct it.") from error
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON ({one_line(error)}); correct it.") from error
 
 
 def _distinct(names: list[str], file: Path) -> list[str]:
@@ -233,9 +255,17 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
     result = datasets.DatasetDict()
     for split, entries in splits.items():
         lines, names, labels = zip(*entries, strict=True)
-        labels = [int(label) for label in labels] if are_numbers else list(labels)
-        result[split] = _from_paths(file, options, names=names, lines=lines, labels=labels)
+        if are_numbers:
+            labels = [_class_number(label, line, file) for label, line in zip(labels, lines, strict=True)]
+        result[split] = _from_paths(file, options, names=names, lines=lines, labels=list(labels))
     return result
+
+
+def _class_number(text: str, line: int, file: Path) -> int:
+    if len(text) > _DIGITS:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ValueError(f"Line {line} of '{file}' has the label '{shown}', no class number; number classes from 0.")
+    return int(text)
 
 
 def _column(file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], *, option: str) -> str:

@@ -1,8 +1,37 @@
-"""Paths that a list file names: kept inside their folder, and known to exist before any training."""
+"""Paths of image files: kept inside their folder, and known to be regular files before any training."""
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from ..errors import printable
+
+LEADS_OUT = "a link that leads out of"
+
+
+class ForeignFileError(ValueError):
+    """A data set that names a file which is not its own."""
+
+
+def read_file(path: str | os.PathLike, *, most: int) -> bytes:
+    """The content of a regular file; a device or a pipe, which may have no end, is not waited for.
+
+    Args:
+        path (`str` or path): Of the file.
+        most (`int`): Bytes that it may have.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or has more bytes.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > most:
+            raise OSError(f"it has more than {most:,} bytes")
+        return file.read(most)
 
 
 def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path, root: Path) -> list[str]:
@@ -26,21 +55,22 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
             f"that their paths start from."
         )
     top = Path(os.path.realpath(root))
-    folders: dict[str, _Folder] = {}
+    folders: dict[str, Folder] = {}
     paths, missing = [], []
     for name, line in zip(names, lines, strict=True):
-        where = f"Line {line} of '{list_file}' names '{name}'"
+        where = f"Line {line} of '{list_file}' names '{printable(name)}'"
         parts = name.split("/")
         if os.path.isabs(name) or Path(name).is_absolute() or ".." in parts or "\0" in name:
             raise ValueError(f"{where}, which leads out of '{root}'; write paths relative to --image_root.")
         parent, _, file = name.rpartition("/")
         if parent not in folders:
-            folders[parent] = _Folder(top / parent)
+            folders[parent] = Folder(top / parent)
         folder = folders[parent]
-        if not _is_inside(folder.real, top) or (folder.is_link(file) and not _is_inside(folder.target(file), top)):
-            raise ValueError(
-                f"{where}, a link that leads out of '{root}'; set --image_root to a folder that holds it."
-            )
+        fault = folder.fault_of(file, top)
+        if fault == LEADS_OUT:
+            raise ValueError(f"{where}, {fault} '{root}'; set --image_root to a folder that holds it.")
+        if fault is not None:
+            raise ValueError(f"{where}, {fault}; list regular files alone.")
         if not folder.has(file):
             missing.append((where, line))
         paths.append(os.path.join(folder.path, file))
@@ -52,32 +82,94 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
     return paths
 
 
-class _Folder:
-    """What one folder holds, listed once."""
+def refuse_paths_outside(
+    records: Iterable[tuple[int, str]], *, roots: Sequence[str | os.PathLike], where: str
+) -> None:
+    """Let a table of images name no file of this machine that is not its own, and no address.
 
-    def __init__(self, path: Path):
+    Args:
+        records (iterable of (`int`, `str`)): Row and path of the images that have no bytes in the table.
+        roots (sequence of paths): Folders that belong to the data set.
+        where (`str`): What the rows are of, for error messages.
+
+    Raises:
+        ForeignFileError: If a path is an address, leads out of all of these folders, or is that of no regular file.
+    """
+    tops = [os.path.realpath(root) for root in roots]
+    folders: dict[str, Folder | None] = {}
+    for row, path in records:
+        parent, file = os.path.split(path)
+        if parent not in folders:
+            within = "://" not in parent and any(is_inside(os.path.realpath(parent), top) for top in tops)
+            folders[parent] = Folder(parent) if within else None
+        folder = folders[parent]
+        if folder is None or all(folder.fault_of(file, top) for top in tops):
+            raise ForeignFileError(
+                f"Row {row} of {where} has no image but names '{printable(path)}', which is no file of the data set; "
+                "store the bytes of the images, or list your own files in a .csv file and set --image_root."
+            )
+
+
+class Folder:
+    """What one folder holds, listed once.
+
+    Attributes:
+        files, folders (`list[str]`): Names in it, sorted; links among them.
+
+    Args:
+        path (`str` or path): Of the folder.
+        real (`str`, *optional*): The same without links, where it is known.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, real: str | None = None):
         self.path = str(path)
-        self.real = os.path.realpath(path)
+        self.real = os.path.realpath(path) if real is None else real
         try:
             with os.scandir(path) as entries:
-                files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
-                self._links = {entry.name: entry.is_symlink() for entry in files}
+                kinds = {entry.name: _kind(entry) for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
-            self._links = {}
+            kinds = {}
+        self.folders = sorted(name for name, (_, is_folder) in kinds.items() if is_folder)
+        self.files = sorted(name for name, (_, is_folder) in kinds.items() if not is_folder)
+        self._kinds = {name: kind for name, (kind, _) in kinds.items()}
 
-    def is_link(self, file: str) -> bool:
-        """Whether a file of it is a symbolic link."""
-        return self._links.get(file, False)
+    def inner(self, name: str) -> "Folder":
+        """A folder in it."""
+        is_link = self._kinds[name] == "link"
+        return Folder(os.path.join(self.path, name), real=None if is_link else os.path.join(self.real, name))
 
-    def target(self, file: str) -> str:
-        """Where a link of it leads."""
-        return os.path.realpath(os.path.join(self.path, file))
+    def fault_of(self, file: str, top: str | os.PathLike) -> str | None:
+        """Why a file of it is not to be read in a data set whose folder is `top`; None for no reason."""
+        kind, path = self._kinds.get(file), os.path.join(self.path, file)
+        if not is_inside(self.real, top) or (kind == "link" and not is_inside(os.path.realpath(path), top)):
+            return LEADS_OUT
+        if kind == "other" or (kind == "link" and os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)):
+            return "which is no regular file"
+        return None
 
     def has(self, file: str) -> bool:
         """Whether a file exists; a file system may know it under another spelling than it lists."""
-        is_listed = self._links.get(file) is False
+        is_listed = self._kinds.get(file) == "file"
         return bool(file) and (is_listed or os.path.isfile(os.path.join(self.path, file)))
 
 
-def _is_inside(path: str, top: Path) -> bool:
-    return path == str(top) or path.startswith(str(top).rstrip(os.sep) + os.sep)
+def _kind(entry: os.DirEntry) -> tuple[str, bool]:
+    """Its kind, "link", "file", "folder" or "other", and whether it is or leads to a folder."""
+    if entry.is_symlink():
+        try:
+            return "link", entry.is_dir()
+        except OSError:  # it leads to itself
+            return "link", False
+    is_folder = entry.is_dir(follow_symlinks=False)
+    return "folder" if is_folder else "file" if entry.is_file(follow_symlinks=False) else "other", is_folder
+
+
+def is_text(path: str) -> bool:
+    """Whether the bytes of a path are text in UTF-8, as tables hold it."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def is_inside(path: str | os.PathLike, top: str | os.PathLike) -> bool:
+    """Whether a path is a folder or in it; both of them resolved."""
+    path, top = str(path), str(top)
+    return path == top or path.startswith(top.rstrip(os.sep) + os.sep)

@@ -68,7 +68,7 @@ def find_broken(dataset: datasets.Dataset, *, num_workers: int | None = None, de
     Args:
         dataset, num_workers, desc: As in [`scan_images`].
     """
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "ft_focalsam" / f"scan-{signature(dataset)}.json"
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "ft_focalsam" / f"scan2-{signature(dataset)}.json"
     if cache.is_file():
         return {int(row): error for row, error in json.loads(cache.read_text(encoding="utf-8")).items()}
     errors = map_images(dataset, _error, num_workers=num_workers, desc=desc)

@@ -1,20 +1,25 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
+from huggingface_hub import constants
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ..errors import one_line
 from ..registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
-from .columns import check_labels, find_image_column, find_label_column, label_array, normalise
+from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
 from .image_folder import read_image_folder
+from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
+from .paths import ForeignFileError, refuse_paths_outside
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 TEST_SPLITS = ("test", "validation", "val")
@@ -213,8 +218,38 @@ def load_image_data(
     image_column = find_image_column(features, image_column)
     label_column = find_label_column(features, label_column)
     splits = normalise(splits, image_column=image_column, label_column=label_column, class_names=names)
+    if not path.is_file():
+        for split, dataset in splits.items():
+            refuse_paths_outside(paths_without_bytes(dataset), roots=own_folders(name), where=f"split '{split}'")
     data = _image_data(name, splits, test_fraction, train_split=train_split)
-    return data if names is None else data.rename(names)
+    data = data if names is None else data.rename(names)
+    check_class_names(data.class_names)
+    return data
+
+
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Turn what `datasets` raises on damaged files into one sentence; `OSError`s and missing packages stay."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # pyarrow, pandas and `datasets` have theirs
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetsError) else None
+        cause = cause or error
+        if isinstance(cause, ForeignFileError):
+            raise cause from None
+        raise ValueError(
+            f"The data set '{name}' cannot be read ({type(cause).__name__}: {one_line(cause)[:300]}); its files are "
+            "damaged, or --dataset_config names none of its configurations."
+        ) from error
+
+
+def own_folders(name: str) -> list[str]:
+    """Where the files of a folder or a Hub data set may be: in the folder, and where `datasets` puts its downloads."""
+    path = Path(name).expanduser()
+    caches = [str(datasets.config.HF_DATASETS_CACHE), constants.HF_HUB_CACHE]
+    return [str(path), *caches] if path.is_dir() else caches
 
 
 def _image_data(
@@ -272,10 +307,10 @@ def _read_splits(
     is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or kind == "file"
     if is_local and not path.exists():
         raise FileNotFoundError(f"The data set {kind} '{name}' does not exist; check the path.")
-    if (path / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(str(path))
-    if (path / "state.json").is_file():
-        return datasets.DatasetDict({"train": datasets.load_from_disk(str(path))})
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        with damage_told(name):
+            stored = datasets.load_from_disk(str(path))
+        return stored if isinstance(stored, datasets.DatasetDict) else datasets.DatasetDict({"train": stored})
     if path.is_dir():
         refuse_pickled_cifar(path)
         if binary_cifar_version(path) is not None:
@@ -284,7 +319,8 @@ def _read_splits(
     if pictures is not None:
         return pictures
     try:
-        return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
+        with damage_told(name):
+            return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise FileNotFoundError(

@@ -9,12 +9,15 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..errors import one_line
 from ..files import write_aside
+from ..parsing import parse_json
 from .arguments import DataArguments
-from .columns import find_image_column, find_label_column
+from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
-from .sources import SOURCES, TEST_SPLITS
+from .paths import refuse_paths_outside
+from .sources import SOURCES, TEST_SPLITS, damage_told, own_folders
 
 SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
 
@@ -89,7 +92,7 @@ def stream_images(
     splits = _open(args)
     test_split = _test_split(args, list(splits))
     train, test = splits[args.train_split], splits[test_split]
-    names = _class_names(args, train)
+    names = check_class_names(_class_names(args, train))
     train, test = (_normalise(stream, args, len(names), split=s) for stream, s in ((train, "train"), (test, "test")))
     if args.class_counts is not None:
         counts_path, recount = Path(args.class_counts).expanduser(), False
@@ -98,10 +101,12 @@ def stream_images(
         counts = _count(train, len(names))
         write_aside(counts_path, json.dumps(dict(zip(names, counts.tolist(), strict=True)), indent=1).encode())
     counts = read_class_counts(counts_path, names)
+    train, test = (stream.map(_OwnFiles(args.dataset), features=stream.features) for stream in (train, test))
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
-    stored = datasets.Dataset.from_generator(
-        _items, features=features, gen_kwargs={"stream": test, "version": _version(args.dataset)}
-    )
+    with damage_told(args.dataset):
+        stored = datasets.Dataset.from_generator(
+            _items, features=features, gen_kwargs={"stream": test, "version": _version(args.dataset)}
+        )
     return StreamedData(train=train, test=stored, class_names=names, class_counts=counts, name=args.dataset)
 
 
@@ -115,12 +120,18 @@ def read_class_counts(path: Path, class_names: list[str]) -> np.ndarray:
         ValueError: If it is no JSON, or not of these classes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The class counts '{path}' are not valid JSON ({error}); correct or delete them.") from error
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"The class counts '{path}' are not valid JSON ({one_line(error)}); correct or delete them."
+        ) from error
     if isinstance(content, dict) and set(content) == set(class_names):
         content = [content[name] for name in class_names]
-    if not isinstance(content, list) or len(content) != len(class_names) or not all(type(n) is int for n in content):
+    if (
+        not isinstance(content, list)
+        or len(content) != len(class_names)
+        or not all(type(n) is int and 0 <= n < 2**48 for n in content)
+    ):
         raise ValueError(
             f"The class counts '{path}' are not those of the {len(class_names)} classes '{class_names[0]}' to "
             f"'{class_names[-1]}'; give a mapping of each name to its number of images, or delete the file."
@@ -137,7 +148,8 @@ def _open(args: DataArguments) -> datasets.IterableDatasetDict:
         )
     try:
         name = str(path) if path.is_dir() else args.dataset
-        return datasets.load_dataset(name, args.dataset_config, streaming=True)
+        with damage_told(args.dataset):
+            return datasets.load_dataset(name, args.dataset_config, streaming=True)
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise FileNotFoundError(
@@ -180,6 +192,21 @@ def _normalise(
     stream = stream.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     names = {old: new for old, new in ((image, "image"), (label, "labels")) if old != new}
     return stream.rename_columns(names) if names else stream
+
+
+class _OwnFiles:
+    """Lets a row of a stream name no file but one of the data set itself."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, item: dict) -> dict:
+        record = item["image"]
+        if record["bytes"] is None and record["path"] is not None:
+            place = record["path"].rpartition("::")[2]  # of the archive that it is in
+            if not place.startswith((f"hf://datasets/{self.name}@", f"hf://datasets/{self.name}/")):
+                refuse_paths_outside([(0, place)], roots=own_folders(self.name), where="a stream")
+        return item
 
 
 def _count(stream: datasets.IterableDataset, num_classes: int) -> np.ndarray:

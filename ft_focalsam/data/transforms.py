@@ -18,9 +18,11 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
+from ..errors import one_line
 from ..registry import Registry
 from .images import REDUCTIONS, StoredImage, to_rgb, upright_size
 
+MAX_SIDE = 4096  # pixels of what a model sees
 _PROCESSOR_TOLERANCE = 2.5  # grey levels of 255; two roundings of a resize may differ by this, a missed step does not
 
 _INTERPOLATION = {
@@ -297,18 +299,34 @@ def read_preprocessing(image_processor: BaseImageProcessor, *, image_size: int |
             f"an image processor of transformers that has them."
         )
     resize, crop = _read_sizes(image_processor)
-    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
-    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (0.0, 1.0)
-    mean, std = (torch.as_tensor(value).expand(3) * (1.0 / scale) for value in (mean, std))
-    preprocessing = Preprocessing(
-        resize=resize,
-        crop=crop,
-        interpolation=_INTERPOLATION[Image.Resampling(image_processor.resample)],
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-    )
+    for size in (resize, crop):
+        sides = [size] if isinstance(size, int) else [] if size is None else list(size)
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+            raise ValueError(
+                f"{type(image_processor).__name__} resizes or crops to {size} pixels, and a side can have 1 to "
+                f"{MAX_SIDE:,}; correct its size and crop_size."
+            )
+    try:
+        mean, std = _read_mean_and_std(image_processor)
+        interpolation = _INTERPOLATION[Image.Resampling(image_processor.resample)]
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(image_processor).__name__} has no usable rescale_factor, image_mean, image_std or resample "
+            f"({one_line(error)}); correct its configuration."
+        ) from error
+    preprocessing = Preprocessing(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
     _check_reproduces(preprocessing, image_processor)
     return preprocessing if image_size is None else _with_image_size(preprocessing, image_size)
+
+
+def _read_mean_and_std(image_processor: BaseImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation, one a channel, in grey levels."""
+    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (0.0, 1.0)
+    mean, std = (torch.as_tensor(value, dtype=torch.float32).expand(3) * (1.0 / scale) for value in (mean, std))
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError(f"a mean of {mean.tolist()} and a deviation of {std.tolist()} grey levels")
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _read_sizes(image_processor: BaseImageProcessor) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:

@@ -2,12 +2,13 @@
 
 import csv
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..parsing import parse_json
 
 _SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
 
@@ -154,17 +155,18 @@ def read_train_counts(path: str | Path, model_names: Sequence[str]) -> np.ndarra
             f"The training counts '{path}' lack {missing[0]!r} and {len(missing) - 1} others of the model's "
             f"{len(model_names)} classes; write one count a class, by its name."
         )
-    wrong = [name for name in model_names if not str(counts[name]).isdecimal()]
+    wrong = [name for name in model_names if not (str(counts[name]).isdecimal() and len(str(counts[name])) < 16)]
     if wrong:
         raise ValueError(
-            f"The training counts '{path}' give {wrong[0]!r} {counts[wrong[0]]!r} images; write a whole number."
+            f"The training counts '{path}' give {wrong[0]!r} {str(counts[wrong[0]])[:40]!r} images; write a whole "
+            "number."
         )
     return np.array([int(counts[name]) for name in model_names], dtype=np.int64)
 
 
 def _read_json(path: str | Path):
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"'{path}' cannot be read as JSON ({error}); check the path and the file.") from error
 

@@ -1,6 +1,5 @@
 """Any image classifier, ready to be judged: one of this package, one of transformers, or CLIP by class names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig
+from transformers import AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig
 
 from ..data import TransformedImages
 from ..models import (
@@ -18,8 +17,11 @@ from ..models import (
     text_features,
 )
 from ..models.backbones import has_text_tower, quiet_loading, resolve_name, split_name
+from ..models.backbones.transformers_models import read_image_processor
 from ..models.checkpoints import refuse_pickles
+from ..models.foreign_config import check_model_config
 from ..models.text import DEFAULT_TEMPLATE
+from ..parsing import parse_json
 from .class_matching import readable_names
 from .views import view_transform
 
@@ -87,7 +89,7 @@ def load_classifier(
     if config["model_type"] == LongTailClassifierConfig.model_type:
         model = LongTailClassifier.from_pretrained(name, revision=revision, backbone=backbone)
         try:
-            processor = AutoImageProcessor.from_pretrained(name, **source)
+            processor = read_image_processor(name, revision=revision)
         except OSError:  # what save_pretrained wrote without a processor beside it
             processor = load_image_processor(model.config.backbone)
         return _classifier(model, processor, image_size=model.config.image_size)
@@ -104,7 +106,7 @@ def load_classifier(
             f"'{name}' has no weights for {sorted(report['missing_keys'])[0]!r}, which would stay random; give a "
             "checkpoint of a trained classifier."
         )
-    return _classifier(model.eval(), AutoImageProcessor.from_pretrained(name, **source))
+    return _classifier(model.eval(), read_image_processor(name, revision=revision))
 
 
 def is_zero_shot(name: str, *, revision: str | None = None) -> bool:
@@ -137,6 +139,7 @@ def read_config(name: str, *, revision: str | None = None) -> dict:
         FileNotFoundError: If there is none.
         ValueError: If it names no model type.
     """
+    check_model_config(resolve_name(name), revision=revision)
     try:
         config, _ = PreTrainedConfig.get_config_dict(resolve_name(name), revision=revision or "main")
     except OSError as error:
@@ -182,7 +185,7 @@ def saved_history(name: str) -> list[dict]:
         *_run_folder(name).glob("checkpoint-*/trainer_state.json"),
         *_run_folder(name).glob("trainer_state.json"),
     ]
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in states]
+    contents = [parse_json(path.read_bytes()) for path in states]
     return max(contents, key=lambda state: state["global_step"])["log_history"] if contents else []
 
 

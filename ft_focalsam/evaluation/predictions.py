@@ -21,6 +21,7 @@ from transformers import default_data_collator
 
 from ..data import TransformedImages
 from ..files import give_ordinary_permissions
+from ..parsing import parse_json
 from .outcomes import Outcomes
 
 AVERAGES = ("logits", "probabilities")
@@ -131,7 +132,7 @@ class Predictions:
                 f"'{path}' holds {texts.get('format', 'no format name')!r}, not {FORMAT!r}; give predictions that "
                 "this version of recipes/evaluate.py wrote."
             )
-        ids, class_names = (json.loads(texts[name]) for name in ("ids", "class_names"))
+        ids, class_names = (parse_json(texts[name]) for name in ("ids", "class_names"))
         return cls(arrays["log_probabilities"], arrays["labels"], ids, class_names, texts["dataset"], texts["model"])
 
 

@@ -165,14 +165,6 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause = error if isinstance(error, HfHubHTTPError) or error.__cause__ is None else error.__cause__
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        sentences = {
-            401: "The Hub does not accept the token (401); log in again by `hf auth login`, or set HF_TOKEN to one "
-            "with write permission.",
-            403: f"The token may not write to '{repo_id}' (403); give a repository of your own, or a token with write "
-            "permission for it.",
-            404: f"The Hub has no repository '{repo_id}' that the token may see (404); check the name and the token.",
-            409: f"The name '{repo_id}' is taken by a repository that is not yours to write to (409).",
-        }
         reason = one_line(error if isinstance(error, ValueError) else cause) or type(cause).__name__
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "***")
@@ -182,7 +174,27 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
         )
         if status in (None, 400) and isinstance(error, ValueError):  # of the client's, or the Hub's check of README.md
             raise ValueError(f"The Hub refuses what goes to '{repo_id}': {reason}; correct what it names.") from error
-        raise OSError(sentences.get(status, cut_off)) from error
+        raise OSError(_refusal(status, repo_id, getattr(cause, "response", None)) or cut_off) from error
+
+
+def _refusal(status: int | None, repo_id: str, response: Any) -> str | None:
+    """What an answer of the Hub means and what to do; None for one that means a connection that was lost."""
+    wait = getattr(response, "headers", {}).get("Retry-After", "")
+    later = f"in {wait} seconds" if wait.isdecimal() and len(wait) < 7 else "later"
+    return {
+        401: "The Hub does not accept the token (401); log in again by `hf auth login`, or set HF_TOKEN to one with "
+        "write permission.",
+        403: f"The token may not write to '{repo_id}' (403); give a repository of your own, or a token with write "
+        "permission for it.",
+        404: f"The Hub has no repository '{repo_id}' that the token may see (404); check the name and the token.",
+        409: f"The repository '{repo_id}' was changed by another push meanwhile, or its name is taken (409); run the "
+        "push again, or give another name.",
+        413: f"The Hub takes no push as large as this one to '{repo_id}' (413); leave report_pictures out of the "
+        "folder, or ask the Hub for more room.",
+        429: f"The Hub has had too many requests of yours (429); run the push to '{repo_id}' again {later}.",
+        503: f"The Hub is not available (503); run the push to '{repo_id}' again {later}: what has arrived is not "
+        "sent again.",
+    }.get(status)
 
 
 def _make_branch(api: HfApi, repo_id: str, branch: str) -> None:

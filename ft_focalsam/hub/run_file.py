@@ -20,7 +20,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
+from ..errors import one_line
 from ..models.backbones import is_pretrained, split_name
+from ..parsing import parse_json
 from ..run_settings import fingerprint
 
 RUN_NAME = "run.json"
@@ -124,9 +126,9 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}); write it again, or remove it.") from error
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON ({one_line(error)}); write it again, or remove it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__} and no object; remove the file.")
     return content

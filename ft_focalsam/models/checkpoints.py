@@ -1,14 +1,19 @@
 """Folders of saved models: where they are, and how tensors get into them."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..errors import printable
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -71,6 +76,30 @@ def refuse_pickles(source: str | os.PathLike, *, revision: str | None = None) ->
             f"'{source}' has its weights as a pickle ({pickles[0]}), which runs code where it is loaded and is not "
             f"read; have them saved as safetensors ({SAFE_WEIGHTS_NAME}), by save_pretrained."
         )
+
+
+def load_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Args:
+        path (`Path`): Of the file.
+        expected (mapping): What they are for, by name; those that are not in it are for floating-point weights.
+
+    Raises:
+        ValueError: If one is of another kind, such as complex numbers for floating-point weights, or has entries that
+            are no finite numbers.
+    """
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        own = expected[name].dtype if name in expected else torch.float32
+        fits = value.dtype in FLOATS if own.is_floating_point else value.dtype == own
+        if not fits or not torch.isfinite(value).all():
+            what = "has entries that are no finite numbers" if fits else f"holds {value.dtype}, not {own}"
+            raise ValueError(
+                f"The tensor '{printable(name)}' in '{path}' {what}".replace("torch.", "")
+                + "; train the classifier anew, or copy it again."
+            )
+    return tensors
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

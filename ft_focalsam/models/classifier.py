@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,12 +24,12 @@ from .backbones import (
     is_pretrained,
     load_backbone,
 )
-from .checkpoints import check_has_weights, find_folder, save_tensors
+from .checkpoints import check_has_weights, find_folder, load_tensors, save_tensors
 from .heads import HEADS, full_precision_logits
 from .inserted import INSERTED_MODULES, add_inserted, read_inserted
-from .peft_adapter import save_peft_adapter, wrap_with_peft
+from .peft_adapter import read_adapter_config, save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
-from .saved_config import check_adapter_config, check_saved_config, damage_as_value_error
+from .saved_config import damage_as_value_error, read_object, read_saved_config
 from .text_head import TextHead
 
 TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
@@ -295,13 +295,13 @@ class LongTailClassifier(PreTrainedModel):
         """
         path = find_folder(folder, revision=revision)
         check_has_weights(path, source=folder, revision=revision)
-        check_saved_config(path, source=str(folder))
+        saved = read_saved_config(path, source=str(folder))
         with damage_as_value_error(str(folder)):
-            return cls._load(path, backbone, source=str(folder)).eval()
+            return cls._load(path, saved, backbone, source=str(folder)).eval()
 
     @classmethod
-    def _load(cls, path: Path, backbone: str | None, *, source: str) -> "LongTailClassifier":
-        config = LongTailClassifierConfig.from_pretrained(path)
+    def _load(cls, path: Path, saved: dict[str, Any], backbone: str | None, *, source: str) -> "LongTailClassifier":
+        config = LongTailClassifierConfig(**saved)
         config.backbone = backbone or config.backbone
         inserted, config.inserted = read_inserted(config.inserted, source=source), None
         has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
@@ -316,13 +316,14 @@ class LongTailClassifier(PreTrainedModel):
         except OSError as error:
             raise FileNotFoundError(f"{error} '{source}' needs it; set backbone= to where it is now.") from error
         if has_adapter:
-            check_adapter_config(path / ADAPTER_CONFIG_NAME, source=source)
-            model.wrap_backbone(PeftConfig.from_pretrained(str(path)))
+            content = read_object(path / ADAPTER_CONFIG_NAME)
+            model.wrap_backbone(read_adapter_config(content, where=f"{ADAPTER_CONFIG_NAME} of '{source}'"))
         for name, settings in inserted:
             model.insert(name, **settings)
-        model.load_trained(load_file(path / SAFE_WEIGHTS_NAME), source=source)
+        model.load_trained(load_tensors(path / SAFE_WEIGHTS_NAME, model.state_dict()), source=source)
         if has_adapter and (path / ADAPTER_WEIGHTS_NAME).is_file():  # for what peft saves and does not train
-            set_peft_model_state_dict(model.backbone, load_file(path / ADAPTER_WEIGHTS_NAME))
+            own = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+            set_peft_model_state_dict(model.backbone, load_tensors(path / ADAPTER_WEIGHTS_NAME, own))
         return model
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:

@@ -1,16 +1,21 @@
 """What a folder says it holds, checked before anything is built from it: it may be damaged, or made to do harm."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..errors import one_line
+from ..errors import one_line, printable
+from ..parsing import parse_json
 from .backbones.protocol import DTYPES
 
 MOST_FEATURES = 2**20
 MOST_PIXELS = 2**14  # on a side
+MOST_CLASSES = 2**20
+MOST_TEMPLATES = 1000
+MOST_HEAD_WEIGHTS = 2**28  # classes times features: a gigabyte
+MOST_SIZE = 2**14  # of an inserted module: its width, length, ...
 
 
 def _is_count(most: int) -> Callable[[object], bool]:
@@ -21,8 +26,16 @@ def _is_text(value) -> bool:
     return isinstance(value, str)
 
 
+def _is_name(value) -> bool:
+    return isinstance(value, str) and value == printable(value)
+
+
 def _are_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, list) and len(value) <= MOST_CLASSES and all(isinstance(entry, str) for entry in value)
+
+
+def _are_templates(value) -> bool:
+    return _are_texts(value) and len(value) <= MOST_TEMPLATES
 
 
 def _is_note(value) -> bool:
@@ -31,9 +44,18 @@ def _is_note(value) -> bool:
         return False
     modules = value.get("modules") if "modules" in value else [value]
     return isinstance(modules, list) and all(
-        isinstance(module, dict) and _is_text(module.get("name")) and isinstance(module.get("settings"), dict)
+        isinstance(module, dict) and _is_text(module.get("name")) and _are_settings(module.get("settings"))
         for module in modules
     )
+
+
+def _are_settings(value) -> bool:
+    """Whether the sizes in the settings of an inserted module are ones that memory has room for."""
+    if not isinstance(value, dict):
+        return False
+    sizes = [size for key, size in value.items() if key != "seed" and type(size) in (int, float)]
+    layers = value.get("layers") or ()
+    return all(abs(size) <= MOST_SIZE for size in sizes) and isinstance(layers, (list, tuple)) and len(layers) < 2**10
 
 
 # Key of config.json -> (whether it has to be there, what it may be, whether None is another value).
@@ -46,24 +68,28 @@ KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
     "head": (True, _is_text, False),
     "head_scale": (False, lambda value: type(value) in (int, float) and 0 < value < math.inf, False),
     "image_size": (False, _is_count(MOST_PIXELS), True),
-    "prompt_templates": (False, _are_texts, True),
+    "prompt_templates": (False, _are_templates, True),
     "prompt_names": (False, _are_texts, True),
     "inserted": (False, _is_note, True),
-    "id2label": (False, lambda value: isinstance(value, dict) and all(map(_is_text, value.values())), False),
+    "id2label": (False, lambda value: isinstance(value, dict) and all(map(_is_name, value.values())), False),
 }
 
 
-def check_saved_config(path: Path, *, source: str) -> None:
-    """Raise a `ValueError` where `config.json` in a folder is not one that `LongTailClassifier` wrote."""
-    content = _read_object(path / "config.json")
+def read_saved_config(path: Path, *, source: str) -> dict[str, Any]:
+    """What `LongTailClassifierConfig` takes, from `config.json` in a folder; other keys are left out.
+
+    Raises:
+        ValueError: If it is not one that `LongTailClassifier` wrote.
+    """
+    content = read_object(path / "config.json")
     for key, (is_needed, is_valid, may_be_none) in KEYS.items():
         if key not in content and not is_needed:
             continue
         value = content.get(key)
         if not (is_valid(value) or (value is None and may_be_none)):
             raise ValueError(
-                f"The key '{key}' in config.json of '{source}' cannot be {str(value)[:80]!r}; give a folder that "
-                "save_pretrained wrote, unchanged."
+                f"The key '{key}' in config.json of '{source}' cannot be {printable(value)[:80]!r}; give a folder "
+                "that save_pretrained wrote, unchanged."
             )
     numbers = content.get("id2label", {}).keys()  # not noted where it is the usual one
     if set(numbers) != {str(index) for index in range(len(numbers))} or "num_labels" in content:
@@ -71,16 +97,15 @@ def check_saved_config(path: Path, *, source: str) -> None:
             f"The key 'id2label' in config.json of '{source}' does not number its classes 0 to {len(numbers) - 1}; "
             "give a folder that save_pretrained wrote, unchanged."
         )
-
-
-def check_adapter_config(path: Path, *, source: str) -> None:
-    """Raise a `ValueError` where an adapter's configuration names a module that peft would import."""
-    content = _read_object(path)
-    if content.get("megatron_config") is not None:
+    if len(numbers) > MOST_CLASSES or len(numbers) * content["feature_size"] > MOST_HEAD_WEIGHTS:
         raise ValueError(
-            f"{path.name} of '{source}' has a megatron_config, for which peft imports a module by its name; take the "
-            "key out."
+            f"The config.json of '{source}' asks for a head of {len(numbers):,} classes and "
+            f"{content['feature_size']:,} features, which no data set needs; give a folder that save_pretrained wrote."
         )
+    known = {key: content[key] for key in KEYS if key in content}
+    if "id2label" in content:
+        known["label2id"] = {name: int(index) for index, name in content["id2label"].items()}
+    return known
 
 
 @contextmanager
@@ -92,7 +117,7 @@ def damage_as_value_error(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library has its own on a configuration that it did not write
         said = one_line(error)
-        if isinstance(error, ValueError) and source in said:
+        if isinstance(error, ValueError) and source in said and str(error).isprintable():
             raise
         raise ValueError(
             f"'{source}' holds no classifier that can be loaded ({type(error).__name__}: {said[:300]}); its files are "
@@ -100,10 +125,15 @@ def damage_as_value_error(source: str) -> Iterator[None]:
         ) from error
 
 
-def _read_object(file: Path) -> dict:
+def read_object(file: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: If it is no JSON, or holds something else.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(file.read_bytes())
+    except ValueError as error:
         raise ValueError(f"'{file}' is not valid JSON ({one_line(error)}); copy the folder again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{file}' holds a {type(content).__name__} and no JSON object; copy the folder again.")

@@ -4,14 +4,12 @@ import dataclasses
 import difflib
 import warnings
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig
+from peft import PeftConfig
 
 from ..errors import one_line
 from ..models import LongTailClassifier
+from ..models.peft_adapter import NOT_REPEATABLE, adapter_types, check_adapter_fields
 from .registry import PEFT, TuningOptions, register_tuning
-
-# Starts that loading could not repeat, as they are random or made from data: values of `init_lora_weights`.
-NOT_REPEATABLE = ("pissa_niter", "eva", "corda", "loftq", "lora_ga")
 
 
 @register_tuning("peft", place=PEFT)
@@ -40,11 +38,7 @@ def read_peft_config(fields: dict | None) -> PeftConfig:
     Raises:
         ValueError: If the type or a field is unknown, or a value is refused by peft.
     """
-    known = {
-        kind.value: config
-        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
-        if not issubclass(config, PromptLearningConfig)
-    }
+    known = adapter_types()
     kind = str((fields or {}).get("peft_type", "")).upper()
     if kind not in known:
         given = f"names the peft_type {fields['peft_type']!r}" if kind else "names no peft_type"
@@ -58,6 +52,7 @@ def read_peft_config(fields: dict | None) -> PeftConfig:
         if name not in names:
             nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
             raise ValueError(f"peft_config has the unknown field {name!r} for {kind}; did you mean {nearest!r}?")
+    check_adapter_fields({n: v for n, v in fields.items() if n != "init_lora_weights"}, where="peft_config")
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(NOT_REPEATABLE):
         raise ValueError(

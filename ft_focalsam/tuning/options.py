@@ -1,8 +1,9 @@
 """Sizes and places of what is tuned."""
 
-import json
 import math
 from dataclasses import dataclass, field
+
+from ..parsing import parse_json
 
 # How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
@@ -123,10 +124,10 @@ class TuningOptions:
 def _read_mapping(value: dict | str | None) -> dict | None:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise ValueError(
-                f"peft_config is {value!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
+                f"peft_config is {value[:80]!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
                 """'{"peft_type": "LOHA", "target_modules": ["fc1"]}'."""
             ) from error
     if value is not None and not isinstance(value, dict):

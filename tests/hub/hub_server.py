@@ -49,12 +49,14 @@ class Repository:
 
 @dataclass
 class Fault:
-    """Cut the connection of the next requests that fit, after `keep` bytes of what they send."""
+    """Cut the connection of the next requests that fit, after `keep` bytes of what they send, or answer a status."""
 
     method: str
     path: str
     times: int
-    keep: int
+    keep: int = 0
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class HubServer(ThreadingHTTPServer):
@@ -115,6 +117,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self):
         fault = next((f for f in self.server.faults if f.method == self.command and f.path in self.path), None)
+        if fault is not None and fault.status is not None:
+            self._read_body()
+            self._log(fault.status)
+            self.send_response(fault.status)
+            for name, value in {"Content-Length": "0", **fault.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            return
         if fault is not None:
             self.rfile.read(min(fault.keep, int(self.headers.get("Content-Length") or 0)))
             self._log(0)

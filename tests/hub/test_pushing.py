@@ -15,7 +15,7 @@ import yaml
 from conftest import OTHER_TOKEN, READ_TOKEN, TOKEN, TOKENS
 from hub_server import Fault
 from huggingface_hub import ModelCard
-from running import ENVIRONMENT, ROOT
+from running import ENVIRONMENT, QUICKSTART, ROOT
 
 from ft_focalsam import ImageClassifier
 from ft_focalsam.hub import files_to_push
@@ -125,6 +125,42 @@ def test_a_push_that_is_refused_says_so_in_one_sentence(hub, client, pushed, rep
     assert "Traceback" not in result.output
     assert result.last.startswith(f"Error: {message}")
     assert not [path for method, path, _ in hub.requests[before:] if method == "PUT" or "commit" in path]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (404, {}, "The Hub has no repository 'alice/answered' that the token may see (404); check the name"),
+        (409, {}, "The repository 'alice/answered' was changed by another push meanwhile, or its name"),
+        (413, {}, "The Hub takes no push as large as this one to 'alice/answered' (413); leave report_pictures out"),
+        (429, {"Retry-After": "60"}, "The Hub has had too many requests of yours (429); run the push to"),
+        (503, {"Retry-After": "\x1b[2J"}, "The Hub is not available (503); run the push to 'alice/answered' again l"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_success_is_told_with_what_to_do(hub, client, folder, status, headers, message):
+    hub.faults.append(Fault("POST", "/api/models/alice/answered/commit/", 99, status=status, headers=headers))
+    try:
+        result = client("recipes/push.py", folder, "alice/answered")
+    finally:
+        hub.faults.clear()
+    assert result.status == 1 and "Traceback" not in result.output
+    assert result.last.startswith(f"Error: {message}") and result.last.isprintable()
+    assert ("again in 60 seconds" in result.last) == (status == 429)
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_nothing_that_a_run_writes_holds_the_token(hub, client, tmp_path, by):
+    """Its checkpoints and its arguments among them, which the Trainer pickles with all they hold."""
+    options = ("--output_dir", tmp_path / by, "--push_to_hub", "true", "--hub_model_id", f"alice/{by}")
+    options += ("--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--max_test_per_class", "10")
+    token = ("--hub_token", TOKEN) if by == "argument" else ()
+    result = client("recipes/finetune.py", QUICKSTART, *options, *token, token="" if token else TOKEN)
+    assert result.status == 0, result.output[-3000:]
+    written = {path: path.read_bytes() for path in (tmp_path / by).rglob("*") if path.is_file()}
+    assert {"training_args.bin", "trainer_state.json", "run.json"} <= {path.name for path in written}
+    assert [path for path, content in written.items() if TOKEN.encode() in content] == []
+    assert TOKEN not in result.output
+    assert not [path for path, content in hub.content(f"alice/{by}").items() if TOKEN.encode() in content]
 
 
 @pytest.mark.parametrize(

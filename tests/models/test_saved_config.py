@@ -48,7 +48,7 @@ def test_usual_class_names_that_transformers_leaves_out_load_back(tmp_path):
 
 def test_an_adapter_that_names_a_module_to_import_is_refused(saved, tmp_path):
     write(saved, tmp_path, "adapter_config.json", megatron_config={}, megatron_core="antigravity")
-    with pytest.raises(ValueError, match="has a megatron_config, for which peft imports a module by its name"):
+    with pytest.raises(ValueError, match=r"The field 'megatron_config' in adapter_config.json of '.*' is \{\}, which"):
         LongTailClassifier.from_pretrained(tmp_path)
 
 

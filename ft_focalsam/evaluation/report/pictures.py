@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ...data.transforms import to_rgb
+from ...data.images import StoredImage, to_rgb, undecoded
 from ..outcomes import Outcomes
 
 SIDE = 112  # pixels of the longer side of an example
@@ -48,7 +48,8 @@ def worst_confusions(outcomes: Outcomes, most: int = 6) -> list[Confusion]:
 def example(dataset: datasets.Dataset, row: int) -> Image.Image:
     """One picture of a data set, upright, in RGB, with its longer side scaled to 112 pixels (small ones by whole
     factors, without smoothing)."""
-    picture = to_rgb(dataset[int(row)]["image"])
+    stored = StoredImage.read(undecoded(dataset)[int(row)]["image"], row=int(row))
+    picture = to_rgb(stored.open())
     longer = max(picture.size)
     if longer * 2 <= SIDE:
         factor = SIDE // longer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
 from ...errors import one_line
+from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .split_attention import split_attention
 from .text_tower import TextTower
@@ -138,7 +139,9 @@ def split_weights(name: str) -> tuple[str, str | None]:
     model, _, weights = name.partition("@")
     path = Path(check_path(model))
     if path.is_dir():
-        return f"local-dir:{path}", None
+        model, weights = f"local-dir:{path}", ""
+    for file in ("open_clip_config.json", "tokenizer_config.json") if ":" in model else ():
+        check_model_config(model.partition(":")[2], file)
     return model, check_path(weights) if weights else None
 
 

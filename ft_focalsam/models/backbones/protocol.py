@@ -213,7 +213,7 @@ def load_backbone(
 
     Raises:
         ValueError: If the dtype is unknown, the architecture is not supported, it takes no pictures of that size, or
-            weights are missing.
+            weights are missing or no finite numbers.
         OSError: If the backbone can neither be found locally nor fetched.
     """
     _, family = find_family(name, features)
@@ -221,7 +221,14 @@ def load_backbone(
         if dtype not in DTYPES:
             raise ValueError(f"The dtype of the backbone is {dtype!r}; choose one of {', '.join(DTYPES)}.")
         dtype = getattr(torch, dtype)
-    return family.load(split_name(name)[1], dtype=dtype, image_size=image_size).eval().requires_grad_(False)
+    model = family.load(split_name(name)[1], dtype=dtype, image_size=image_size).eval().requires_grad_(False)
+    for place, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(
+                f"The weight '{place}' of the backbone '{name}' has entries that are no finite numbers; choose "
+                "another checkpoint, or fetch it again."
+            )
+    return model
 
 
 def check_image_size(family: BackboneFamily, backbone: nn.Module, image_size: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, CLIPImageProcessor
 
 from ...errors import one_line
+from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
@@ -161,6 +162,10 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
     path = Path(check_path(model))
     if path.is_dir():
         model = f"local-dir:{path}"
+        check_model_config(str(path))
+    elif ":" in model:
+        repository, _, revision = model.partition(":")[2].partition("@")
+        check_model_config(repository, revision=revision or None)
     try:
         return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
     except (RuntimeError, ValueError, KeyError) as error:

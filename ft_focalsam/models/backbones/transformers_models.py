@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .text_tower import TextTower
 from .transformers_text import load_clip_text, load_siglip_text
@@ -257,7 +258,19 @@ class Transformers(Library):
         )
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        return AutoImageProcessor.from_pretrained(resolve_name(name), trust_remote_code=False)
+        return read_image_processor(resolve_name(name))
+
+
+def read_image_processor(name: str, *, revision: str | None = None) -> BaseImageProcessor:
+    """The image processor that is saved in a folder or a Hub repository.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If its configuration is not one that is read, see `check_model_config`.
+    """
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        check_model_config(name, file, revision=revision)
+    return AutoImageProcessor.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
 
 
 def _family_of_auto_model(architecture: str, backbone: str) -> BackboneFamily:
@@ -288,7 +301,9 @@ def load_config(name: str) -> PreTrainedConfig:
 
     Raises:
         OSError: If it can neither be found locally nor fetched.
+        ValueError: If it is not one that is read, see `check_model_config`, or brings its own code.
     """
+    check_model_config(resolve_name(name))
     try:
         return AutoConfig.from_pretrained(resolve_name(name), trust_remote_code=False)
     except FileNotFoundError:

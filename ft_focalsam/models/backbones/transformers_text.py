@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase, SiglipTextModel
 
+from ..foreign_config import check_model_config
 from .text_tower import TextTower
 
 
 def load_clip_text(path: str) -> TextTower:
     """The text tower of CLIP, where no token sees those behind it; padded ones are masked."""
     model = CLIPTextModelWithProjection.from_pretrained(path, dtype=torch.float32)
-    tokenize = _tokenizer(
-        AutoTokenizer.from_pretrained(path, trust_remote_code=False), model.config.max_position_embeddings
-    )
+    tokenize = _tokenizer(_load_tokenizer(path), model.config.max_position_embeddings)
     return TextTower(
         model,
         tokenize,
@@ -40,9 +39,14 @@ def load_siglip_text(path: str) -> TextTower:
     )
 
 
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    check_model_config(path, "tokenizer_config.json")
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
 def _load_siglip_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return _load_tokenizer(path)
     except ImportError as error:
         raise ValueError(
             f"The tokenizer of '{path}' needs the package sentencepiece to read class names; install it, or set "

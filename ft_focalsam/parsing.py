@@ -1,0 +1,68 @@
+"""JSON and YAML of others: parsed within bounds, so that a small file cannot exhaust the memory or the stack."""
+
+import json
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 64  # mappings and lists inside of each other
+MAX_YAML_NODES = 100_000  # with every alias counted as what it stands for
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: If it is no JSON, or nests deeper than `MAX_DEPTH` levels; says so in a few words, without a stop.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"it nests deeper than {MAX_DEPTH} levels") from error
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return value
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The value of a YAML text, of plain types alone.
+
+    Raises:
+        ValueError: If it is no YAML, nests deeper than `MAX_DEPTH` levels, or its aliases stand for more than
+            `MAX_YAML_NODES` values; says so in a few words, without a stop.
+    """
+    try:
+        _check_yaml(text)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # PyYAML lets what its constructors raise on "2000-99-99" or "!!int x" through.
+        raise ValueError(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error
+
+
+def _check_yaml(text: str | bytes) -> None:
+    """Walk through the events, in which an alias is not yet what it stands for."""
+    sizes: dict[str | None, int] = {}  # of what has an anchor
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and nodes before it
+    nodes = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"the alias *{event.anchor} stands inside of what it names, or before it")
+            nodes += sizes[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes[anchor] = nodes - before
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+            sizes[event.anchor] = 1
+        if len(open_nodes) > MAX_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_DEPTH} levels in line {event.start_mark.line + 1}")
+        if nodes > MAX_YAML_NODES:
+            raise ValueError(f"it holds more than {MAX_YAML_NODES:,} values, aliases counted as what they stand for")
