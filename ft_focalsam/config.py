@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from transformers import HfArgumentParser
+
+from .errors import did_you_mean, one_line, unknown
+from .ranges import Range, check_numbers
 
 
 @dataclass
@@ -67,7 +71,9 @@ class ModelArguments:
     head: str = field(
         default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
     )
-    head_scale: float = field(default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."})
+    head_scale: Annotated[float, Range(0, open_low=True)] = field(
+        default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
+    )
     head_start: str | None = field(
         default=None,
         metadata={
@@ -93,6 +99,17 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if isinstance(self.tuning, list):
             self.tuning = ",".join(map(str, self.tuning))
+        check_numbers(self)
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        from .models import HEAD_STARTS, HEADS  # heavy, and only a run that has a model needs them
+        from .tuning import choose_methods
+
+        HEADS.choose(self.head)
+        choose_methods(self.tuning)
+        if self.head_start is not None and self.head_start not in HEAD_STARTS:
+            raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
 
 
 # In a YAML file: another one that it inherits from, by its path relative to the folder of the file.
@@ -101,6 +118,20 @@ BASE_KEY = "base"
 
 class ConfigError(ValueError):
     """A run description that cannot be used; the message says what to change."""
+
+
+class _OncePerKey(yaml.SafeLoader):
+    """YAML whose mappings have each key once; by itself YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                fault = f"the key '{key.value}' stands in line {lines[key.value]} already; remove one of the two"
+                raise yaml.constructor.ConstructorError(problem=fault, problem_mark=key.start_mark)
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep=deep)
 
 
 class _OrNull:
@@ -157,6 +188,8 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if remaining and not remaining[0].startswith("-"):
         raise ConfigError(f"Stray '{remaining[0]}' on the command line; write [config.yaml] [--key value ...].")
+    if remaining and remaining[0].lstrip("-") in keys:
+        raise ConfigError(f"'{remaining[0]}' on the command line has one dash; write '-{remaining[0]}'.")
     if remaining:
         raise ConfigError(_unknown(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
     return tuple(parsed)
@@ -178,11 +211,15 @@ def _read_with_bases(path: str, keys: set[str], *, heirs: tuple[str, ...] = ()) 
 
 def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
     if not Path(path).is_file():
-        raise ConfigError(f"The configuration file '{path}'{whose} does not exist; check the path.")
+        is_folder = Path(path).is_dir()
+        problem = "is a folder; give a file in it." if is_folder else "does not exist; check the path."
+        raise ConfigError(f"The configuration file '{path}'{whose} {problem}{'' if is_folder else did_you_mean(path)}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OncePerKey) or {}  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file '{path}' is not valid YAML: {error}".replace("\n", " ")) from error
+        raise ConfigError(f"The configuration file '{path}' is not valid YAML: {_yaml_fault(error)}.") from error
+    except OSError as error:
+        raise ConfigError(f"The configuration file '{path}' cannot be read ({error.strerror}).") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines."
@@ -191,6 +228,14 @@ def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
         if key not in keys:
             raise ConfigError(_unknown(str(key), keys, where=f"in '{path}'"))
     return content
+
+
+def _yaml_fault(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return one_line(error)
+    fault = "a tab, where YAML indents by spaces" if "'\\t'" in error.problem else error.problem
+    return f"line {mark.line + 1}, column {mark.column + 1}: {fault}"
 
 
 def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *, where: str):

@@ -12,11 +12,11 @@ report.md, metrics.json, per_class/ and predictions/, which `--compare` and `--s
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
 
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     VIEWS,
@@ -153,8 +153,6 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
     PartialState().destroy_process_group()

@@ -37,6 +37,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     Predictions,
@@ -277,9 +278,8 @@ def run_script(main: Callable[[], object]) -> None:
     """Run the main function of a script that trains, and let it end as users expect: on an error with one sentence, at
     SIGTERM with 143."""
     try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        with told_in_one_sentence():
+            main()
     except TrainingTerminated:  # on all processes
         PartialState().destroy_process_group()
         raise

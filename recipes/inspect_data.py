@@ -11,7 +11,6 @@ and may be wrong.
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +19,7 @@ import numpy as np
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
+from ft_focalsam.errors import told_in_one_sentence
 
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 
@@ -67,7 +67,5 @@ def main(argv: list[str] | None = None) -> Inspection:
 
 if __name__ == "__main__":
     matplotlib.use("Agg")
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

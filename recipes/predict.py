@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ft_focalsam import ImageClassifier
 from ft_focalsam.data import BadImageError, find_pictures
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.files import opened_aside
 
 
@@ -68,7 +69,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

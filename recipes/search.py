@@ -25,6 +25,7 @@ from transformers.integrations import is_optuna_available
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, prepare_images
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import METRICS
 
 STUDY = "ft_focalsam"
@@ -195,7 +196,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

@@ -9,7 +9,6 @@ from .resized_cache import resize_into_cache
 from .scan import find_broken
 from .sources import ImageData, load_image_data
 
-ON_BAD_IMAGE = ("fail", "skip", "unchecked")
 _LISTED = 10
 
 
@@ -27,8 +26,6 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         FileNotFoundError, ValueError: As in [`load_image_data`] and [`ImageData.cut`].
         BadImageError: If a picture is broken, and broken ones are not to be skipped.
     """
-    if args.on_bad_image not in ON_BAD_IMAGE:
-        raise ValueError(f"on_bad_image is '{args.on_bad_image}'; choose one of {', '.join(ON_BAD_IMAGE)}.")
     data = load_image_data(
         args.dataset,
         test_dataset=args.test_dataset,
