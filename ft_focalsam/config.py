@@ -11,7 +11,8 @@ from typing import Annotated
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import did_you_mean, one_line, unknown
+from .errors import one_line, unknown
+from .finding import did_you_mean
 from .ranges import Range, check_numbers
 
 

@@ -25,6 +25,7 @@ from ft_focalsam.evaluation import (
     check_classes,
     file_name,
     format_table,
+    is_zero_shot,
     judge,
     load_classifier,
     load_test_set,
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
     is_main, model = PartialState().is_main_process, short_name(args.model)
     with PartialState().main_process_first():
+        is_zero_shot(args.model)  # or no model at all, which is told before images are read
         tests = load_tests(args)
     earlier = find_earlier(args, tests, output=folder)
     class_index = read_class_index(args.class_index) if args.class_index else None

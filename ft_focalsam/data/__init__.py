@@ -24,7 +24,7 @@ from .prepare import prepare_images
 from .resized_cache import resize_into_cache
 from .samplers import SAMPLERS, ClassSampler, register_sampler
 from .scan import ImageFacts, find_broken, scan_images
-from .sources import SOURCES, ImageData, load_image_data, register_source
+from .sources import SOURCES, ImageData, MissingSplitError, load_image_data, register_source
 from .streaming import StreamedData, read_class_counts, stream_images
 from .training_sets import StreamedImages, TransformedImages, training_set
 from .transforms import (
@@ -52,6 +52,7 @@ __all__ = [
     "ImageData",
     "ImageFacts",
     "Inspection",
+    "MissingSplitError",
     "Mixing",
     "MixingCollator",
     "Preprocessing",

@@ -17,7 +17,7 @@ class DataArguments:
 
     Args:
         dataset (`str`): "digits", a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt
-            with `path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or
+            with `path label` lines, .csv, .tsv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or
             torchvision:cifar100.
         test_dataset (`str`, *optional*): File to test on, where the data set is a file.
         image_root (`str`, *optional*): Folder that the paths in a file start from; by default the file's own.
@@ -52,7 +52,7 @@ class DataArguments:
         default="digits",
         metadata={
             "help": "digits, a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt with "
-            "`path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or "
+            "`path label` lines, .csv, .tsv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or "
             "torchvision:cifar100."
         },
     )

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from .arguments import DataArguments
+from .columns import label_array
 from .images import BadImageError
 from .resized_cache import resize_into_cache
 from .scan import find_broken
@@ -40,6 +43,7 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
     )
     if args.on_bad_image == "skip":
         data = drop_broken(data, say=say)
+    refuse_untrained_classes(data)
     data = data.cut(
         imbalance_factor=args.imbalance_factor,
         profile=args.imbalance_profile,
@@ -52,6 +56,20 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
     if args.cache_resized is not None:
         data = replace(data, train=resize_into_cache(data.train, args.cache_resized, side=args.cache_resized_side))
     return data
+
+
+def refuse_untrained_classes(data: ImageData) -> None:
+    """Raise a `ValueError` where the test set has a class of which there is no training image; names the classes."""
+    train, test = (np.bincount(label_array(part), minlength=data.num_classes) for part in (data.train, data.test))
+    missing = [data.class_names[index] for index in np.flatnonzero((train == 0) & (test > 0))]
+    if missing:
+        untested = [data.class_names[index] for index in np.flatnonzero((train > 0) & (test == 0))]
+        listed = ", ".join(f"'{name}'" for name in missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
+        other = f"; of '{untested[0]}' there are training images and no test images" if untested else ""
+        raise ValueError(
+            f"The test set has {len(missing):,} of {data.num_classes:,} classes without a training image ({listed})"
+            f"{other}; give both sets the same class names, or take these images out of the test set."
+        )
 
 
 def refuse_broken(data: ImageData) -> None:
