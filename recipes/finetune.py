@@ -12,15 +12,18 @@ accuracy_by_frequency.png, run.json, predictions/ and checkpoints. A run that wa
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, default_data_collator, set_seed
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
+from ft_focalsam.checkpointing import checkpoints
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
     DataArguments,
@@ -37,7 +40,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
-from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.errors import one_line, told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     Predictions,
@@ -52,6 +55,7 @@ from ft_focalsam.evaluation import (
 from ft_focalsam.files import check_writable, written_aside
 from ft_focalsam.hub import describe_run, write_run
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
+from ft_focalsam.models.backbones import find_family
 from ft_focalsam.preemption import TrainingTerminated
 from ft_focalsam.tuning import describe_methods, describe_parameters
 
@@ -238,6 +242,20 @@ def save(
         write_page(folder, verdicts, title=title, pictures=pictures, log_history=log)
 
 
+@contextmanager
+def named_failure(folder: str) -> Iterator[None]:
+    """What fails while results are written, as where the disk is full, as one sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        last = next((path.name for path in checkpoints(Path(folder))), None)
+        again = f" with --resume_from_checkpoint true, which begins at '{last}'" if last else ""
+        raise OSError(
+            f"The model and its report cannot be written to '{folder}' ({one_line(error)}), which is left as it was; "
+            f"make room there, and run the command again{again}."
+        ) from error
+
+
 def main(
     argv: list[str] | None = None,
     *,
@@ -257,6 +275,7 @@ def main(
     check_writable(args.output_dir)
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
+    find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     with args.main_process_first(desc="loading the images"):
         data = load_data(data_args, args, say=say)
@@ -266,8 +285,10 @@ def main(
     trainer = make_trainer(data, options, trainer_type=trainer_type)
     metrics, verdicts = train_and_judge(trainer, data, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
-        save(trainer, data, metrics, verdicts)
-        write_run(args.output_dir, describe_run(trainer, options=options, argv=sys.argv[1:] if argv is None else argv))
+        with named_failure(args.output_dir):
+            save(trainer, data, metrics, verdicts)
+            described = describe_run(trainer, options=options, argv=sys.argv[1:] if argv is None else argv)
+            write_run(args.output_dir, described)
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")

@@ -144,6 +144,8 @@ def read_config(name: str, *, revision: str | None = None) -> dict:
     """
     path = resolve_name(name, what="The model")
     try:
+        if Path(path).is_dir() and not Path(path, "config.json").is_file():
+            raise FileNotFoundError(f"{path} has no config.json")
         config, _ = PreTrainedConfig.get_config_dict(path, revision=revision or "main")
     except OSError as error:
         raise FileNotFoundError(

@@ -130,6 +130,8 @@ class LongTailClassifier(PreTrainedModel):
         HEADS.choose(head)
         if not head_scale > 0:
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
+        if not class_names:
+            raise ValueError("class_names is empty; give one name per class, in the order of the labels.")
         architecture, family = find_family(backbone, features)
         model = load_backbone(backbone, dtype=dtype, features=features, image_size=image_size)
         config = LongTailClassifierConfig(

@@ -34,7 +34,7 @@ from transformers.utils import ModelOutput
 
 from ...errors import one_line
 from ...finding import check_repository
-from .protocol import BackboneFamily, Library, UnknownFeaturesError, check_path, register_library
+from .protocol import LIBRARIES, BackboneFamily, Library, UnknownFeaturesError, check_path, register_library
 from .text_tower import TextTower
 from .transformers_text import load_clip_text, load_siglip_text
 
@@ -285,7 +285,10 @@ def resolve_name(name: str, *, what: str = "The backbone") -> str:
     """
     if name in EMBEDDED:
         return str(files("ft_focalsam") / EMBEDDED[name])
-    path = check_path(name, what=what)
+    path, prefix = check_path(name, what=what), name.partition(":")[0]
+    if prefix != name and not Path(path).exists():
+        known = ", ".join(f"{library}:" for library in LIBRARIES if library)
+        raise FileNotFoundError(f"{what} '{name}' begins with '{prefix}:'; the libraries of backbones are {known}.")
     if not Path(path).exists():
         check_repository(what, name, known=EMBEDDED)
     return path
