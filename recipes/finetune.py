@@ -251,8 +251,8 @@ def named_failure(folder: str) -> Iterator[None]:
         last = next((path.name for path in checkpoints(Path(folder))), None)
         again = f" with --resume_from_checkpoint true, which begins at '{last}'" if last else ""
         raise OSError(
-            f"The model and its report cannot be written to '{folder}' ({one_line(error)}), which is left as it was; "
-            f"make room there, and run the command again{again}."
+            f"The model and its report cannot be written to '{folder}' ({one_line(error)}), whose earlier files are "
+            f"intact; make room there, and run the command again{again}."
         ) from error
 
 
