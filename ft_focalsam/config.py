@@ -105,10 +105,12 @@ class ModelArguments:
 
     def _check_choices(self) -> None:
         from .models import HEAD_STARTS, HEADS  # heavy, and only a run that has a model needs them
+        from .models.text import check_prompts
         from .tuning import choose_methods
 
         HEADS.choose(self.head)
         choose_methods(self.tuning)
+        check_prompts(self.prompt_templates, self.prompt_names)
         if self.head_start is not None and self.head_start not in HEAD_STARTS:
             raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
 
@@ -260,5 +262,7 @@ def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *,
 
 
 def _unknown(key: str, keys: set[str], *, where: str) -> str:
+    if key in ("config", "config_file", "yaml"):
+        return f"Unknown key '{key}' {where}; the configuration file comes first and without a key."
     nearest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1, cutoff=0.0)[0]
     return f"Unknown key '{key}' {where}; did you mean '{nearest}'? --help lists all keys."

@@ -33,6 +33,10 @@ class ImageClassifier:
     """
 
     def __init__(self, classifier: Classifier, *, device: str | torch.device | None = None):
+        if not isinstance(classifier, Classifier):
+            raise TypeError(
+                f"classifier is a {type(classifier).__name__}; load one by name with ImageClassifier.from_pretrained."
+            )
         self.device = choose_device(device)
         self.model = classifier.model.eval().to(self.device)
         self.class_names = classifier.class_names
@@ -163,6 +167,11 @@ class _Batches:
     def __iter__(self) -> Iterator[list[tuple[int, Picture]]]:
         rows = enumerate(self.pictures)
         while batch := list(itertools.islice(rows, self.size)):
+            wrong = [picture for _, picture in batch if not isinstance(picture, (str, Path, Image.Image))]
+            if wrong:
+                raise TypeError(
+                    f"An image is a {type(wrong[0]).__name__}; give paths or PIL images (Image.fromarray)."
+                )
             yield batch
 
 

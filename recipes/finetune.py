@@ -40,7 +40,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
-from ft_focalsam.errors import one_line, told_in_one_sentence
+from ft_focalsam.errors import one_line, told_in_one_sentence, unknown
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     Predictions,
@@ -204,6 +204,9 @@ def train_and_judge(
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="test")
         metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
+        best = (args.metric_for_best_model or "").removeprefix("eval_")
+        if best and best not in metrics[row]:  # which the Trainer would miss after the first epoch
+            raise ValueError(unknown("metric_for_best_model", best, metrics[row]))
         predictions = Predictions.of_logits(
             prediction.predictions,
             prediction.label_ids,

@@ -20,6 +20,7 @@ from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
 from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.files import check_writable
 
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 
@@ -43,13 +44,13 @@ def main(argv: list[str] | None = None) -> Inspection:
     data_args, _, _, args = parse_config(
         (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
     )
+    folder = Path(args.output_dir)
+    check_writable(folder)
     data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
     inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
     print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
 
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "dataset": data.name,
         "class_names": inspection.class_names,

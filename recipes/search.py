@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from compare import check_same, describe
@@ -27,6 +28,8 @@ from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import METRICS
+from ft_focalsam.files import check_writable
+from ft_focalsam.ranges import Range, check_numbers
 
 STUDY = "ft_focalsam"
 RANGES = {"rho": "rho_range", "focal_gamma": "gamma_range", "focal_lambda": "lambda_range"}
@@ -43,8 +46,10 @@ SEARCHED = {  # by sharpness
 class SearchArguments:
     """What is tried, and how it is judged."""
 
-    num_trials: int = field(default=20, metadata={"help": "Trainings, those of earlier calls included."})
-    validation_fraction: float = field(
+    num_trials: Annotated[int, Range(1)] = field(
+        default=20, metadata={"help": "Runs, those of earlier calls included."}
+    )
+    validation_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = field(
         default=0.2, metadata={"help": "Share of each class of the training set that trials are judged on."}
     )
     objective: str = field(
@@ -61,8 +66,7 @@ class SearchArguments:
     )
 
     def __post_init__(self):
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials is {self.num_trials}; set it to 1 or more.")
+        check_numbers(self)
         if self.objective not in METRICS:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
         for name in RANGES.values():
@@ -166,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     from optuna.samplers import TPESampler
 
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     study = open_study(folder, search, options)
     args.save_strategy = "no"
     left = search.num_trials - len(finished(study))

@@ -1,6 +1,6 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,16 @@ TEST_SPLITS = ("test", "validation", "val")
 
 
 class MissingSplitError(ValueError):
-    """A data set lacks a split that was asked for, or none of its splits is clearly the one to test on."""
+    """A data set lacks a split that was asked for, or none of its splits is clearly the one to test on.
+
+    Args:
+        message (`str`): With the remedy.
+        available (iterable of `str`): The splits that it has.
+    """
+
+    def __init__(self, message: str, available: Iterable[str]):
+        super().__init__(message)
+        self.available = list(available)
 
 
 @dataclass
@@ -305,7 +314,8 @@ def _select_splits(
     available = ", ".join(f"'{split}'" for split in splits)
     if train_split not in splits:
         raise MissingSplitError(
-            f"There is no split '{train_split}' to train on; set --train_split to one of {available}."
+            f"There is no split '{train_split}' to train on; set --train_split to one of {available}.",
+            splits,
         )
     if test_fraction is not None:
         if test_split is not None:
@@ -316,15 +326,18 @@ def _select_splits(
     if len(splits) == 1 and test_split is None:
         raise MissingSplitError(
             f"The data set has the split {available} and no other; set --test_fraction (e.g. 0.2) to cut a test set "
-            f"from it."
+            f"from it.",
+            splits,
         )
     if test_split is None:
         raise MissingSplitError(
-            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split."
+            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split.",
+            splits,
         )
     if test_split not in splits:
         raise MissingSplitError(
-            f"There is no split '{test_split}' to test on; set --test_split to one of {available}."
+            f"There is no split '{test_split}' to test on; set --test_split to one of {available}.",
+            splits,
         )
     if test_split == train_split:
         raise ValueError(f"--test_split {test_split} is the training split; name another one of {available}.")

@@ -78,6 +78,10 @@ def load_classifier(
         ValueError: If it is no classifier and has no text tower, or lacks weights.
     """
     if is_zero_shot(name, revision=revision):
+        if not class_names:
+            raise ValueError(
+                f"'{name}' is a backbone, which tells class_names apart; give these, or a fine-tuned classifier."
+            )
         features = text_features(name, readable_names(class_names, class_index), templates=templates)
         model = LongTailClassifier.from_backbone(name, class_names).eval()
         model.head.start_from(features)

@@ -56,8 +56,14 @@ def load_test_set(
         FileNotFoundError, ValueError: As `load_image_data`.
     """
     options = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
+    if split is not None and name in SOURCES:
+        raise ValueError(f"The registered source '{name}' has a test split of its own; drop --split {split}.")
     if split is not None:
-        return _whole(name, split, options)
+        try:
+            return _whole(name, split, options)
+        except MissingSplitError as error:
+            available = ", ".join(f"'{each}'" for each in error.available)
+            raise ValueError(f"'{name}' has no split '{split}'; set --split to one of {available}.") from error
     try:
         return _of(load_image_data(name, test_fraction=test_fraction, **options), name)
     except MissingSplitError:
