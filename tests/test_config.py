@@ -366,6 +366,11 @@ def test_bad_training_arguments(tmp_path, write, values, message):
         ("--head cosin", "Unknown head 'cosin'; choose one of linear, cosine"),
         ("--tuning lorra", "Unknown tuning method 'lorra'"),
         ("--head_start txt", "head_start is 'txt'; did you mean 'text'. Choose one of"),
+        ("--prompt_templates a", "template 'a' has no {}; write {} where the class name goes"),
+        (
+            "--prompt_names gone.txt",
+            r"prompt_names is 'gone.txt', which is no file; give one with a class name a line",
+        ),
         ("--augmentation flip", "augmentation is 'flip'; .*hoose one of none, crop"),
         ("--imbalance_profile exp", "imbalance_profile is 'exp'; .*hoose one of exponential, step, pareto"),
         ("--on_bad_image ignore", "on_bad_image is 'ignore'; .*hoose one of fail, skip, unchecked"),
@@ -452,6 +457,11 @@ def test_a_misspelt_file_names_the_nearest(write, tmp_path):
         parse(str(tmp_path / "rnu.yaml"))
     with pytest.raises(ConfigError, match=rf"'{tmp_path}' is a folder; give a file in it"):
         parse(str(tmp_path))
+
+
+def test_a_configuration_by_key():
+    with pytest.raises(ConfigError, match=r"Unknown key 'config' .*; the configuration file comes first and without"):
+        parse("--config", "run.yaml")
 
 
 def test_one_dash(write):

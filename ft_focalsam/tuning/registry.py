@@ -75,7 +75,7 @@ def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: 
     methods = choose_methods(name)
     if not isinstance(model, LongTailClassifier):
         raise TypeError(
-            f"model is a {type(model).__name__}, and apply_tuning takes a LongTailClassifier; tune other models with peft."
+            f"model is a {type(model).__name__}, and apply_tuning takes a LongTailClassifier; tune others with peft."
         )
     if options is not None and not isinstance(options, TuningOptions):
         raise TypeError(f"options is a {type(options).__name__}; give TuningOptions(...).")

@@ -305,6 +305,15 @@ def test_what_cannot_be_predicted_is_told_before_the_model_is_loaded(
     assert not list(tmp_path.glob("*.csv"))
 
 
+def test_what_is_no_image_and_no_classifier(pushed, images):
+    with pytest.raises(TypeError, match=r"An image is a ndarray; give paths or PIL images"):
+        ImageClassifier.from_pretrained(pushed.folder)([np.asarray(images[0])])
+    with pytest.raises(TypeError, match=r"classifier is a str; load one by name with ImageClassifier.from_pretrained"):
+        ImageClassifier("user/name")
+    with pytest.raises(ValueError, match="'tiny_clip' is a backbone, which tells class_names apart; give these"):
+        ImageClassifier.from_pretrained("tiny_clip")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_a_device_that_is_not_here():
     with pytest.raises(ValueError, match="device is 'cuda', and PyTorch finds no such device here; set it to cpu"):
