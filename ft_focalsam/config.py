@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from transformers import HfArgumentParser
 
-from .errors import one_line
+from .errors import one_line, unknown
+from .finding import did_you_mean
 from .parsing import parse_yaml
+from .ranges import Range, check_numbers
 
 
 @dataclass
@@ -69,7 +72,9 @@ class ModelArguments:
     head: str = field(
         default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
     )
-    head_scale: float = field(default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."})
+    head_scale: Annotated[float, Range(0, open_low=True)] = field(
+        default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
+    )
     head_start: str | None = field(
         default=None,
         metadata={
@@ -95,6 +100,19 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if isinstance(self.tuning, list):
             self.tuning = ",".join(map(str, self.tuning))
+        check_numbers(self)
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        from .models import HEAD_STARTS, HEADS  # heavy, and only a run that has a model needs them
+        from .models.text import check_prompts
+        from .tuning import choose_methods
+
+        HEADS.choose(self.head)
+        choose_methods(self.tuning)
+        check_prompts(self.prompt_templates, self.prompt_names)
+        if self.head_start is not None and self.head_start not in HEAD_STARTS:
+            raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
 
 
 # In a YAML file: another one that it inherits from, by its path relative to the folder of the file.
@@ -159,6 +177,8 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if remaining and not remaining[0].startswith("-"):
         raise ConfigError(f"Stray '{remaining[0]}' on the command line; write [config.yaml] [--key value ...].")
+    if remaining and remaining[0].lstrip("-") in keys:
+        raise ConfigError(f"'{remaining[0]}' on the command line has one dash; write '-{remaining[0]}'.")
     if remaining:
         raise ConfigError(_unknown(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
     return tuple(parsed)
@@ -180,9 +200,13 @@ def _read_with_bases(path: str, keys: set[str], *, heirs: tuple[str, ...] = ()) 
 
 def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
     if not Path(path).is_file():
-        raise ConfigError(f"The configuration file '{path}'{whose} does not exist; check the path.")
+        is_folder = Path(path).is_dir()
+        problem = "is a folder; give a file in it." if is_folder else "does not exist; check the path."
+        raise ConfigError(f"The configuration file '{path}'{whose} {problem}{'' if is_folder else did_you_mean(path)}")
     try:
         content = parse_yaml(Path(path).read_bytes()) or {}
+    except OSError as error:
+        raise ConfigError(f"The configuration file '{path}' cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise ConfigError(
             f"The configuration file '{path}' is not valid YAML: {one_line(error)}; correct it."
@@ -218,5 +242,7 @@ def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *,
 
 
 def _unknown(key: str, keys: set[str], *, where: str) -> str:
+    if key in ("config", "config_file", "yaml"):
+        return f"Unknown key '{key}' {where}; the configuration file comes first and without a key."
     nearest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1, cutoff=0.0)[0]
     return f"Unknown key '{key}' {where}; did you mean '{nearest}'? --help lists all keys."

@@ -1,6 +1,10 @@
 """Errors of other libraries, and names that others chose, inside our own sentences; one error for all processes."""
 
+import difflib
+import sys
 import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from accelerate.utils import gather_object
 
@@ -30,3 +34,24 @@ def one_line(error: BaseException) -> str:
 def first_fault(fault: str | None) -> str | None:
     """What went wrong on the first process on which something did; None where nothing did on any."""
     return next((found for found in gather_object([fault]) if found is not None), None)
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """The known names that a misspelt one is most like, the best first; empty where none is like it."""
+    return difflib.get_close_matches(name, list(known), n=count)
+
+
+def unknown(key: str, value: str, known: Iterable[str]) -> str:
+    """A sentence for a value that is none of those known."""
+    known = list(known)
+    choose = "".join(f"did you mean '{name}'? Choose" for name in nearest(value, known)) or "choose"
+    return f"{key} is {value!r}; {choose} one of {', '.join(known)}."
+
+
+@contextmanager
+def told_in_one_sentence() -> Iterator[None]:
+    """End a script with one sentence where what the user asked for cannot be done, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit("Error: " + " ".join(line.strip() for line in str(error).splitlines()))

@@ -93,8 +93,8 @@ def flush(folder: Path, *, recursive: bool = True) -> None:
             os.close(descriptor)
 
 
-def check_writable(folder: str | os.PathLike) -> None:
-    """Make an output folder where it does not exist, and try to write to it.
+def check_writable(folder: str | os.PathLike, *, option: str = "--output_dir") -> None:
+    """Make an output folder where it does not exist, and try to write to it; `option` is what names it.
 
     Raises:
         OSError: If that fails; says why and what to do.
@@ -105,6 +105,6 @@ def check_writable(folder: str | os.PathLike) -> None:
             file.write(b"0")
     except OSError as error:
         raise OSError(
-            f"The output folder '{folder}' cannot be written to ({error.strerror or error}); set --output_dir to "
+            f"The output folder '{folder}' cannot be written to ({error.strerror or error}); set {option} to "
             "another one, or make room or get the right to write there."
         ) from error

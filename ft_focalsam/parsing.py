@@ -32,15 +32,37 @@ def parse_yaml(text: str | bytes) -> Any:
     """The value of a YAML text, of plain types alone.
 
     Raises:
-        ValueError: If it is no YAML, nests deeper than `MAX_DEPTH` levels, or its aliases stand for more than
-            `MAX_YAML_NODES` values; says so in a few words, without a stop.
+        ValueError: If it is no YAML, a mapping has a key twice, it nests deeper than `MAX_DEPTH` levels, or its
+            aliases stand for more than `MAX_YAML_NODES` values; says so in a few words, without a stop.
     """
     try:
         _check_yaml(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, _OncePerKey)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         # PyYAML lets what its constructors raise on "2000-99-99" or "!!int x" through.
-        raise ValueError(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error
+        raise ValueError(_yaml_fault(error)) from error
+
+
+class _OncePerKey(yaml.SafeLoader):
+    """YAML whose mappings have each key once; by itself YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in lines and key.tag != "tag:yaml.org,2002:merge":
+                fault = f"the key '{key.value}' stands in line {lines[str(key.value)]} already; remove one of the two"
+                raise yaml.constructor.ConstructorError(problem=fault, problem_mark=key.start_mark)
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _yaml_fault(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    fault = "a tab, where YAML indents by spaces" if "'\\t'" in error.problem else error.problem
+    return f"line {mark.line + 1}, column {mark.column + 1}: {fault}"
 
 
 def _check_yaml(text: str | bytes) -> None:

@@ -1,6 +1,7 @@
 """Pictures in, class names and probabilities out: `ImageClassifier`."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ class ImageClassifier:
     """
 
     def __init__(self, classifier: Classifier, *, device: str | torch.device | None = None):
-        if device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.device = torch.device(device)
+        if not isinstance(classifier, Classifier):
+            raise TypeError(
+                f"classifier is a {type(classifier).__name__}; load one by name with ImageClassifier.from_pretrained."
+            )
+        self.device = choose_device(device)
         self.model = classifier.model.eval().to(self.device)
         self.class_names = classifier.class_names
         self.transform = eval_transform(classifier.processor, image_size=classifier.image_size)
@@ -61,8 +64,9 @@ class ImageClassifier:
 
         Raises:
             FileNotFoundError: If there is no such folder or repository, or its weights are no safetensors.
-            ValueError: If it is no classifier.
+            ValueError: If it is no classifier, or there is no such device.
         """
+        device = choose_device(device)
         classifier = load_classifier(str(name), class_names, revision=revision, backbone=backbone)
         return cls(classifier, device=device)
 
@@ -90,23 +94,29 @@ class ImageClassifier:
         return results[0] if is_one else results
 
     def stream(
-        self, pictures: Sequence[Picture], *, top_k: int = 5, batch_size: int = 32, num_workers: int = 0
+        self, pictures: Iterable[Picture], *, top_k: int = 5, batch_size: int = 32, num_workers: int = 0
     ) -> Iterator[Guesses | BadImageError]:
         """The same one by one, in order; what cannot be read gives its error and stops nothing.
 
+        Of an iterator no more is held in memory than a few batches.
+
         Args:
-            pictures (sequence of paths or PIL images): What to classify.
+            pictures (iterable of paths or PIL images): What to classify.
             top_k, batch_size: As in [`ImageClassifier.__call__`].
             num_workers (`int`): Processes that read pictures.
 
         Raises:
-            ValueError: If `top_k` or `batch_size` is below 1.
+            ValueError: If `top_k` or `batch_size` is below 1, or `num_workers` below 0.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        least = {"top_k": (top_k, 1), "batch_size": (batch_size, 1), "num_workers": (num_workers, 0)}
+        for name, (value, lowest) in least.items():
+            if value < lowest:
+                raise ValueError(f"{name} is {value}; set it to {lowest} or more.")
         loader = DataLoader(
-            _Pictures(pictures, self.transform), batch_size=batch_size, num_workers=num_workers, collate_fn=list
+            _Pictures(self.transform),
+            batch_sampler=_Batches(pictures, batch_size),  # (row, picture) pairs are what the data set is asked for
+            num_workers=num_workers,
+            collate_fn=list,
         )
         for batch in loader:
             guesses = iter(self._guess([item for item in batch if isinstance(item, Tensor)], top_k))
@@ -125,18 +135,54 @@ class ImageClassifier:
         ]
 
 
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; without one, an accelerator where there is one.
+
+    Raises:
+        ValueError: If the name is none, or this machine has no such device.
+    """
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return here or torch.device("cpu")
+    known = "cpu" if here is None else f"cpu or {here.type}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is '{name}', which PyTorch does not know; set it to {known}.") from error
+    if device.type != "cpu" and (here is None or device.type != here.type):
+        raise ValueError(f"device is '{name}', and PyTorch finds no such device here; set it to {known}.")
+    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
+        count = torch.accelerator.device_count()
+        raise ValueError(f"device is '{name}', and PyTorch finds {count} here; number them from 0 to {count - 1}.")
+    return device
+
+
+class _Batches:
+    """(row, picture) pairs in lists of a length, made as they are asked for."""
+
+    def __init__(self, pictures: Iterable[Picture], size: int):
+        self.pictures = pictures
+        self.size = size
+
+    def __iter__(self) -> Iterator[list[tuple[int, Picture]]]:
+        rows = enumerate(self.pictures)
+        while batch := list(itertools.islice(rows, self.size)):
+            wrong = [picture for _, picture in batch if not isinstance(picture, (str, Path, Image.Image))]
+            if wrong:
+                raise TypeError(
+                    f"An image is a {type(wrong[0]).__name__}; give paths or PIL images (Image.fromarray)."
+                )
+            yield batch
+
+
 class _Pictures(Dataset):
     """What the model sees of each picture, or why it sees nothing."""
 
-    def __init__(self, pictures: Sequence[Picture], transform):
-        self.pictures = pictures
+    def __init__(self, transform):
         self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, row: int) -> Tensor | str:
-        picture = self.pictures[row]
+    def __getitem__(self, item: tuple[int, Picture]) -> Tensor | str:
+        row, picture = item
         try:
             if isinstance(picture, Image.Image):
                 return self.transform(picture)

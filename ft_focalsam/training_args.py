@@ -1,14 +1,18 @@
 """`FocalSAMTrainingArguments`: the Trainer's arguments and those of the sharpness step."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from transformers import TrainingArguments
 
+from .argument_checks import check_optimizer, check_report_to, check_trainer_numbers
 from .data.mixing import Mixing
 from .data.samplers import SAMPLERS
 from .hub.trainer_push import check_hub_arguments
 from .losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
+from .ranges import Range
 from .sharpness import SHARPNESS_METHODS, Economy, scheduled_rho
 from .sharpness.perturbation import PERTURBATION_SCOPES
 
@@ -177,17 +181,20 @@ class FocalSAMTrainingArguments(TrainingArguments):
     rho_step_at: float = field(
         default=0.5, metadata={"help": "Fraction of training after which a step schedule takes rho."}
     )
-    focal_gamma: float = field(
+    focal_gamma: Annotated[float, Range(0)] = field(
         default=1.0,
         metadata={"help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."},
     )
-    focal_lambda: float = field(
+    focal_lambda: Annotated[float, Range(0)] = field(
         default=0.8, metadata={"help": "Weight lambda of the sharpness term in Focal-SAM and weighted SAM."}
     )
-    imbsam_eta: float = field(
-        default=100, metadata={"help": "Number of training samples below which ImbSAM perturbs a class."}
+    imbsam_eta: Annotated[float, Range(0, math.inf, open_low=True)] = field(
+        default=100,
+        metadata={"help": "Number of training samples below which ImbSAM perturbs a class."},
     )
-    cc_sam_ratio: float = field(default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."})
+    cc_sam_ratio: Annotated[float, Range(0, 1)] = field(
+        default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."}
+    )
     adaptive_rho: bool = field(
         default=False, metadata={"help": "Measure the radius relative to each weight, as ASAM does."}
     )
@@ -233,8 +240,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
         default=1.2, metadata={"help": "Exponent of the inverse class frequency by which grw weighs."}
     )
     focal_loss_gamma: float = field(
-        default=2.0,
-        metadata={"help": "Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM."},
+        default=2.0, metadata={"help": "Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM."}
     )
     ldam_max_margin: float = field(
         default=0.5, metadata={"help": "Margin of the rarest class in ldam, between cosines."}
@@ -288,10 +294,9 @@ class FocalSAMTrainingArguments(TrainingArguments):
         },
     )
     decay_everything: bool = field(
-        default=False,
-        metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."},
+        default=False, metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."}
     )
-    max_nonfinite_steps: int = field(
+    max_nonfinite_steps: Annotated[int, Range(0)] = field(
         default=20,
         metadata={
             "help": "Number of steps in a row without a finite gradient after which training stops; 0 never stops it."
@@ -320,23 +325,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in list(allowed):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        check_trainer_numbers(self)
         scheduled_rho(self.rho_schedule, self.rho, progress=0.0, initial=self.rho_initial, step_at=self.rho_step_at)
         self._check_economy()
         self.make_loss([1, 1])
         self._check_sampler()
         if self.make_mixing().is_on and self.sharpness == CC_SAM:
             raise ValueError("cc_sam perturbs by one class per image; set mixup_alpha and cutmix_alpha to 0 with it.")
-        if not 0 <= self.cc_sam_ratio <= 1:
-            raise ValueError(f"cc_sam_ratio is {self.cc_sam_ratio}; set it to a share of the loss, from 0 to 1.")
-        for name in ("focal_gamma", "focal_lambda"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to 0 or more.")
-        if not self.imbsam_eta > 0:
-            raise ValueError(f"imbsam_eta is {self.imbsam_eta}; set it to a number of samples above 0.")
-        if not self.max_nonfinite_steps >= 0:
-            raise ValueError(
-                f"max_nonfinite_steps is {self.max_nonfinite_steps}; set it to a number of steps or to 0."
-            )
         if not 0 <= self.few_shot_threshold <= self.many_shot_threshold:
             raise ValueError(
                 f"few_shot_threshold is {self.few_shot_threshold} and many_shot_threshold {self.many_shot_threshold}; "
@@ -346,6 +341,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
         super().__post_init__()
+        check_report_to(self)
+        check_optimizer(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         if self.push_to_hub and self.process_index == 0:

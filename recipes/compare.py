@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ft_focalsam import FocalSAMTrainer
 from ft_focalsam.config import parse_config
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     MethodRuns,
@@ -208,8 +208,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
     PartialState().destroy_process_group()

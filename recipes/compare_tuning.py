@@ -11,7 +11,6 @@ a Focal-SAM step over that of a plain one: medians of interleaved steps of the t
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from finetune import main as finetune
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments
+from ft_focalsam.errors import told_in_one_sentence
 
 METRICS = {"accuracy": "top-1", "many": "many", "medium": "medium", "few": "few"}
 WARM_UP = 3  # steps, in which Focal-SAM also checks its gradient
@@ -128,7 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

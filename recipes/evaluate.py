@@ -12,11 +12,11 @@ report.md, metrics.json, per_class/ and predictions/, which `--compare` and `--s
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
 
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     VIEWS,
@@ -25,6 +25,7 @@ from ft_focalsam.evaluation import (
     check_classes,
     file_name,
     format_table,
+    is_zero_shot,
     judge,
     load_classifier,
     load_test_set,
@@ -37,6 +38,8 @@ from ft_focalsam.evaluation import (
     write_page,
     write_per_class_csv,
 )
+from ft_focalsam.files import check_writable
+from ft_focalsam.finding import did_you_mean
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -86,8 +89,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         resamples=args.resamples,
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
+    check_writable(folder)
     is_main, model = PartialState().is_main_process, short_name(args.model)
     with PartialState().main_process_first():
+        is_zero_shot(args.model)  # or no model at all, which is told before images are read
         tests = load_tests(args)
     earlier = find_earlier(args, tests, output=folder)
     class_index = read_class_index(args.class_index) if args.class_index else None
@@ -143,6 +148,8 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
         raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
     paths = {}
     for folder in (*args.compare, *args.seeds):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"The folder '{folder}' to compare with does not exist.{did_you_mean(folder)}")
         if Path(folder).resolve() == output.resolve():
             raise ValueError(f"'{folder}' is where this evaluation writes to; set another --output_dir.")
         for test in tests:
@@ -153,8 +160,6 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
     PartialState().destroy_process_group()

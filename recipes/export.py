@@ -12,9 +12,9 @@ What is written is compared with the classifier; nothing is left behind that giv
 """
 
 import argparse
-import sys
 
 from ft_focalsam import LongTailClassifier
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.export import FORMATS
 from ft_focalsam.export.folder import check_is_free
 
@@ -41,7 +41,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

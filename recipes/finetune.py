@@ -14,11 +14,13 @@ checkpoints, with a card.
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, default_data_collator, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -43,7 +45,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
-from ft_focalsam.errors import first_fault
+from ft_focalsam.errors import first_fault, one_line, told_in_one_sentence
 from ft_focalsam.evaluation import (
     METRICS,
     PREDICTIONS,
@@ -60,6 +62,7 @@ from ft_focalsam.files import check_writable, written_aside
 from ft_focalsam.hub import describe_run, read_run, write_run
 from ft_focalsam.hub.run_file import RUN_NAME
 from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
+from ft_focalsam.models.backbones import find_family
 from ft_focalsam.preemption import TrainingTerminated
 from ft_focalsam.run_lock import one_writer
 from ft_focalsam.run_settings import describe_differences, differences, settings_of
@@ -295,6 +298,20 @@ def save(
         write_page(folder, verdicts, title=title, pictures=pictures, log_history=log)
 
 
+@contextmanager
+def named_failure(folder: str) -> Iterator[None]:
+    """What fails while results are written, as where the disk is full, as one sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        last = next((path.name for path in checkpoints(Path(folder))), None)
+        again = f" with --resume_from_checkpoint true, which begins at '{last}'" if last else ""
+        raise OSError(
+            f"The model and its report cannot be written to '{folder}' ({one_line(error)}), whose earlier files are "
+            f"intact; make room there, and run the command again{again}."
+        ) from error
+
+
 def main(
     argv: list[str] | None = None,
     *,
@@ -323,6 +340,7 @@ def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer])
     data_args, model_args, _, args = options
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
+    find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     with args.main_process_first(desc="loading the images"):
         data = load_data(data_args, args, say=say)
@@ -336,8 +354,9 @@ def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer])
     trainer, test = make_trainer(data, options, trainer_type=trainer_type)
     metrics, verdicts = train_and_judge(trainer, data, test, before=ROW_BEFORE[head_start], say=say)
     if trainer.is_world_process_zero():
-        save(trainer, data, metrics, verdicts)
-        write_run(args.output_dir, describe_run(trainer, options=options, argv=argv))
+        with named_failure(args.output_dir):
+            save(trainer, data, metrics, verdicts)
+            write_run(args.output_dir, describe_run(trainer, options=options, argv=argv))
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")
@@ -348,9 +367,8 @@ def run_script(main: Callable[[], object]) -> None:
     """Run the main function of a script that trains, and let it end as users expect: on an error with one sentence, at
     SIGTERM with 143."""
     try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        with told_in_one_sentence():
+            main()
     except TrainingTerminated:  # on all processes
         PartialState().destroy_process_group()
         raise

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +22,9 @@ import numpy as np
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import file_name, short_name
+from ft_focalsam.files import check_writable
 
 RESULT = "inspection.json"
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> Inspection:
     folder = free_folder(argv, data.name)
     print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
 
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     content = {
         "dataset": data.name,
         "class_names": inspection.class_names,
@@ -82,7 +83,5 @@ def main(argv: list[str] | None = None) -> Inspection:
 
 if __name__ == "__main__":
     matplotlib.use("Agg")
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

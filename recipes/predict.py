@@ -1,14 +1,16 @@
-"""Classify a folder of pictures, however deep they lie, into a CSV file.
+"""Classify a folder of images, however deep they lie, into a CSV file.
 
-    python recipes/predict.py runs/quickstart path/to/pictures --output predictions.csv
-    python recipes/predict.py user/name path/to/pictures --output predictions.csv --top_k 3 --on_bad_image skip
+    python recipes/predict.py runs/quickstart path/to/images --output predictions.csv
+    python recipes/predict.py user/name path/to/images --output predictions.csv --top_k 3 --on_bad_image fail
 
-MODEL is a folder or Hub repository of this package or of transformers. Columns: path (in the folder), then label_1,
-probability_1, label_2, ...
+MODEL is a folder or Hub repository of this package or of transformers. Columns: path (in the folder), label_1,
+probability_1, label_2, ..., and error, which says why an image could not be read. Rows are written as they come, the
+file gets its name at the end. A cell that a spreadsheet would run as a formula begins with an apostrophe.
 """
 
 import argparse
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -16,59 +18,86 @@ from tqdm.auto import tqdm
 
 from ft_focalsam import ImageClassifier
 from ft_focalsam.data import BadImageError, find_pictures
-from ft_focalsam.files import opened_aside
+from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.files import check_writable, opened_aside
+from ft_focalsam.finding import did_you_mean
+from ft_focalsam.predicting import choose_device
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that spreadsheets run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", metavar="MODEL", help="Folder or Hub repository of a classifier.")
-    add("folder", metavar="FOLDER", type=Path, help="Folder of pictures; its sub-folders are looked through, too.")
+    add("folder", metavar="FOLDER", type=Path, help="Folder of images; its sub-folders are looked through, too.")
     add("--output", required=True, type=Path, help="CSV file to write.")
-    add("--top_k", type=int, default=5, help="Classes to name for each picture.")
-    add("--on_bad_image", choices=("fail", "skip"), default="fail", help="What to do about pictures that are broken.")
-    add("--batch_size", type=int, default=32, help="Pictures at a time.")
-    add("--num_workers", type=int, default=0, help="Processes that read pictures.")
+    add("--top_k", type=int, default=5, help="Classes to name for each image.")
+    add("--on_bad_image", choices=("skip", "fail"), default="skip", help="What to do about images that are broken.")
+    add("--batch_size", type=int, default=32, help="Images at a time.")
+    add("--num_workers", type=int, default=0, help="Processes that read images.")
     add("--revision", help="Branch, tag or commit of the Hub repository.")
     add("--backbone", help="Where the backbone is now, if not under the name it had in training.")
     add("--device", help="Where to run: cpu, cuda, ...; an accelerator by default, where there is one.")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the recipe; returns the number of pictures in the CSV file."""
-    args = parse(argv)
+def check(args: argparse.Namespace) -> int:
+    """Refuse what cannot work before the model is loaded; returns the number of images."""
+    for name, least in (("top_k", 1), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; set it to {least} or more.")
+    choose_device(args.device)
     if not args.folder.is_dir():
-        raise FileNotFoundError(f"The folder '{args.folder}' does not exist; check the path.")
-    pictures = list(map(Path, find_pictures(args.folder)))
-    if not pictures:
-        raise FileNotFoundError(f"There is no picture in '{args.folder}' (.jpg, .png, .webp, ...); check the path.")
+        if args.folder.exists():
+            raise NotADirectoryError(f"'{args.folder}' is no folder; give the folder that holds the images.")
+        guess = did_you_mean(args.folder)
+        raise FileNotFoundError(f"The folder '{args.folder}' does not exist; check the path.{guess}")
+    total = sum(1 for _ in find_pictures(args.folder))
+    if not total:
+        raise FileNotFoundError(f"There is no image in '{args.folder}' (.jpg, .png, .webp, ...); check the path.")
+    if args.output.is_dir():
+        raise IsADirectoryError(f"--output is '{args.output}', a folder; set it to a CSV file in it.")
+    check_writable(args.output.parent, option="--output")
+    return total
+
+
+def as_text(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recipe; returns the number of images that were classified."""
+    args = parse(argv)
+    total = check(args)
     classify = ImageClassifier.from_pretrained(
         args.model, revision=args.revision, backbone=args.backbone, device=args.device
     )
     top_k = min(args.top_k, len(classify.class_names))
-    results = classify.stream(pictures, top_k=top_k, batch_size=args.batch_size, num_workers=args.num_workers)
-    written = 0
+    paths, read = itertools.tee(find_pictures(args.folder))  # `read` is ahead by the batches under way
+    results = classify.stream(read, top_k=top_k, batch_size=args.batch_size, num_workers=args.num_workers)
+    broken = 0
     with opened_aside(args.output, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         header = [name for rank in range(1, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-        writer.writerow(["path", *header])
-        for path, guesses in zip(pictures, tqdm(results, total=len(pictures), unit=" images"), strict=True):
+        writer.writerow(["path", *header, "error"])
+        for path, guesses in zip(paths, tqdm(results, total=total, unit=" images"), strict=True):
+            cells, error = [""] * len(header), ""
             if isinstance(guesses, BadImageError):
                 if args.on_bad_image == "fail":
                     raise guesses
-                tqdm.write(f"Skipped: {guesses}", file=sys.stderr)
-                continue
-            cells = [cell for guess in guesses for cell in (guess["label"], f"{guess['score']:.6f}")]
-            writer.writerow([path.relative_to(args.folder).as_posix(), *cells])
-            written += 1
-    skipped = f"; {len(pictures) - written:,} could not be read" if written < len(pictures) else ""
-    print(f"{written:,} of {len(pictures):,} pictures are in {args.output}{skipped}.")
-    return written
+                broken += 1
+                error = str(guesses).partition("; replace")[0].partition("; shrink")[0]
+                tqdm.write(f"Skipped: {error}", file=sys.stderr)
+            else:
+                cells = [cell for guess in guesses for cell in (as_text(guess["label"]), f"{guess['score']:.6f}")]
+            writer.writerow([as_text(Path(path).relative_to(args.folder).as_posix()), *cells, as_text(error)])
+    problem = f"; {broken:,} of them could not be read, see its column error" if broken else ""
+    print(f"{total:,} images are in {args.output}{problem}.")
+    return total - broken
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

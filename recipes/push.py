@@ -11,8 +11,8 @@ that was cut off is run again by the same command, and sends only what is missin
 """
 
 import argparse
-import sys
 
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.hub import check_push, push_folder, push_space
 from ft_focalsam.hub.card import DEFAULT_LICENSE
 
@@ -41,7 +41,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from compare import check_same, describe
@@ -25,7 +26,10 @@ from transformers.integrations import is_optuna_available
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, prepare_images
+from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import METRICS
+from ft_focalsam.files import check_writable
+from ft_focalsam.ranges import Range, check_numbers
 
 STUDY = "ft_focalsam"
 VALIDATION_FRACTION = 0.2  # where the configuration has none
@@ -43,7 +47,9 @@ SEARCHED = {  # by sharpness
 class SearchArguments:
     """What is tried, and how it is judged."""
 
-    num_trials: int = field(default=20, metadata={"help": "Trainings, those of earlier calls included."})
+    num_trials: Annotated[int, Range(1)] = field(
+        default=20, metadata={"help": "Runs, those of earlier calls included."}
+    )
     objective: str = field(
         default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
     )
@@ -58,8 +64,7 @@ class SearchArguments:
     )
 
     def __post_init__(self):
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials is {self.num_trials}; set it to 1 or more.")
+        check_numbers(self)
         if self.objective not in METRICS:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
         for name in RANGES.values():
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     from optuna.samplers import TPESampler
 
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     study = open_study(folder, search, options)
     args.save_strategy = "no"
     left = search.num_trials - len(finished(study))
@@ -196,7 +201,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import typing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ft_focalsam.data import AUGMENTATIONS, ON_BAD_IMAGE, PROFILES, SAMPLERS, Da
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
+from ft_focalsam.ranges import Range
 from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
 from ft_focalsam.training_args import CC_SAM
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
@@ -296,7 +299,7 @@ def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
         ({"rho": float("nan")}, r"rho is nan; set"),
         ({"focal_gamma": -1.0}, r"focal_gamma is -1\.0; set it to 0 or more"),
         ({"focal_lambda": -0.5}, r"focal_lambda is -0\.5; set it to 0 or more"),
-        ({"imbsam_eta": 0.0}, r"imbsam_eta is 0\.0; set it to a number of samples above 0"),
+        ({"imbsam_eta": 0.0}, r"imbsam_eta is 0\.0; set it to a number above 0"),
         ({"sharpness": "focalsam"}, r"sharpness is 'focalsam'; choose one of .*focal_sam"),
         ({"loss": "poly"}, r"loss is 'poly'; choose one of cross_entropy, class_balanced, grw"),
         ({"loss": "vs", "vs_gamma": -0.1}, r"vs_gamma is -0\.1; set it to 0 or more"),
@@ -332,6 +335,138 @@ def test_bad_training_arguments(tmp_path, write, values, message):
         FocalSAMTrainingArguments(str(tmp_path), **values)
     with pytest.raises(ValueError, match=message):
         parse_config(ALL_TYPES, [write("".join(f"{key}: {value}\n" for key, value in values.items()))])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--gradient_accumulation_steps 0", r"gradient_accumulation_steps is 0; set it to 1 or more\.$"),
+        ("--per_device_train_batch_size 0", "per_device_train_batch_size is 0; set it to 1 or more"),
+        ("--per_device_eval_batch_size -4", "per_device_eval_batch_size is -4; set it to 1 or more"),
+        ("--learning_rate -1", r"learning_rate is -1\.0; set it to 0 or more"),
+        ("--learning_rate nan", "learning_rate is nan; set it to 0 or more"),
+        ("--learning_rate inf", "learning_rate is inf; set it to 0 or more"),
+        ("--num_train_epochs -1", r"num_train_epochs is -1\.0; set it to a number above 0, or tuning to zero_shot"),
+        ("--max_steps 0", "max_steps is 0; set it to 1 or more, or to -1 to train for num_train_epochs"),
+        ("--warmup_steps -1", r"warmup_steps is -1\.0; set it to 0 or more steps, or to a share"),
+        ("--warmup_steps 9 --max_steps 5", "warmup_steps is 9 and max_steps 5.*; set warmup_steps to fewer"),
+        ("--weight_decay -1", r"weight_decay is -1\.0; set it to 0 or more"),
+        ("--label_smoothing_factor 1.5", r"label_smoothing_factor is 1\.5; set it to a number from 0 to 1"),
+        ("--dataloader_num_workers -1", "dataloader_num_workers is -1; set it to 0 or more"),
+        ("--logging_steps 0", r"logging_steps is 0\.0; set it to a number above 0, or set logging_strategy to no"),
+        ("--save_steps 0", r"save_steps is 0\.0; set it to a number above 0, or set save_strategy to no"),
+        ("--save_total_limit 0", "save_total_limit is 0; set it to 1 or more, or leave it out"),
+        ("--seed -1", "seed is -1; set it to a whole number from 0 to 4294967295"),
+        ("--lora_rank 0", "lora_rank is 0; set it to 1 or more"),
+        ("--adapter_width 0", "adapter_width is 0; set it to 1 or more, or leave it out"),
+        ("--tuned_layers 0 -1", r"tuned_layers is \[0, -1\]; set it to 0 or more"),
+        ("--max_train_per_class 0", "max_train_per_class is 0; set it to 1 or more"),
+        ("--test_fraction 1", r"test_fraction is 1\.0; set it to a number above 0 and below 1, or leave it out"),
+        ("--head_scale 0", r"head_scale is 0\.0; set it to a number above 0"),
+        ("--head cosin", "Unknown head 'cosin'; choose one of linear, cosine"),
+        ("--tuning lorra", "Unknown tuning method 'lorra'"),
+        ("--head_start txt", "head_start is 'txt'; did you mean 'text'. Choose one of"),
+        ("--prompt_templates a", "template 'a' has no {}; write {} where the class name goes"),
+        (
+            "--prompt_names gone.txt",
+            r"prompt_names is 'gone.txt', which is no file; give one with a class name a line",
+        ),
+        ("--augmentation flip", "augmentation is 'flip'; .*hoose one of none, crop"),
+        ("--imbalance_profile exp", "imbalance_profile is 'exp'; .*hoose one of exponential, step, pareto"),
+        ("--on_bad_image ignore", "on_bad_image is 'ignore'; .*hoose one of fail, skip, unchecked"),
+        ("--report_to wanbd", "report_to is 'wanbd'; did you mean 'wandb'"),
+        (
+            "--optim sgd --optim_args momentum",
+            "optim is 'sgd' and optim_args 'momentum', which do not fit .*key=value",
+        ),
+        ("--optim sgd --optim_args momentm=0.9", "optim_args 'momentm=0.9', which do not fit .it takes no momentm"),
+        ("--lr_scheduler_type cosine_with_min_lr", "lr_scheduler_type is 'cosine_with_min_lr' and .*min_lr_rate"),
+    ],
+    ids=lambda value: value.lstrip("-") if value.startswith("--") else "",
+)
+def test_values_that_no_run_can_have_are_refused_at_the_parse(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config(ALL_TYPES, ["--output_dir", "x", *argv.split()])
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard", "mlflow"])
+def test_a_tracker_that_is_not_installed(name, tmp_path):
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(ValueError, match=f"report_to is '{name}', .* not installed; run pip install {name}, or set"):
+        FocalSAMTrainingArguments(str(tmp_path), report_to=name)
+
+
+def test_intervals_that_are_not_used_may_be_zero(tmp_path):
+    args = FocalSAMTrainingArguments(str(tmp_path), save_strategy="no", save_steps=0, max_steps=-1)
+    assert args.save_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rho": "0.1"}, "rho is '0.1'; set it to a number that is finite"),
+        ({"focal_gamma": False}, "focal_gamma is False; set it to a number, 0 or more"),
+        ({"per_device_train_batch_size": 2.5}, r"batch_size is 2\.5; set it to a whole number, 1 or more"),
+    ],
+    ids=["text", "boolean", "fraction"],
+)
+def test_numbers_of_another_type(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        FocalSAMTrainingArguments(str(tmp_path), **values)
+
+
+@pytest.mark.parametrize("arguments", OWN_TYPES, ids=lambda arguments: arguments.__name__)
+def test_every_range_is_the_one_documented(arguments):
+    for name, hint in typing.get_type_hints(arguments, include_extras=True).items():
+        documented = re.search(
+            rf"^ {{8}}{name} \(`[^`]+`, ((?:>=|>|above)? ?\d[^*)]*)", arguments.__doc__, re.MULTILINE
+        )
+        if documented:
+            allowed = next(note for note in hint.__metadata__ if isinstance(note, Range))
+            numbers = [float(number) for number in re.findall(r"[\d.]+", documented[1])]
+            assert numbers == [allowed.low, allowed.high][: len(numbers)], name
+
+
+def test_a_key_twice_in_yaml(write):
+    path = write("rate: 1\ncount: 2\nrate: 3\n")
+    message = rf"'{path}' is not valid YAML: line 3, column 1: the key 'rate' stands in line 1 already; remove one"
+    with pytest.raises(ConfigError, match=message):
+        parse(path)
+
+
+def test_keys_merged_by_yaml_may_be_overridden(write):
+    path = write("lr_scheduler_kwargs: {<<: &a {num_cycles: 1}, num_cycles: 2}\nlr_scheduler_type: cosine\n")
+    assert parse_config(ALL_TYPES, [path, "--output_dir", "x"])[3].lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+def test_a_tab_in_yaml(write):
+    with pytest.raises(ConfigError, match=r"is not valid YAML: line 2, column 1: a tab, where YAML indents by spaces"):
+        parse(write("rate: 1\n\tcount: 2\n"))
+
+
+def test_exponents_without_a_dot_are_numbers(write):
+    assert parse(write("rate: 1e-3\n")).rate == 0.001  # to YAML it is text
+
+
+def test_a_misspelt_file_names_the_nearest(write, tmp_path):
+    path = write("rate: 1\n")
+    with pytest.raises(
+        ConfigError, match=rf"'{tmp_path}/rnu.yaml' does not exist; check the path. Did you mean '{path}'"
+    ):
+        parse(str(tmp_path / "rnu.yaml"))
+    with pytest.raises(ConfigError, match=rf"'{tmp_path}' is a folder; give a file in it"):
+        parse(str(tmp_path))
+
+
+def test_a_configuration_by_key():
+    with pytest.raises(ConfigError, match=r"Unknown key 'config' .*; the configuration file comes first and without"):
+        parse("--config", "run.yaml")
+
+
+def test_one_dash(write):
+    with pytest.raises(ConfigError, match=r"'-rate' on the command line has one dash; write '--rate'"):
+        parse("-rate", "1")
 
 
 # ---- help, docstrings, recipes ----

@@ -130,6 +130,8 @@ def test_real_photographs_by_overrides_alone(shared, tmp_path):
         (["--head", "cosin"], "Unknown head 'cosin'; choose one of linear, cosine"),
         (["--tuning", "lorra"], "Unknown tuning method 'lorra'"),
         (["--augmentation", "flip"], "'flip'"),
+        (["--metric_for_best_model", "accuracyy"], "metric_for_best_model is 'accuracyy'; did you mean 'accuracy'?"),
+        (["--cache_resized", "/proc/x"], "cannot be written to"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from forging import TRAINING, Forge
 from PIL import Image
-from running import ENVIRONMENT, QUICKSTART, ROOT, python
+from running import ENVIRONMENT, QUICKSTART, ROOT, finetune, python
 from safetensors.torch import load_file
 
 from ft_focalsam.checkpointing import find_fault
@@ -316,6 +316,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(forge, small_disk):
     left = sorted(run.names)
     assert left and all(name.startswith("checkpoint-") for name in left)
     assert all(find_fault(run.folder / name) is None for name in left)
+
+
+@pytest.mark.parametrize("size", ["20k", "1m"])
+def test_a_full_disk_at_the_end_leaves_earlier_files_intact(tmp_path, size):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        (tmp_path / "metrics.json").write_text("of an earlier run")
+        options = ["--max_steps", 1, "--save_strategy", "no" if size == "20k" else "steps", "--save_steps", 1]
+        (tmp_path / "ballast").write_bytes(bytes(0 if size == "20k" else 650_000))
+        result = finetune("--output_dir", tmp_path, *options)
+        again = "." if size == "20k" else " with --resume_from_checkpoint true, which begins at 'checkpoint-1'."
+        assert result.returncode == 1
+        assert re.search(
+            rf"^Error: The model and its report cannot be written to '{tmp_path}' \(.*No space left.*\), whose "
+            rf"earlier files are intact; make room there, and run the command again{again}$",
+            result.stderr.strip().splitlines()[-1],
+        )
+        assert (tmp_path / "metrics.json").read_text() == "of an earlier run"
+        assert {path.name for path in tmp_path.iterdir()} <= {"metrics.json", "ballast", "checkpoint-1"}
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_write_that_fails_on_one_process_ends_all_with_the_sentence(forge):

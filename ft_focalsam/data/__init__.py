@@ -1,6 +1,6 @@
 """Labelled images: where they come from, how their class counts are shaped, how they become tensors."""
 
-from .arguments import DataArguments
+from .arguments import ON_BAD_IMAGE, DataArguments
 from .columns import label_array
 from .device_images import DEVICE_AUGMENTATIONS, DeviceImages, collate_ready
 from .image_folder import find_pictures
@@ -20,11 +20,11 @@ from .long_tail import (
     take_per_class,
 )
 from .mixing import Mixing, MixingCollator
-from .prepare import ON_BAD_IMAGE, content_digest, prepare_images
+from .prepare import content_digest, prepare_images
 from .resized_cache import resize_into_cache
 from .samplers import SAMPLERS, ClassSampler, register_sampler
 from .scan import ImageFacts, find_broken, scan_images
-from .sources import SOURCES, ImageData, load_image_data, register_source
+from .sources import SOURCES, ImageData, MissingSplitError, load_image_data, register_source
 from .streaming import StreamedData, read_class_counts, stream_images
 from .training_sets import StreamedImages, TransformedImages, training_set
 from .transforms import (
@@ -52,6 +52,7 @@ __all__ = [
     "ImageData",
     "ImageFacts",
     "Inspection",
+    "MissingSplitError",
     "Mixing",
     "MixingCollator",
     "Preprocessing",

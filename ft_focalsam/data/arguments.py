@@ -1,6 +1,14 @@
 """Which images a run is about, as users write it."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from ..errors import unknown
+from ..ranges import SEED, Range, check_numbers
+from .long_tail import PROFILES
+from .transforms import AUGMENTATIONS
+
+ON_BAD_IMAGE = ("fail", "skip", "unchecked")
 
 
 @dataclass
@@ -9,7 +17,7 @@ class DataArguments:
 
     Args:
         dataset (`str`): "digits", a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt
-            with `path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or
+            with `path label` lines, .csv, .tsv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or
             torchvision:cifar100.
         test_dataset (`str`, *optional*): File to test on, where the data set is a file.
         image_root (`str`, *optional*): Folder that the paths in a file start from; by default the file's own.
@@ -46,7 +54,7 @@ class DataArguments:
         default="digits",
         metadata={
             "help": "digits, a Hub name, a folder (parquet, Arrow, images by class, binary CIFAR), a file (.txt with "
-            "`path label` lines, .csv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or "
+            "`path label` lines, .csv, .tsv, .jsonl, iNaturalist's .json, .npz), or torchvision:cifar10 or "
             "torchvision:cifar100."
         },
     )
@@ -64,17 +72,18 @@ class DataArguments:
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by default."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str | None = field(default=None, metadata={"help": "Split to test on; found by default."})
-    test_fraction: float | None = field(
-        default=None, metadata={"help": "Cut this share of each class from the training split to test on."}
+    test_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
+        default=None,
+        metadata={"help": "Cut this share of each class from the training split to test on."},
     )
-    validation_fraction: float | None = field(
+    validation_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
         default=None,
         metadata={
             "help": "Put this share of each class of the training split aside, before any long-tail cut, to evaluate "
             "on while training and to choose by."
         },
     )
-    imbalance_factor: float | None = field(
+    imbalance_factor: Annotated[float | None, Range(1)] = field(
         default=None,
         metadata={
             "help": "Cut the training set to a long-tail profile with this ratio of the most frequent to the rarest "
@@ -84,14 +93,18 @@ class DataArguments:
     imbalance_profile: str = field(
         default="exponential", metadata={"help": "Shape of that profile: exponential, step or pareto."}
     )
-    max_train_per_class: int | None = field(default=None, metadata={"help": "Images of the most frequent class."})
-    max_test_per_class: int | None = field(default=None, metadata={"help": "Test images a class."})
-    long_tail_seed: int = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    max_train_per_class: Annotated[int | None, Range(1)] = field(
+        default=None, metadata={"help": "Images of the most frequent class."}
+    )
+    max_test_per_class: Annotated[int | None, Range(1)] = field(
+        default=None, metadata={"help": "Test images a class."}
+    )
+    long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
     augmentation: str = field(
         default="crop_flip",
         metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},
     )
-    image_size: int | None = field(
+    image_size: Annotated[int | None, Range(1)] = field(
         default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
     )
     on_bad_image: str = field(
@@ -109,12 +122,10 @@ class DataArguments:
         },
     )
     cache_resized: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps smaller copies of the training images (JPEG), made once."},
+        default=None, metadata={"help": "Folder that keeps smaller copies of the training images (JPEG), made once."}
     )
-    cache_resized_side: int = field(
-        default=256,
-        metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."},
+    cache_resized_side: Annotated[int, Range(16)] = field(
+        default=256, metadata={"help": "Shorter side of these copies in pixels; no smaller than image_size."}
     )
     on_device: bool = field(
         default=False,
@@ -130,9 +141,15 @@ class DataArguments:
         },
     )
     class_counts: str | None = field(
-        default=None,
-        metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."},
+        default=None, metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."}
     )
-    shuffle_buffer: int = field(
+    shuffle_buffer: Annotated[int, Range(0)] = field(
         default=1000, metadata={"help": "Images of a stream among which the next one is drawn."}
     )
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        choices = {"augmentation": AUGMENTATIONS, "imbalance_profile": PROFILES, "on_bad_image": ON_BAD_IMAGE}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(unknown(name, getattr(self, name), known))

@@ -13,6 +13,8 @@ from .paths import LEADS_OUT, Folder, is_inside, is_text
 
 EXTENSIONS = {*ImageFolder.EXTENSIONS, ".avif"}
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
+# Of files that `datasets` reads as tables or archives.
+TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar", ".zip", ".gz", ".zst", ".h5")
 
 
 def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.DatasetDict | None:
@@ -37,13 +39,15 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     if not folders:
         return None
     direct = [p for folder in folders for p in pictures[folder] if Path(p).parent == folder]
-    like_splits = [folder.name in (train_split, *SPLITS) for folder in folders]
+    like_splits = [_split_name(folder, train_split) is not None for folder in folders]
     if direct and all(like_splits) and len(direct) < sum(map(len, pictures.values())):
         raise ValueError(f"The picture '{direct[0]}' is in no class; move it into the folder of one, or remove it.")
+    if len(folders) == 1 and not direct and any(_split_name(f, train_split) for f in _folders(folders[0])):
+        raise ValueError(f"'{path}' has its splits in the folder '{folders[0].name}'; give '{folders[0]}'.")
     if direct or not any(like_splits):
         splits = {"train": {folder.name: pictures[folder] for folder in folders}}
     else:
-        splits = {folder.name: _by_class(folder, pictures[folder]) for folder in folders}
+        splits = {_split_name(f, train_split) or f.name: _by_class(f, pictures[f]) for f in folders}
     names = sorted({name for classes in splits.values() for name in classes})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.DatasetDict(
@@ -58,6 +62,21 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
             for split, classes in splits.items()
         }
     )
+
+
+def refuse_without_classes(path: Path) -> None:
+    """Raise a `ValueError` for a folder that holds no data, or images without classes; `read_image_folder` has found
+    no classes in it."""
+    if any(_holds_metadata(folder) for folder in (path, *_folders(path))):
+        return
+    remedy = "give a folder with one sub-folder of images per class, or a file that lists paths and labels"
+    pictures = sum(1 for _ in find_pictures(path))
+    if pictures:
+        raise ValueError(f"'{path}' has {pictures:,} images and no sub-folders, which would be the classes; {remedy}.")
+    files = [name for _, _, names in os.walk(path) for name in names if not _is_hidden(name)]
+    if not any(name.lower().endswith(TABLES) for name in files):
+        found = f"{len(files):,} files and no image among them (such as '{files[0]}')" if files else "nothing in it"
+        raise ValueError(f"The data set folder '{path}' has {found}; {remedy}.")
 
 
 def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
@@ -106,6 +125,13 @@ def _folders(path: Path) -> list[Path]:
 
 def _holds_metadata(folder: Path) -> bool:
     return any(child.stem == "metadata" for child in folder.iterdir())
+
+
+def _split_name(folder: Path, train_split: str) -> str | None:
+    """The split that a folder is called like, in small letters where it is a usual one; None for none."""
+    if folder.name == train_split:
+        return train_split
+    return folder.name.lower() if folder.name.lower() in SPLITS else None
 
 
 def _is_hidden(name: str) -> bool:

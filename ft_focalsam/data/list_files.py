@@ -18,6 +18,7 @@ from ..errors import one_line, printable
 from ..parsing import parse_json
 from ..registry import Registry
 from .columns import LABEL_NAMES
+from .image_folder import EXTENSIONS
 from .paths import resolve_paths
 
 _MAX_ARRAYS, _MAX_COMPRESSION = 2**28, 100  # bytes; of more than these, how many a byte of the file may be
@@ -51,7 +52,7 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
     for line, text in enumerate(_text(file).splitlines(), start=1):
         if not text.strip():
             continue
-        name, _, label = text.strip().rpartition(" ")
+        name, label = ("", *text.rsplit(maxsplit=1))[-2:]
         if not name or not label.isascii() or not label.isdigit():
             raise ValueError(
                 f"Line {line} of '{file}' is '{printable(text[:80])}'; write a path, a space and the class number."
@@ -62,12 +63,35 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
     return datasets.DatasetDict({"train": _from_paths(file, options, names=names, lines=lines, labels=labels)})
 
 
+@register_file_format(".tsv")
 @register_file_format(".csv")
 def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
-    """A table with a header, a column of paths, one of labels and, where it has one, the column `split`."""
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""))
+    """A table with a header, a column of paths, one of labels and, where it has one, the column `split`.
+
+    It is separated by commas; by semicolons or tabs where the header has no comma.
+    """
+    text = _text(file)
+    blank = len(text) - len(text.lstrip("\r\n"))
+    header = text[blank:].partition("\n")[0]
+    delimiter = next((sign for sign in ",;\t" if sign in header), ",")
+    reader = csv.DictReader(io.StringIO(text[blank:], newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    pictures = [name for name in reader.fieldnames if Path(name).suffix.lower() in EXTENSIONS]
+    if pictures:
+        raise ValueError(f"'{file}' begins with '{pictures[0]}' where its header should be; write 'path,label' above.")
+
+    def rows():
+        for row in reader:
+            line = reader.line_num + text[:blank].count("\n")
+            if None in row:
+                raise ValueError(
+                    f"Line {line} of '{file}' has {len(row) - 1 + len(row[None])} fields and the header "
+                    f"{len(reader.fieldnames)}; put a field that holds {delimiter!r} in double quotes."
+                )
+            yield line, row
+
     try:
-        return _from_rows(file, options, ((reader.line_num, row) for row in reader))
+        return _from_rows(file, options, rows())
     except csv.Error as error:
         raise ValueError(f"Line {reader.line_num} of '{file}' is no line of a table ({error}); correct it.") from error
 
@@ -272,5 +296,6 @@ def _column(file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], *
     found = [name for name in usual if name in row] if chosen is None else [chosen]
     if not found or found[0] not in row:
         listed = ", ".join(f"'{name}'" for name in row if name is not None)
-        raise ValueError(f"'{file}' has the columns {listed}; set {option} to one of them.")
+        wanted = f"'{chosen}'" if chosen is not None else f"one called {', '.join(usual[:-1])} or {usual[-1]}"
+        raise ValueError(f"'{file}' has the columns {listed}, not {wanted}; set {option} to one that it has.")
     return found[0]

@@ -15,7 +15,6 @@ from .resized_cache import resize_into_cache
 from .scan import find_broken
 from .sources import ImageData, load_image_data
 
-ON_BAD_IMAGE = ("fail", "skip", "unchecked")
 SPLITS = {"train": "training", "test": "test", "validation": "validation"}  # attribute of ImageData -> in sentences
 SAMPLE = 64  # images that stand for a data set
 _LISTED = 10
@@ -36,8 +35,6 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         FileNotFoundError, ValueError: As in [`load_image_data`] and [`ImageData.cut`].
         BadImageError: If a picture is broken, and broken ones are not to be skipped.
     """
-    if args.on_bad_image not in ON_BAD_IMAGE:
-        raise ValueError(f"on_bad_image is '{args.on_bad_image}'; choose one of {', '.join(ON_BAD_IMAGE)}.")
     data = load_image_data(
         args.dataset,
         test_dataset=args.test_dataset,
@@ -52,6 +49,7 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
     )
     if args.on_bad_image == "skip":
         data = drop_broken(data, say=say)
+    refuse_untrained_classes(data)
     if args.validation_fraction is not None:
         data = _hold_out(data, args.validation_fraction)
     for split, fraction in (("test", args.test_fraction), ("validation", args.validation_fraction)):
@@ -105,6 +103,20 @@ def _name_missing_classes(data: ImageData, split: str, fraction: float, *, say: 
         say(
             f"The {split} set has no image of {missing.size:,} of {data.num_classes:,} classes, too small to give "
             f"{fraction:g} of their images, which all go to training: {first}{others}."
+        )
+
+
+def refuse_untrained_classes(data: ImageData) -> None:
+    """Raise a `ValueError` where the test set has a class of which there is no training image; names the classes."""
+    train, test = (np.bincount(label_array(part), minlength=data.num_classes) for part in (data.train, data.test))
+    missing = [data.class_names[index] for index in np.flatnonzero((train == 0) & (test > 0))]
+    if missing:
+        untested = [data.class_names[index] for index in np.flatnonzero((train > 0) & (test == 0))]
+        listed = ", ".join(f"'{name}'" for name in missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
+        other = f"; of '{untested[0]}' there are training images and no test images" if untested else ""
+        raise ValueError(
+            f"The test set has {len(missing):,} of {data.num_classes:,} classes without a training image ({listed})"
+            f"{other}; give both sets the same class names, or take these images out of the test set."
         )
 
 

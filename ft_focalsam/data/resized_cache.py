@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from ..files import write_aside
+from ..files import check_writable, write_aside
 from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
 from .scan import map_images, record_signature
@@ -41,6 +41,7 @@ def resize_into_cache(
     if side < 16:
         raise ValueError(f"cache_resized_side is {side}; set it to 16 pixels or more, e.g. 256.")
     folder = Path(folder).expanduser() / f"side{side}-jpeg{QUALITY}"
+    check_writable(folder, option="--cache_resized")
     index = folder / "index.json"
     known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     made = list(map_images(dataset, _Resize(folder, side, known), num_workers=num_workers, desc="Resizing the images"))

@@ -1,6 +1,6 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ..errors import one_line
+from ..finding import check_repository, did_you_mean
 from ..registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
-from .image_folder import read_image_folder
+from .image_folder import read_image_folder, refuse_without_classes
 from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
@@ -23,6 +24,19 @@ from .paths import ForeignFileError, refuse_paths_outside
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 TEST_SPLITS = ("test", "validation", "val")
+
+
+class MissingSplitError(ValueError):
+    """A data set lacks a split that was asked for, or none of its splits is clearly the one to test on.
+
+    Args:
+        message (`str`): With the remedy.
+        available (iterable of `str`): The splits that it has.
+    """
+
+    def __init__(self, message: str, available: Iterable[str]):
+        super().__init__(message)
+        self.available = list(available)
 
 
 @dataclass
@@ -170,8 +184,8 @@ def load_image_data(
 
     A folder may hold what `datasets.load_dataset` reads (parquet, Arrow, ...), what `Dataset.save_to_disk` wrote,
     images in one sub-folder per class, with or without `train/` and `test/` folders around them, or the binary version
-    of CIFAR. A file may be a list of `path label` lines (.txt), a table (.csv, .jsonl), iNaturalist's JSON (.json) or
-    NumPy arrays (.npz).
+    of CIFAR. A file may be a list of `path label` lines (.txt), a table (.csv, .tsv, .jsonl), iNaturalist's JSON
+    (.json) or NumPy arrays (.npz).
 
     Args:
         name (`str`): A registered source (`"digits"`), a Hub name (`"uoft-cs/cifar100"`), a path, or
@@ -306,7 +320,7 @@ def _read_splits(
     kind = "file" if path.suffix.lower() in FILE_FORMATS else "folder"
     is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or kind == "file"
     if is_local and not path.exists():
-        raise FileNotFoundError(f"The data set {kind} '{name}' does not exist; check the path.")
+        raise FileNotFoundError(f"The data set {kind} '{name}' does not exist; check the path.{did_you_mean(name)}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         with damage_told(name):
             stored = datasets.load_from_disk(str(path))
@@ -315,9 +329,12 @@ def _read_splits(
         refuse_pickled_cifar(path)
         if binary_cifar_version(path) is not None:
             return read_binary_cifar(path)
-    pictures = read_image_folder(path, train_split=train_split) if path.is_dir() else None
-    if pictures is not None:
-        return pictures
+        pictures = read_image_folder(path, train_split=train_split)
+        if pictures is not None:
+            return pictures
+        refuse_without_classes(path)
+    elif not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+        check_repository("The data set", name, known=(*SOURCES, *TORCHVISION), repo_type="dataset")
     try:
         with damage_told(name):
             return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
@@ -335,7 +352,10 @@ def _select_splits(
     """The training split and, unless a fraction of it is the test set, the test split, as `"train"` and `"test"`."""
     available = ", ".join(f"'{split}'" for split in splits)
     if train_split not in splits:
-        raise ValueError(f"There is no split '{train_split}' to train on; set --train_split to one of {available}.")
+        raise MissingSplitError(
+            f"There is no split '{train_split}' to train on; set --train_split to one of {available}.",
+            splits,
+        )
     if test_fraction is not None:
         if test_split is not None:
             raise ValueError(f"--test_split {test_split} and --test_fraction {test_fraction} exclude each other.")
@@ -343,16 +363,21 @@ def _select_splits(
     if test_split is None:
         test_split = next((split for split in TEST_SPLITS if split in splits and split != train_split), None)
     if len(splits) == 1 and test_split is None:
-        raise ValueError(
+        raise MissingSplitError(
             f"The data set has the split {available} and no other; set --test_fraction (e.g. 0.2) to cut a test set "
-            f"from it."
+            f"from it.",
+            splits,
         )
     if test_split is None:
-        raise ValueError(
-            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split."
+        raise MissingSplitError(
+            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split.",
+            splits,
         )
     if test_split not in splits:
-        raise ValueError(f"There is no split '{test_split}' to test on; set --test_split to one of {available}.")
+        raise MissingSplitError(
+            f"There is no split '{test_split}' to test on; set --test_split to one of {available}.",
+            splits,
+        )
     if test_split == train_split:
         raise ValueError(f"--test_split {test_split} is the training split; name another one of {available}.")
     return datasets.DatasetDict({"train": splits[train_split], "test": splits[test_split]})

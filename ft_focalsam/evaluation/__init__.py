@@ -1,7 +1,7 @@
 """How good a model is on each part of a long-tailed data set, as numbers, as tables, as drawings and as a page."""
 
 from .class_matching import match_classes, read_class_index, read_train_counts
-from .classifiers import Classifier, load_classifier, restrict, saved_counts, saved_history
+from .classifiers import Classifier, is_zero_shot, load_classifier, restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
 from .estimates import Estimate, estimate
 from .intervals import bootstrap_intervals, over_seeds
@@ -51,6 +51,7 @@ __all__ = [
     "format_table",
     "group_means",
     "image_ids",
+    "is_zero_shot",
     "judge",
     "load_classifier",
     "load_test_set",

@@ -80,6 +80,10 @@ def load_classifier(
         ValueError: If it is no classifier and has no text tower, or lacks weights.
     """
     if is_zero_shot(name, revision=revision):
+        if not class_names:
+            raise ValueError(
+                f"'{name}' is a backbone, which tells class_names apart; give these, or a fine-tuned classifier."
+            )
         features = text_features(name, readable_names(class_names, class_index), templates=templates)
         model = LongTailClassifier.from_backbone(name, class_names).eval()
         model.head.start_from(features)
@@ -116,8 +120,13 @@ def is_zero_shot(name: str, *, revision: str | None = None) -> bool:
         FileNotFoundError: If there is none.
         ValueError: If it is neither.
     """
-    if split_name(name)[0] and has_text_tower(name):  # a backbone of another library
-        return True
+    if split_name(name)[0]:  # a backbone of another library
+        if has_text_tower(name):
+            return True
+        raise ValueError(
+            f"'{name}' has no classification head and no text tower to classify by class names; give the folder of a "
+            "fine-tuned classifier."
+        )
     config = read_config(name, revision=revision)
     architectures = config.get("architectures") or []
     if config["model_type"] == LongTailClassifierConfig.model_type:
@@ -139,13 +148,16 @@ def read_config(name: str, *, revision: str | None = None) -> dict:
         FileNotFoundError: If there is none.
         ValueError: If it names no model type.
     """
-    check_model_config(resolve_name(name), revision=revision)
+    path = resolve_name(name, what="The model")
+    check_model_config(path, revision=revision)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(resolve_name(name), revision=revision or "main")
+        if Path(path).is_dir() and not Path(path, "config.json").is_file():
+            raise FileNotFoundError(f"{path} has no config.json")
+        config, _ = PreTrainedConfig.get_config_dict(path, revision=revision or "main")
     except OSError as error:
         raise FileNotFoundError(
-            f"The model '{name}' could not be read: it is neither a folder with a config.json nor to be had from the "
-            "Hub; check the path, or the name, the revision and the network."
+            f"The model '{name}' could not be read: it has no config.json; give a folder that save_pretrained wrote, "
+            "or a repository of a model and a revision that it has."
         ) from error
     if "model_type" not in config:
         raise ValueError(

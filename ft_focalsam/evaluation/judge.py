@@ -58,6 +58,12 @@ class JudgeOptions:
             raise ValueError(f"temperature_fraction is {self.temperature_fraction}; set it between 0 and 1.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; set it to 1 or more.")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; set it to 0 or more.")
+        if not 0 <= self.few <= self.many:
+            raise ValueError(
+                f"few_shot_threshold is {self.few} and many_shot_threshold {self.many}; set 0 <= few <= many."
+            )
         if self.resamples < 100:
             raise ValueError(f"resamples is {self.resamples}; set it to 100 or more, for the ends of an interval.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from ..data import SOURCES, ImageData, load_image_data
+from ..data import SOURCES, ImageData, MissingSplitError, load_image_data
 
 # Splits that are taken for the whole of a data set without a training split, in this order.
 ONLY_SPLITS = ("train", "test", "validation", "val")
@@ -56,20 +56,25 @@ def load_test_set(
         FileNotFoundError, ValueError: As `load_image_data`.
     """
     options = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
+    if split is not None and name in SOURCES:
+        raise ValueError(f"The registered source '{name}' has a test split of its own; drop --split {split}.")
     if split is not None:
-        return _whole(name, split, options)
+        try:
+            return _whole(name, split, options)
+        except MissingSplitError as error:
+            available = ", ".join(f"'{each}'" for each in error.available)
+            raise ValueError(f"'{name}' has no split '{split}'; set --split to one of {available}.") from error
     try:
         return _of(load_image_data(name, test_fraction=test_fraction, **options), name)
-    except ValueError as error:
+    except MissingSplitError:
         if name in SOURCES or test_fraction is not None:
             raise
         for only in ONLY_SPLITS:
             try:
                 return _whole(name, only, options)
-            except ValueError as in_split:
-                if not str(in_split).startswith("There is no split"):
-                    raise
-        raise error
+            except MissingSplitError:
+                continue
+        raise
 
 
 def short_name(name: str) -> str:

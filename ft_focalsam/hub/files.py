@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..finding import did_you_mean
 from ..models.checkpoints import PICKLES
 from .card import CARD_NAME
 from .run_file import RUN_NAME
@@ -58,7 +59,9 @@ def files_to_push(folder: str | os.PathLike, *, patterns: tuple[str, ...] = MODE
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"The folder '{folder}' does not exist; give one that recipes/finetune.py wrote.")
+        raise FileNotFoundError(
+            f"The folder '{folder}' does not exist; give one that recipes/finetune.py wrote.{did_you_mean(folder)}"
+        )
     pickled = pickled_weights(folder)
     if pickled:
         raise ValueError(

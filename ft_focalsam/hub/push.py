@@ -60,8 +60,8 @@ def push_folder(
         FileNotFoundError, ValueError: If the push cannot work, or the folder holds what is not to be published.
         OSError: If the Hub refuses it or cannot be reached.
     """
-    check_push(repo_id, token)
     files_to_push(folder)
+    check_push(repo_id, token)
     repo_id = create_repository(repo_id, private=private, token=token)
     write_card(folder, repo_id=repo_id, overrides=overrides)
     return upload(folder, files_to_push(folder), Target(repo_id, token, revision)).commit_url

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..errors import printable
+from ..errors import one_line, printable
+from ..finding import check_repository
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -26,21 +27,16 @@ def find_folder(folder: str | os.PathLike, *, revision: str | None = None) -> Pa
     path = Path(folder).expanduser()
     if path.exists():
         return path
+    check_repository("The classifier", str(folder))
     try:
         return Path(snapshot_download(str(folder), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
             f"The repository '{folder}' has no revision '{revision}'; give a branch, a tag or a commit that it has."
         ) from error
-    except RepositoryNotFoundError as error:
+    except OSError as error:
         raise FileNotFoundError(
-            f"'{folder}' is neither a local folder nor a repository of the Hub that you may see; check the name and, "
-            "where it is private, log in by `hf auth login`."
-        ) from error
-    except (HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"The classifier '{folder}' is neither a local folder nor to be had from the Hub; check the path, or the "
-            "name and the network."
+            f"The classifier '{folder}' could not be fetched from the Hub ({one_line(error)}); check the network."
         ) from error
 
 

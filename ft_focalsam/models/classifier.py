@@ -1,6 +1,7 @@
 """`LongTailClassifier`: a pretrained backbone, what is tuned of it, and a head, as one transformers model."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,10 @@ class LongTailClassifier(PreTrainedModel):
         HEADS.choose(head)
         if not head_scale > 0:
             raise ValueError(f"head_scale is {head_scale}; set it above 0.")
+        _check_class_names(class_names)
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size is {image_size}; set it to 1 pixel or more, or leave it out.")
+        dtype = str(dtype).removeprefix("torch.")
         architecture, family = find_family(backbone, features)
         model = load_backbone(backbone, dtype=dtype, features=features, image_size=image_size)
         if image_size is not None:
@@ -347,6 +352,15 @@ class LongTailClassifier(PreTrainedModel):
         self.load_state_dict(tensors, strict=False)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in tensors)
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names is {names!r}; give a list of one name per class, in the order of the labels.")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"class_names has '{name}' {count} times; give each class its own name.")
 
 
 def _is_of_head(name: str) -> bool:

@@ -55,6 +55,27 @@ def choose_templates(templates: Sequence[str]) -> list[str]:
     return list(templates)
 
 
+def check_prompts(templates: Sequence[str], names: str | None = None) -> None:
+    """See, before anything is loaded, that prompts can be made.
+
+    Args:
+        templates (sequence of `str`): As in [`choose_templates`].
+        names (`str`, *optional*): As in [`read_class_names`].
+
+    Raises:
+        FileNotFoundError: If the file of names does not exist.
+        ValueError: If a template has no `{}`.
+    """
+    for template in templates:
+        if "{}" not in template and list(templates) not in [[name] for name in NAMED_TEMPLATES]:
+            raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
+    if names is not None and names not in NAMED_CLASSES and not Path(names).is_file():
+        raise FileNotFoundError(
+            f"prompt_names is '{names}', which is no file; give one with a class name a line, or one of "
+            f"{', '.join(NAMED_CLASSES)}."
+        )
+
+
 def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
     """Names of classes for prompts, where they are not those of the data set.
 
@@ -69,15 +90,11 @@ def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
     """
     if source is None:
         return None
+    check_prompts((), source)
     if source in NAMED_CLASSES:
         names = list(_of_open_clip(NAMED_CLASSES[source], "prompt_names"))
-    elif Path(source).is_file():
-        names = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        raise FileNotFoundError(
-            f"prompt_names is '{source}', which is no file; give one with a class name a line, or one of "
-            f"{', '.join(NAMED_CLASSES)}."
-        )
+        names = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(names) != num_classes:
         raise ValueError(
             f"prompt_names '{source}' has {len(names)} names and the data {num_classes} classes; give one a class."
@@ -104,9 +121,7 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     """
     if not templates:
         raise ValueError('prompt_templates is empty; give one or several, as "a photo of a {}.".')
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"The template {template!r} has no {{}}; write {{}} where the class name goes.")
+    check_prompts(templates)
     names = [name.replace("_", " ") for name in class_names]
     return [[template.replace("{}", name) for name in names] for template in templates]
 

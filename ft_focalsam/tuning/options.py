@@ -1,9 +1,10 @@
 """Sizes and places of what is tuned."""
 
-import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from ..parsing import parse_json
+from ..ranges import SEED, Range, check_numbers
 
 # How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
 LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
@@ -46,9 +47,13 @@ class TuningOptions:
         ValueError: If a size is out of range.
     """
 
-    lora_rank: int = field(default=8, metadata={"help": "Rank r of the LoRA update."})
-    lora_alpha: float = field(default=8.0, metadata={"help": "The LoRA update is scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA update, 0 to 1."})
+    lora_rank: Annotated[int, Range(1)] = field(default=8, metadata={"help": "Rank r of the LoRA update."})
+    lora_alpha: Annotated[float, Range(0, open_low=True)] = field(
+        default=8.0, metadata={"help": "The LoRA update is scaled by alpha / r."}
+    )
+    lora_dropout: Annotated[float, Range(0, 1, open_high=True)] = field(
+        default=0.0, metadata={"help": "Dropout in front of the LoRA update, 0 to 1."}
+    )
     lora_target_modules: list[str] = field(
         default_factory=list,
         metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
@@ -58,27 +63,34 @@ class TuningOptions:
     lora_init: str = field(
         default="default", metadata={"help": "Start of LoRA: default, gaussian, orthogonal, pissa or olora."}
     )
-    adapter_width: int | None = field(
+    adapter_width: Annotated[int | None, Range(1)] = field(
         default=None,
         metadata={
             "help": "Width of the bottleneck of an adapter; by default the power of two at or below C / 2L for C "
             "classes and L blocks."
         },
     )
-    adapter_scale: float = field(default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."})
-    prompt_length: int = field(default=10, metadata={"help": "Prompts in front of a block."})
-    last_blocks: int = field(default=1, metadata={"help": "How many of the last blocks last_blocks trains."})
-    sparse_ratio: float = field(
-        default=0.01, metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."}
+    adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
+        default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."}
     )
-    sparse_seed: int = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
-    clip_adapter_reduction: int = field(
+    prompt_length: Annotated[int, Range(1)] = field(default=10, metadata={"help": "Prompts in front of a block."})
+    last_blocks: Annotated[int, Range(1)] = field(
+        default=1, metadata={"help": "How many of the last blocks last_blocks trains."}
+    )
+    sparse_ratio: Annotated[float, Range(0, 1, open_low=True)] = field(
+        default=0.01,
+        metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."},
+    )
+    sparse_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
+    clip_adapter_reduction: Annotated[int, Range(1)] = field(
         default=4, metadata={"help": "The features are squeezed to 1 / this by a CLIP-Adapter."}
     )
-    clip_adapter_ratio: float = field(
+    clip_adapter_ratio: Annotated[float, Range(0, 1)] = field(
         default=0.2, metadata={"help": "Share of what the CLIP-Adapter gives in the features, 0 to 1."}
     )
-    context_length: int = field(default=16, metadata={"help": "Trained vectors beside a class name."})
+    context_length: Annotated[int, Range(1)] = field(
+        default=16, metadata={"help": "Trained vectors beside a class name."}
+    )
     context_position: str = field(
         default="end", metadata={"help": "Place of the class name among them: end, middle or front."}
     )
@@ -90,34 +102,18 @@ class TuningOptions:
         default=None,
         metadata={"help": "What the method peft uses: peft_type and the fields of that peft configuration."},
     )
-    tuned_layers: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Numbers, from 0, of the blocks that are tuned; by default all."},
+    tuned_layers: Annotated[list[int], Range(0)] = field(
+        default_factory=list, metadata={"help": "Numbers, from 0, of the blocks that are tuned; by default all."}
     )
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "prompt_length", "last_blocks", "clip_adapter_reduction", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to 1 or more.")
-        if self.adapter_width is not None and self.adapter_width < 1:
-            raise ValueError(f"adapter_width is {self.adapter_width}; set it to 1 or more, or leave it out.")
-        for name in ("lora_alpha", "adapter_scale"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to a number above 0.")
-        if not 0 <= self.clip_adapter_ratio <= 1:
-            raise ValueError(f"clip_adapter_ratio is {self.clip_adapter_ratio}; set it to a share from 0 to 1.")
+        check_numbers(self)
         if self.context_position not in CONTEXT_POSITIONS:
             raise ValueError(
                 f"context_position is {self.context_position!r}; choose one of {', '.join(CONTEXT_POSITIONS)}."
             )
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout is {self.lora_dropout}; set it to 0 or more and below 1.")
         if self.lora_init not in LORA_INITS:
             raise ValueError(f"lora_init is {self.lora_init!r}; choose one of {', '.join(LORA_INITS)}.")
-        if not 0 < self.sparse_ratio <= 1:
-            raise ValueError(f"sparse_ratio is {self.sparse_ratio}; set it above 0, to 1 at most.")
-        if not 0 <= self.sparse_seed < 2**32:
-            raise ValueError(f"sparse_seed is {self.sparse_seed}; set it to a whole number from 0 to 2^32 - 1.")
         self.peft_config = _read_mapping(self.peft_config)
 
 

@@ -73,6 +73,12 @@ def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: 
             tuned before.
     """
     methods = choose_methods(name)
+    if not isinstance(model, LongTailClassifier):
+        raise TypeError(
+            f"model is a {type(model).__name__}, and apply_tuning takes a LongTailClassifier; tune others with peft."
+        )
+    if options is not None and not isinstance(options, TuningOptions):
+        raise TypeError(f"options is a {type(options).__name__}; give TuningOptions(...).")
     model.check_is_new()
     model.backbone.requires_grad_(False)
     for method in methods:
@@ -85,10 +91,10 @@ def choose_methods(name: str | Sequence[str]) -> list[TuningMethod]:
     Raises:
         ValueError: If there is none, one is unknown, or two exclude each other.
     """
+    if not name:
+        raise ValueError(f"tuning names no method; choose among {', '.join(TUNING_METHODS)}.")
     parts = name.split(",") if isinstance(name, str) else [part for item in name for part in item.split(",")]
     names = [part.strip() for part in parts]
-    if not names:
-        raise ValueError(f"tuning names no method; choose among {', '.join(TUNING_METHODS)}.")
     chosen: dict[str, TuningMethod] = {}
     for new in names:
         method = TUNING_METHODS.choose(new)

@@ -161,9 +161,13 @@ def test_tables_with_names_splits_and_other_columns(pictures, suffix):
     assert label_array(data.train).tolist() == [0, 0, 1] and label_array(data.test).tolist() == [1]
     assert greys(data.train) == [0, 10, 20] and greys(data.test) == [30]
     renamed = [{"where": row["path"], "species": row["label"]} for row in rows]
-    with pytest.raises(ValueError, match=r"has the columns 'where', 'species'; set --image_column"):
+    with pytest.raises(
+        ValueError, match=r"the columns 'where', 'species', not one called path, .*; set --image_column"
+    ):
         load_image_data(tabled(pictures, suffix, renamed))
-    with pytest.raises(ValueError, match=r"has the columns 'where', 'species'; set --label_column"):
+    with pytest.raises(
+        ValueError, match=r"the columns 'where', 'species', not one called labels, .*; set --label_column"
+    ):
         load_image_data(tabled(pictures, suffix, renamed), image_column="where")
     data = load_image_data(
         tabled(pictures, suffix, renamed), image_column="where", label_column="species", test_fraction=0.5
@@ -273,14 +277,41 @@ def test_options_that_do_not_go_with_a_file(pictures):
         load_image_data(**options)
 
 
-def test_a_new_format_is_one_function(request, pictures):
-    request.addfinalizer(lambda: FILE_FORMATS.pop(".tsv"))
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "], ids=["comma", "semicolon", "tab", "comma_and_space"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("begin", ["", "\ufeff", "\n\n"], ids=["plain", "bom", "empty_lines"])
+def test_tables_as_other_programs_write_them(pictures, delimiter, end, begin):
+    rows = [("path", "label"), (NAMES[0], "owl"), (f'"{NAMES[1]}"', '"owl"'), (NAMES[2], "wren"), (NAMES[3], "wren")]
+    text = begin + end + (end + end).join(delimiter.join(row) for row in rows) + end + end
+    (pictures / "all.csv").write_bytes(text.encode("utf-8"))
+    data = load_image_data(str(pictures / "all.csv"), test_fraction=0.5)
+    assert data.class_names == ["owl", "wren"]
+    assert sorted(greys(data.train) + greys(data.test)) == [0, 10, 20, 30]
 
-    @register_file_format(".tsv")
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path\na.png\n", r"has the columns 'path', not one called labels, .* or target; set --label_column to one"),
+        ("train/a.png,owl\n", r"begins with 'train/a.png' where its header should be; write 'path,label' above"),
+        ("path,label\n\na,b.png,owl\n", r"Line 3 of .* has 3 fields and the header 2; put a field that holds ','"),
+        ("", "lists no picture"),
+    ],
+    ids=["no_labels", "no_header", "comma_in_a_path", "empty"],
+)
+def test_tables_that_cannot_be_read(pictures, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_data(write(pictures / "all.csv", text))
+
+
+def test_a_new_format_is_one_function(request, pictures):
+    request.addfinalizer(lambda: FILE_FORMATS.pop(".tabs"))
+
+    @register_file_format(".tabs")
     def tabs(file, options):
         spaced = file.with_suffix(".txt")
         spaced.write_text(file.read_text(encoding="utf-8").replace("\t", " "), encoding="utf-8")
         return FILE_FORMATS[".txt"](spaced, options)
 
-    data = load_image_data(write(pictures / "a.tsv", f"{NAMES[0]}\t0\n{NAMES[1]}\t0\n"), test_fraction=0.5)
+    data = load_image_data(write(pictures / "a.tabs", f"{NAMES[0]}\t0\n{NAMES[1]}\t0\n"), test_fraction=0.5)
     assert len(data.train) == 1

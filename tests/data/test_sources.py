@@ -8,11 +8,13 @@ from sklearn.datasets import load_digits
 
 from ft_focalsam.data import (
     SOURCES,
+    DataArguments,
     ImageData,
     class_counts,
     exponential_counts,
     label_array,
     load_image_data,
+    prepare_images,
     register_source,
 )
 
@@ -253,15 +255,66 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder '.*/nowhere' does not exist; check the path") as error:
         load_image_data(str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"'.*/empty' is no registered source .*digits"):
-        load_image_data(str(tmp_path / "empty"))
-    with pytest.raises(FileNotFoundError, match=r"'digit' is no registered source .*digits.*check its name") as error:
+    (tmp_path / "somewhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"check the path. Did you mean '.*/somewhere'\?"):
+        load_image_data(str(tmp_path / "somwhere"))
+    with pytest.raises(FileNotFoundError, match=r"'digit' was not found here, and .*Did you mean 'digits'\?") as error:
         load_image_data("digit")
     assert "\n" not in str(error.value)
     (tmp_path / "file.parquet").touch()
     with pytest.raises(ValueError, match=r"file of no known format \(.txt, .csv.*or the folder that holds it"):
         load_image_data(str(tmp_path / "file.parquet"))
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    remedy = "; give a folder with one sub-folder of images per class, or a file that lists paths and labels"
+    with pytest.raises(ValueError, match=rf"'{folder}' has nothing in it{remedy}"):
+        load_image_data(str(folder))
+    for place in (folder, folder / "a"):
+        place.mkdir(exist_ok=True)
+        (place / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=rf"'{folder}' has 2 files and no image among them .*notes.txt'.{remedy}"):
+        load_image_data(str(folder))
+    for index in range(3):
+        Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
+    with pytest.raises(ValueError, match=rf"'{folder}' has 3 images and no sub-folders, which would be .*{remedy}"):
+        load_image_data(str(folder), test_fraction=0.5)
+
+
+def test_splits_one_folder_too_deep_are_named(tmp_path):
+    for split in ("train", "val"):
+        make_image_folder(tmp_path / "outer" / "inner" / split, ["a", "b"])
+    inner = tmp_path / "outer" / "inner"
+    with pytest.raises(ValueError, match=rf"has its splits in the folder 'inner'; give '{inner}'"):
+        load_image_data(str(tmp_path / "outer"))
+    assert len(load_image_data(str(inner)).test) == 6
+
+
+def test_splits_in_capitals(tmp_path):
+    for split in ("Train", "TEST"):
+        make_image_folder(tmp_path / split, ["a", "b"])
+    data = load_image_data(str(tmp_path))
+    assert (len(data.train), len(data.test), data.class_names) == (6, 6, ["a", "b"])
+    assert len(load_image_data(str(tmp_path), train_split="Train").train) == 6
+
+
+def test_classes_to_test_on_need_training_images(tmp_path):
+    for split, classes in (("train", ["cat", "dog"]), ("test", ["cat", "Dog"])):
+        make_image_folder(tmp_path / split, classes)
+    message = (
+        r"1 of 3 classes without a training image \('Dog'\); of 'dog' there are training images and no test images"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare_images(DataArguments(dataset=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.csv"])
+def test_a_damaged_table_is_named(tmp_path, name):
+    (tmp_path / name).write_text('a,b\n1\n"')
+    with pytest.raises(ValueError, match=rf"The data set '{tmp_path}' cannot be read \(.+\); check its files"):
+        load_image_data(str(tmp_path))
 
 
 def test_a_new_source_is_one_function(request):

@@ -169,7 +169,7 @@ def test_a_classifier_of_transformers_on_test_sets_named_by_synsets(tmp_path):
         (["{vit}", "--average", "median"], "Unknown average 'median'"),
         (["{vit}", "--temperature_fraction", "1.5"], "temperature_fraction is 1.5; set it between 0 and 1"),
         (["{vit}", "--datasets", "/does/not/exist"], "The data set folder '/does/not/exist' does not exist"),
-        (["/does/not/exist"], "The model '/does/not/exist' could not be read"),
+        (["/does/not/exist"], "The model folder '/does/not/exist' does not exist"),
         (["{vit}"], "The class 'a' of '{folder}' is none of the model's 2 classes"),
         (
             ["{vit}", "--datasets", "{pets}", "{images}"],

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,6 +64,16 @@ def test_errors_are_those_of_the_data(tmp_path):
     write(tmp_path, ["a", "b"])
     with pytest.raises(ValueError, match="There is no column 'klass'"):
         load_test_set(str(tmp_path), label_column="klass")
+
+
+def test_a_fault_in_the_test_split_does_not_lead_to_the_training_split(tmp_path):
+    """As it would if any error had another split tried."""
+    labels = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 2, "label": [0, 1]})
+    labels = labels.cast_column("image", datasets.Image())
+    wrong = labels.map(lambda row: {"label": row["label"] + 7})
+    datasets.DatasetDict({"train": labels, "test": wrong}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"outside 0\.\.1 for the 2 classes"):
+        load_test_set(str(tmp_path / "saved"))
 
 
 def test_names(tmp_path):

@@ -1,17 +1,22 @@
 """Loading from the Hub by name: classifier, adapter, pictures; the card's own lines; what is refused."""
 
 import csv
+import itertools
 import json
 import re
+import runpy
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import ROOT
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
 from ft_focalsam.data import eval_transform
 from ft_focalsam.models import load_backbone, load_image_processor
+
+PREDICT = runpy.run_path(str(ROOT / "recipes" / "predict.py"))["main"]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ assert (third == second).all()
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("alice/nothing", "neither a .*(folder|Hub)"),
+        ("alice/nothing", "was not found here or on the Hub; check the name"),
         ("alice/trained@gone", "revision"),
         ("alice/pickled", "weights as a pickle .pytorch_model.bin.* safetensors"),
     ],
@@ -138,7 +143,7 @@ def test_a_private_repository_loads_for_its_owner_only(client, pushed):
     client.forget()
     code = 'from ft_focalsam import LongTailClassifier\nLongTailClassifier.from_pretrained("alice/trained")'
     result = client(code=code, token="")
-    assert result.status == 1 and "where it is private, log in by `hf auth login`" in result.last
+    assert result.status == 1 and "if it is private, log in by `hf auth login`" in result.last
     assert client(code=code).status == 0
 
 
@@ -202,16 +207,19 @@ def test_a_folder_of_pictures_by_a_name_on_the_hub(client, pushed, images, tmp_p
     (folder / "Größe 0" / "kaputt ä.JPG").write_bytes(b"\xff\xd8\xff nothing")
     output = tmp_path / "out" / "predictions.csv"
     command = ("recipes/predict.py", "alice/trained", folder, "--output", output, "--top_k", "3", "--batch_size", "4")
-    result = client(*command)
+    result = client(*command, "--on_bad_image", "fail")
     assert result.status == 1 and not output.exists()
     assert result.last.startswith("Error: The picture '") and "kaputt ä.JPG' cannot be read" in result.last
-    result = client(*command, "--on_bad_image", "skip")
+    result = client(*command)
     assert result.status == 0, result.output[-3000:]
     assert "Skipped: The picture '" in result.output and "kaputt ä.JPG" in result.output
     assert "9/9" in result.output  # the progress bar
-    assert result.last == f"8 of 9 pictures are in {output}; 1 could not be read."
+    assert result.last == f"9 images are in {output}; 1 of them could not be read, see its column error."
     with output.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    (broken,) = [row for row in rows if row["error"]]
+    assert broken["path"] == "Größe 0/kaputt ä.JPG" and broken["label_1"] == "" and "cannot be read" in broken["error"]
+    rows.remove(broken)
     guesses = ImageClassifier.from_pretrained(pushed.folder)(images, top_k=3)
     assert [row["path"] for row in rows] == sorted(f"Größe {i % 2}/{i} x.png" for i in range(8))
     for row in rows:
@@ -221,3 +229,118 @@ def test_a_folder_of_pictures_by_a_name_on_the_hub(client, pushed, images, tmp_p
             [guess["score"] for guess in each], abs=1e-5
         )
     assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_without_an_end_is_classified_as_it_comes(pushed, images, num_workers):
+    """What is read ahead is a few batches."""
+    classify = ImageClassifier.from_pretrained(pushed.folder)
+    expected = classify(images, top_k=1)
+    taken = itertools.count()
+    endless = (images[index % len(images)] for index in taken)
+    results = classify.stream(endless, top_k=1, batch_size=2, num_workers=num_workers)
+    for index, guesses in enumerate(itertools.islice(results, 30)):
+        assert guesses[0]["label"] == expected[index % len(images)][0]["label"]
+    assert next(taken) <= 30 + 2 * 2 * (num_workers + 1)
+
+
+def test_cells_that_a_spreadsheet_would_run_are_text(pushed, images, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = ["=HYPERLINK(1).png", "+1.png", "-1.png", "@SUM(1).png", "a=1.png"]
+    for name in names:
+        images[0].save(folder / name)
+    assert PREDICT([str(pushed.folder), str(folder), "--output", str(tmp_path / "out.csv")]) == 5
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert sorted(paths) == sorted([*(f"'{name}" for name in names[:4]), names[4]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "{model} {images}s --output o.csv",
+            r"folder '.*/imagess' does not exist; check the path. Did you mean '.*images'",
+        ),
+        ("{model} {images}/a.png --output o.csv", "'.*/a.png' is no folder; give the folder that holds the images"),
+        ("{model} {empty} --output o.csv", "There is no image in '.*/empty'"),
+        ("{model} {images} --output {empty}", "--output is '.*/empty', a folder; set it to a CSV file in it"),
+        ("{model} {images} --output {images}/a.png/o.csv", "cannot be written to .*; set --output to another one"),
+        (
+            "{model} {images} --output o.csv --device gpu",
+            "device is 'gpu', which PyTorch does not know; set it",
+        ),
+        (
+            "{model} {images} --output o.csv --device cpu:x",
+            "device is 'cpu:x', which PyTorch does not know; set it",
+        ),
+        ("{model} {images} --output o.csv --batch_size 0", "--batch_size is 0; set it to 1 or more"),
+        ("{model}x {images} --output o.csv", r"The model folder '.*x' does not exist; check the path. Did you mean '"),
+        ("{images} {images} --output o.csv", "The model '.*images' could not be read: it has no config.json; give"),
+    ],
+    ids=[
+        "folder",
+        "file",
+        "empty",
+        "output",
+        "output_in_a_file",
+        "device",
+        "device_number",
+        "batch",
+        "model",
+        "no_model",
+    ],
+)
+def test_what_cannot_be_predicted_is_told_before_the_model_is_loaded(
+    arguments, message, pushed, images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "empty"):
+        (tmp_path / name).mkdir()
+    images[0].save(tmp_path / "images" / "a.png")
+    values = {"model": pushed.folder, "images": tmp_path / "images", "empty": tmp_path / "empty"}
+    with pytest.raises((ValueError, OSError), match=message):
+        PREDICT([word.format(**values) for word in arguments.split()])
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_what_is_no_image_and_no_classifier(pushed, images):
+    with pytest.raises(TypeError, match=r"An image is a ndarray; give paths or PIL images"):
+        ImageClassifier.from_pretrained(pushed.folder)([np.asarray(images[0])])
+    with pytest.raises(TypeError, match=r"classifier is a str; load one by name with ImageClassifier.from_pretrained"):
+        ImageClassifier("user/name")
+    with pytest.raises(ValueError, match="'tiny_clip' is a backbone, which tells class_names apart; give these"):
+        ImageClassifier.from_pretrained("tiny_clip")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_here():
+    with pytest.raises(ValueError, match="device is 'cuda', and PyTorch finds no such device here; set it to cpu"):
+        ImageClassifier.from_pretrained("/does/not/exist", device="cuda")
+
+
+@pytest.mark.parametrize("recipe", ["predict", "evaluate", "export", "push"])
+def test_a_mistyped_folder_is_told_at_once_with_the_nearest(recipe, hub, client, pushed, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(pushed.folder)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    further = {
+        "predict": ["images", "--output", "o.csv"],
+        "evaluate": ["--datasets", "digits"],
+        "export": ["--format", "onnx", "--output", "exported"],
+        "push": ["alice/new"],
+    }
+    script = str(ROOT / "recipes" / f"{recipe}.py")
+    code = f"""
+import os, runpy, sys
+os.chdir({str(tmp_path)!r})
+sys.argv = {[script, "runs/quikstart", *further[recipe]]!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    before = len(hub.requests)
+    result = client(code=code)
+    assert len(hub.requests) - before <= 1  # the name might be that of a repository
+    assert result.status == 1
+    assert re.search(r"^Error: .*'runs/quikstart' .*Did you mean 'runs/quickstart'\?$", result.last)

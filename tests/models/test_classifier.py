@@ -395,3 +395,14 @@ def test_weights_of_another_backbone(backbones, tmp_path):
     build(backbones["vit"], tuning="full").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"weights in '{tmp_path}' do not fit the model at '.*another backbone"):
         LongTailClassifier.from_pretrained(tmp_path, backbone=str(backbones["clip"]))
+
+
+@pytest.mark.parametrize("names", [[], 10, "cat", [0, 1]], ids=["none", "number", "text", "numbers"])
+def test_class_names_are_a_list_of_texts(names):
+    with pytest.raises(ValueError, match=r"class_names is .*; give a list of one name per class, in the order of the"):
+        LongTailClassifier.from_backbone("tiny_clip", names)
+
+
+def test_a_class_name_twice():
+    with pytest.raises(ValueError, match="class_names has 'a' 2 times; give each class its own name"):
+        LongTailClassifier.from_backbone("tiny_clip", ["a", "b", "a"])

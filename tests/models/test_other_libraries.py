@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import open_clip
@@ -24,6 +25,7 @@ from ft_focalsam.models import (
     start_head,
     text_features,
 )
+from ft_focalsam.models.backbones import find_family
 from ft_focalsam.models.backbones.split_attention import SplitAttention, join_projections, split_attention
 from ft_focalsam.models.backbones.timm_models import split_qkv_biases
 
@@ -278,20 +280,46 @@ def test_split_biases_are_those_of_the_checkpoint(names, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm:vit_tiny_patch17_224", r"timm has no usable model 'vit_tiny_patch17_224': .*; timm.list_models"),
+        (
+            "timm:vit_tiny_patch17_224",
+            r"no usable model 'vit_tiny_patch17_224': it has no such architecture \(but vit_tiny_patch16_224, .*"
+            r"; timm.list_models",
+        ),
+        ("scratch:resnet5O", r"'resnet5O': it has no such architecture \(but resnet50, .*; timm.list_models"),
+        ("scratch:resnet_32", r"'resnet_32': it has no such architecture \(but resnet32, "),
+        ("timm:vit_tiny_patch16_224.mae", r"no weights 'mae'; write vit_tiny_patch16_224.TAG .* augreg_in21k"),
+        ("timm:resnet50@gone.safetensors", r"'gone.safetensors' of the backbone .* do not exist; check the path"),
+        ("timn:resnet50", r"'timn:resnet50' begins with 'timn:'; the libraries of backbones are .*timm:"),
         ("timm:/no/such/folder", r"The backbone folder '/no/such/folder' does not exist; check the path"),
         (
             "open_clip:ViT-B-17@openai",
-            r"open_clip has no usable model 'ViT-B-17@openai': .*; open_clip.list_pretrained",
+            r"no usable model 'ViT-B-17@openai': it has no 'ViT-B-17' \(but .*; open_clip.list_pretrained",
         ),
         ("open_clip:ViT-B-16", r"'open_clip:ViT-B-16' names no weights; write open_clip:ViT-B-16@TAG .*openai"),
+        ("open_clip:ViT-B-16@opnai", r"names the weights 'opnai', which do not exist; write .* \(openai, "),
         ("open_clip:ViT-B-16@/no/file.safetensors", r"'/no/file.safetensors' does not exist; check the path"),
     ],
-    ids=["timm_name", "timm_folder", "open_clip_name", "open_clip_weights", "open_clip_file"],
-)
+    ids=[
+        "timm_name", "scratch", "scratch_own", "timm_tag", "timm_file", "library", "timm_folder", "open_clip_name",
+        "open_clip_weights", "open_clip_tag", "open_clip_file",
+    ],
+)  # fmt: skip
 def test_names_that_lead_nowhere(name, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         LongTailClassifier.from_backbone(name, NAMES)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_family(name)  # what recipes ask before they load images
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("timm:resnet50", "timm"), ("scratch:resnet50", "timm"), ("open_clip:ViT-B-16@openai", "open_clip")],
+)
+@pytest.mark.parametrize("use", [find_family, load_image_processor])
+def test_a_library_that_is_not_installed(monkeypatch, name, package, use):
+    monkeypatch.setitem(sys.modules, package, None)  # what Python does for a package that is not there
+    with pytest.raises(ValueError, match=rf"needs the package {package}.*; install it by pip install 'ft_focalsam\["):
+        use(name)
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip"])

@@ -159,3 +159,14 @@ def test_method_name_is_taken_once():
     with pytest.raises(ValueError, match=r"'lora' is already registered by .*; choose another name"):
         register_tuning("lora")(lambda model, options: None)
     assert {"lora", "linear_probe", "full"} <= set(TUNING_METHODS)
+
+
+def test_what_apply_tuning_takes():
+    model = LongTailClassifier.from_backbone("tiny_clip", ["a", "b"])
+    with pytest.raises(TypeError, match=r"options is a dict; give TuningOptions"):
+        apply_tuning(model, "lora", {"lora_rank": 4})
+    with pytest.raises(TypeError, match="model is a Linear, and apply_tuning takes a LongTailClassifier"):
+        apply_tuning(torch.nn.Linear(2, 2), "lora")
+    for nothing in ("", None, []):
+        with pytest.raises(ValueError, match="tuning names no method; choose among"):
+            apply_tuning(model, nothing)

@@ -5,17 +5,20 @@ of them behind the @, `open_clip:hf-hub:owner/repository`, or `open_clip:path/to
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from types import ModuleType
 
 import torch
+from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from ...errors import one_line
+from ...errors import nearest, one_line
+from ...finding import check_repository
 from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .split_attention import split_attention
 from .text_tower import TextTower
-from .timm_models import TimmFamily, call_qkv_layers, make_image_processor
+from .timm_models import HUB, TimmFamily, call_qkv_layers, make_image_processor
 
 
 class OpenClipFamily(BackboneFamily):
@@ -56,14 +59,12 @@ class OpenClipFamily(BackboneFamily):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def text_tower(self, name: str) -> TextTower:
-        import open_clip
-
         model = create(name)
         for part in ("visual", "text_decoder"):  # of which the latter is CoCa's
             if hasattr(model, part):
                 delattr(model, part)
         encoder = EncodeText(model)
-        tokenizer = open_clip.get_tokenizer(split_weights(name)[0], context_length=model.context_length)
+        tokenizer = import_open_clip(name).get_tokenizer(split_weights(name)[0], context_length=model.context_length)
         inside = getattr(model, "text", model)
         embedding = inside.token_embedding if hasattr(inside, "token_embedding") else None
         if embedding is None:  # a text model of transformers
@@ -114,6 +115,7 @@ class OpenClip(Library):
     """Any model of `open_clip.create_model` by name."""
 
     def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
+        check_open_clip_name(name)
         return "open_clip", self.choose("open_clip", features, backbone=name)
 
     def choose(self, architecture: str, features: str | None, *, backbone: str) -> BackboneFamily:
@@ -157,22 +159,10 @@ def create(name: str, *, image_size: int | None = None, load_weights: bool = Tru
         ValueError: If open_clip is not installed or does not know the name, or weights are missing or do not fit.
         OSError: If they can neither be found locally nor fetched.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(
-            f"The backbone 'open_clip:{name}' needs the package open_clip_torch; install it by pip install "
-            "'ft_focalsam[open_clip]'."
-        ) from error
+    check_open_clip_name(name)
     model, weights = split_weights(name)
-    if weights is None and ":" not in model:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none known"
-        raise ValueError(
-            f"The backbone 'open_clip:{name}' names no weights; write open_clip:{name}@TAG with one of its tags "
-            f"({tags}) or a file, or open_clip:hf-hub:OWNER/REPOSITORY."
-        )
     try:
-        return open_clip.create_model(
+        return import_open_clip(name).create_model(
             model,
             pretrained=weights,
             force_image_size=image_size,
@@ -184,3 +174,48 @@ def create(name: str, *, image_size: int | None = None, load_weights: bool = Tru
         raise ValueError(
             f"open_clip has no usable model '{name}': {one_line(error)}; open_clip.list_pretrained() lists them."
         ) from error
+    except (OSError, HTTPError) as error:
+        raise OSError(
+            f"The weights of the backbone 'open_clip:{name}' could not be fetched ({one_line(error)}); check the name "
+            "and the network, or give a file of them behind the @."
+        ) from error
+
+
+def import_open_clip(name: str) -> ModuleType:
+    """The package, or a `ValueError` that says how to install it."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            f"The backbone 'open_clip:{name}' needs the package open_clip_torch; install it by pip install "
+            "'ft_focalsam[open_clip]'."
+        ) from error
+    return open_clip
+
+
+def check_open_clip_name(name: str) -> None:
+    """See that open_clip knows a model and the tag of its weights, before anything is built.
+
+    Raises:
+        ValueError: If it does not; names the nearest that it knows.
+        FileNotFoundError: If a path does not exist.
+    """
+    open_clip = import_open_clip(name)
+    model, weights = split_weights(name)
+    if model.startswith(HUB):
+        check_repository("The backbone", model.removeprefix(HUB))
+    if ":" in model:
+        return
+    if model not in open_clip.list_models():
+        like = ", ".join(nearest(model, open_clip.list_models(), count=3))
+        raise ValueError(
+            f"open_clip has no usable model '{name}': it has no '{model}'{f' (but {like})' if like else ''}; "
+            "open_clip.list_pretrained() lists them."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if weights is None or not (weights in tags or Path(weights).is_file()):
+        problem = "names no weights" if weights is None else f"names the weights '{weights}', which do not exist"
+        raise ValueError(
+            f"The backbone 'open_clip:{name}' {problem}; write open_clip:{model}@TAG with one of its tags "
+            f"({', '.join(tags) or 'none known'}) or a file, or open_clip:hf-hub:OWNER/REPOSITORY."
+        )

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
+from ...finding import did_you_mean
 from ...registry import Registry
 from .text_tower import TextTower
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class UnknownFeaturesError(ValueError):
+    """An architecture whose feature vector has to be named."""
 
 
 class BackboneFamily(ABC):
@@ -265,7 +270,7 @@ def has_text_tower(name: str) -> bool:
     """Whether class names can be encoded into the space of a backbone's usual features."""
     try:
         return find_family(name)[1].has_text_tower
-    except ValueError:  # an architecture without usual features
+    except UnknownFeaturesError:
         return False
 
 
@@ -283,13 +288,13 @@ def load_text_tower(name: str) -> TextTower:
     return find_family(name)[1].text_tower(split_name(name)[1])
 
 
-def check_path(name: str) -> str:
-    """A path with ~ resolved, or the name as it is where it is none.
+def check_path(name: str, *, what: str = "The backbone") -> str:
+    """A path with ~ resolved, or the name as it is where it is none; `what` it is called in error messages.
 
     Raises:
         FileNotFoundError: If `name` is a path that does not exist.
     """
     path = Path(name).expanduser()
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"The backbone folder '{name}' does not exist; check the path.")
+        raise FileNotFoundError(f"{what} folder '{name}' does not exist; check the path.{did_you_mean(name)}")
     return str(path) if path.exists() else name

@@ -7,7 +7,7 @@ from transformers import BaseImageProcessor
 
 from ..resnet import ResNet32
 from .protocol import BackboneFamily, Library, register_library
-from .timm_models import Timm, TimmFamily, create, make_image_processor, resize
+from .timm_models import Timm, TimmFamily, check_timm_name, create, make_image_processor, resize
 
 # Of CIFAR's pictures, values from 0 to 1, as the long-tail literature writes them.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -55,6 +55,8 @@ class Scratch(Library):
     is_pretrained = False
 
     def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
+        if name != "resnet32":
+            check_timm_name(name, pretrained=False, others=("resnet32",))
         architecture = "resnet32" if name == "resnet32" else "timm"
         return architecture, self.choose(architecture, features, backbone=name)
 

@@ -4,15 +4,19 @@
 from collections.abc import Mapping
 from math import floor, prod
 from pathlib import Path
+from types import ModuleType
 
 import torch
+from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, CLIPImageProcessor
 
-from ...errors import one_line
+from ...errors import nearest, one_line
+from ...finding import check_repository
 from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 
+HUB = "hf-hub:"  # of names of repositories
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
@@ -118,6 +122,7 @@ class Timm(Library):
     """Any ViT-like model of timm by name; others for the methods that need no transformer blocks."""
 
     def find(self, name: str, features: str | None) -> tuple[str, BackboneFamily]:
+        check_timm_name(name, pretrained=True)
         return "timm", self.choose("timm", features, backbone=name)
 
     def choose(self, architecture: str, features: str | None, *, backbone: str) -> BackboneFamily:
@@ -126,9 +131,7 @@ class Timm(Library):
         return TimmFamily()
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        from timm.data import resolve_model_data_config
-
-        data = resolve_model_data_config(create(name, pretrained=False))
+        data = import_timm(name).data.resolve_model_data_config(create(name, pretrained=False))
         return make_image_processor(
             data["input_size"][-2:],
             mean=data["mean"],
@@ -151,13 +154,8 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         ValueError: If timm is not installed or does not know the name, or the weights do not fit.
         OSError: If they can neither be found locally nor fetched.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(
-            f"The backbone 'timm:{name}' needs the package timm; install it by pip install 'ft_focalsam[timm]'."
-        ) from error
-    model, _, weights = name.partition("@") if ".safetensors" in name else (name, "", "")
+    timm = import_timm(name)
+    model, weights = _split_file(name)
     options = {"pretrained_cfg_overlay": {"file": check_path(weights)}} if weights else {}
     path = Path(check_path(model))
     if path.is_dir():
@@ -172,6 +170,69 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         raise ValueError(
             f"timm has no usable model '{name}': {one_line(error)}; timm.list_models(pretrained=True) lists names."
         ) from error
+    except (OSError, HTTPError) as error:
+        raise OSError(
+            f"The weights of the backbone '{name}' could not be fetched ({one_line(error)}); check the network, or "
+            f"give a file of them: {model}@weights.safetensors."
+        ) from error
+
+
+def import_timm(name: str) -> ModuleType:
+    """The package, or a `ValueError` that says how to install it."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"The backbone '{name}' needs the package timm; install it by pip install 'ft_focalsam[timm]'."
+        ) from error
+    return timm
+
+
+def check_timm_name(name: str, *, pretrained: bool, others: tuple[str, ...] = ()) -> None:
+    """See that timm knows an architecture and, if asked for, has weights of it, before anything is built.
+
+    Args:
+        name (`str`): As at the top of this file, without the prefix of the library.
+        pretrained (`bool`): Whether weights are wanted.
+        others (`tuple[str, ...]`): Names that would do beside those of timm.
+
+    Raises:
+        ValueError: If it does not; names the nearest that it knows.
+        FileNotFoundError: If a path does not exist.
+    """
+    models = import_timm(name).models
+    model, weights = _split_file(name)
+    if weights and not Path(weights).expanduser().is_file():
+        raise FileNotFoundError(f"The weights '{weights}' of the backbone '{name}' do not exist; check the path.")
+    if model.startswith(HUB):
+        check_repository("The backbone", model.removeprefix(HUB))
+    if ":" in model or Path(check_path(model)).is_dir():
+        return
+    architecture, tag = models.split_model_name_tag(model)
+    names = models.list_models(architecture + "*", pretrained=True)
+    tags = [other.partition(".")[2] for other in names if other.partition(".")[0] == architecture]
+    problem, remedy = "", "timm.list_models(pretrained=True) lists names"
+    if not models.is_model(architecture):
+        like = nearest(architecture, (*others, *models.list_models()), count=3)
+        problem = "it has no such architecture" + (f" (but {', '.join(like)})" if like else "")
+    elif tag and tag not in tags:
+        problem, remedy = (
+            f"it has no weights '{tag}'",
+            f"write {architecture}.TAG with one of {', '.join(tags) or 'none'}",
+        )
+    elif pretrained and not (weights or tags) and architecture in models.list_models():  # not an old name
+        problem, remedy = (
+            "it has no weights",
+            f"write {architecture}@FILE.safetensors, or scratch:{architecture} to train it",
+        )
+    if problem:
+        raise ValueError(f"timm has no usable model '{name}': {problem}; {remedy}.")
+
+
+def _split_file(name: str) -> tuple[str, str]:
+    """A model and the file of its weights, "" where there is none."""
+    model, _, file = name.partition("@") if ".safetensors" in name else (name, "", "")
+    return model, file
 
 
 def make_image_processor(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from math import prod
+from pathlib import Path
 
 import torch
 import transformers
@@ -31,8 +32,10 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from ...errors import one_line
+from ...finding import check_repository
 from ..foreign_config import check_model_config
-from .protocol import BackboneFamily, Library, check_path, register_library
+from .protocol import LIBRARIES, BackboneFamily, Library, UnknownFeaturesError, check_path, register_library
 from .text_tower import TextTower
 from .transformers_text import load_clip_text, load_siglip_text
 
@@ -236,7 +239,7 @@ class Transformers(Library):
     def choose(self, architecture: str, features: str | None, *, backbone: str) -> BackboneFamily:
         if features is None:
             if architecture not in BACKBONE_FAMILIES:
-                raise ValueError(
+                raise UnknownFeaturesError(
                     f"The backbone '{backbone}' is a {architecture!r} model; supported are "
                     f"{', '.join(BACKBONE_FAMILIES)}, and with features= one of {', '.join(READINGS)} any other model "
                     "of transformers that takes pictures alone and gives a sequence of tokens."
@@ -287,13 +290,21 @@ def _family_of_auto_model(architecture: str, backbone: str) -> BackboneFamily:
     return TransformersFamily(model_class.from_pretrained, image_sizes=image_sizes)
 
 
-def resolve_name(name: str) -> str:
-    """Path of an embedded backbone, or the Hub name or path as it is.
+def resolve_name(name: str, *, what: str = "The backbone") -> str:
+    """Path of an embedded backbone, or the Hub name or path as it is; `what` it is called in error messages.
 
     Raises:
-        FileNotFoundError: If `name` is a path that does not exist.
+        FileNotFoundError: If `name` is neither a path that exists nor a repository of the Hub.
     """
-    return str(files("ft_focalsam") / EMBEDDED[name]) if name in EMBEDDED else check_path(name)
+    if name in EMBEDDED:
+        return str(files("ft_focalsam") / EMBEDDED[name])
+    path, prefix = check_path(name, what=what), name.partition(":")[0]
+    if prefix != name and not Path(path).exists():
+        known = ", ".join(f"{library}:" for library in LIBRARIES if library)
+        raise FileNotFoundError(f"{what} '{name}' begins with '{prefix}:'; the libraries of backbones are {known}.")
+    if not Path(path).exists():
+        check_repository(what, name, known=EMBEDDED)
+    return path
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -303,11 +314,10 @@ def load_config(name: str) -> PreTrainedConfig:
         OSError: If it can neither be found locally nor fetched.
         ValueError: If it is not one that is read, see `check_model_config`, or brings its own code.
     """
-    check_model_config(resolve_name(name))
+    path = resolve_name(name)
+    check_model_config(path)
     try:
-        return AutoConfig.from_pretrained(resolve_name(name), trust_remote_code=False)
-    except FileNotFoundError:
-        raise
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -317,8 +327,8 @@ def load_config(name: str) -> PreTrainedConfig:
         ) from error
     except OSError as error:
         raise OSError(
-            f"The backbone '{name}' could not be loaded: it is neither a local folder nor to be had from the Hub; "
-            f"check the name and the network, or use one that ships with the package: {', '.join(EMBEDDED)}."
+            f"The backbone '{name}' could not be loaded ({one_line(error)}); give a model of transformers, or use one "
+            f"that ships with the package: {', '.join(EMBEDDED)}."
         ) from error
 
 
