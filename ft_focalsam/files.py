@@ -93,15 +93,23 @@ def flush(folder: Path, *, recursive: bool = True) -> None:
             os.close(descriptor)
 
 
-def check_writable(folder: str | os.PathLike, *, option: str = "--output_dir") -> None:
-    """Make an output folder where it does not exist, and try to write to it; `option` is what names it.
+def check_writable(folder: str | os.PathLike, *, option: str = "--output_dir", make: bool = True) -> None:
+    """Try to write to an output folder.
+
+    Args:
+        folder (`str` or path): It need not exist yet.
+        option (`str`): What names it on the command line.
+        make (`bool`): Make it where it does not exist; else the folder that it would be made in is tried.
 
     Raises:
         OSError: If that fails; says why and what to do.
     """
+    place = Path(folder).expanduser()
     try:
-        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=Path(folder).expanduser(), prefix=ASIDE) as file:
+        if make:
+            place.mkdir(parents=True, exist_ok=True)
+        place = next(path for path in (place, *place.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place, prefix=ASIDE) as file:
             file.write(b"0")
     except OSError as error:
         raise OSError(

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         resamples=args.resamples,
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
-    check_writable(folder)
+    check_writable(folder, make=False)
     is_main, model = PartialState().is_main_process, short_name(args.model)
     with PartialState().main_process_first():
         is_zero_shot(args.model)  # or no model at all, which is told before images are read
@@ -148,10 +148,11 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
         raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
     paths = {}
     for folder in (*args.compare, *args.seeds):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"The folder '{folder}' to compare with does not exist.{did_you_mean(folder)}")
         if Path(folder).resolve() == output.resolve():
             raise ValueError(f"'{folder}' is where this evaluation writes to; set another --output_dir.")
+        if not Path(folder).is_dir():
+            guess = did_you_mean(folder)
+            raise FileNotFoundError(f"The folder '{folder}' to compare with does not exist; check the path.{guess}")
         for test in tests:
             path = paths[folder, test.name] = Path(folder, PREDICTIONS, file_name(test.name, ".safetensors"))
             if not path.is_file():

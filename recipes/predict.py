@@ -58,7 +58,7 @@ def check(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"There is no image in '{args.folder}' (.jpg, .png, .webp, ...); check the path.")
     if args.output.is_dir():
         raise IsADirectoryError(f"--output is '{args.output}', a folder; set it to a CSV file in it.")
-    check_writable(args.output.parent, option="--output")
+    check_writable(args.output.parent, option="--output", make=False)
     return total
 
 

@@ -91,8 +91,12 @@ def test_a_classifier_killed_while_it_is_saved_over_another_one_is_never_a_mixtu
 def test_a_folder_that_cannot_be_written_is_named_with_the_reason(tmp_path):
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+    check_writable(tmp_path / "other" / "folder", make=False)
+    assert not (tmp_path / "other").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"folder '.*/out' cannot be written to \(Not a directory\); set --output_dir"):
         check_writable(tmp_path / "file" / "out")
+    with pytest.raises(OSError, match=r"folder '.*/out' cannot be written to \(Not a directory\); set --output to"):
+        check_writable(tmp_path / "file" / "out", option="--output", make=False)
     with pytest.raises(OSError, match=r"folder '/proc' cannot be written to"):
         check_writable("/proc")
