@@ -207,7 +207,7 @@ def train_and_judge(
             dataset=name,
         )
         verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
-        say(f"\n{format_table(metrics)}\n")
+        say(f"\n{format_table({name: verdict.record() for name, verdict in verdicts.items()})}\n")
     return metrics, verdicts
 
 

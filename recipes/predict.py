@@ -4,7 +4,7 @@
     python recipes/predict.py user/name path/to/pictures --output predictions.csv --top_k 3 --on_bad_image skip
 
 MODEL is a folder or Hub repository of this package or of transformers. Columns: path (in the folder), then label_1,
-probability_1, label_2, ...
+probability_1, label_2, ... What a spreadsheet would take for a formula (=1+1) begins with an apostrophe.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ft_focalsam import ImageClassifier
 from ft_focalsam.data import BadImageError, find_pictures
+from ft_focalsam.evaluation import to_cell
 from ft_focalsam.files import opened_aside
 
 
@@ -59,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
                     raise guesses
                 tqdm.write(f"Skipped: {guesses}", file=sys.stderr)
                 continue
-            cells = [cell for guess in guesses for cell in (guess["label"], f"{guess['score']:.6f}")]
-            writer.writerow([path.relative_to(args.folder).as_posix(), *cells])
+            cells = [cell for guess in guesses for cell in (to_cell(guess["label"]), f"{guess['score']:.6f}")]
+            writer.writerow([to_cell(path.relative_to(args.folder).as_posix()), *cells])
             written += 1
     skipped = f"; {len(pictures) - written:,} could not be read" if written < len(pictures) else ""
     print(f"{written:,} of {len(pictures):,} pictures are in {args.output}{skipped}.")

@@ -4,9 +4,10 @@ from .class_matching import match_classes, read_class_index, read_train_counts
 from .classifiers import Classifier, load_classifier, restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
 from .estimates import Estimate, estimate
-from .intervals import bootstrap_intervals, over_seeds
+from .intervals import accuracy_interval, difference_interval
 from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
+from .names import from_cell, printable, to_cell
 from .outcomes import Outcomes, Tally, predicted_classes
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import PREDICTIONS, Predictions, image_ids, predict
@@ -40,15 +41,17 @@ __all__ = [
     "Tally",
     "TestSet",
     "Verdict",
+    "accuracy_interval",
     "adjust_logits",
-    "bootstrap_intervals",
     "check_classes",
     "compare",
     "compare_verdicts",
+    "difference_interval",
     "estimate",
     "file_name",
     "fit_temperature",
     "format_table",
+    "from_cell",
     "group_means",
     "image_ids",
     "judge",
@@ -56,11 +59,11 @@ __all__ = [
     "load_test_set",
     "match_classes",
     "mcnemar",
-    "over_seeds",
     "per_class_rows",
     "plot_accuracy_by_frequency",
     "predict",
     "predicted_classes",
+    "printable",
     "read_class_index",
     "read_train_counts",
     "register_metric",
@@ -69,6 +72,7 @@ __all__ = [
     "saved_counts",
     "saved_history",
     "short_name",
+    "to_cell",
     "verdict_rows",
     "view_transform",
     "write_comparison",

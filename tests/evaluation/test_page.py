@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.evaluation import Outcomes, Predictions, Verdict, compare_verdicts, write_page
+from ft_focalsam.evaluation import (
+    MethodRuns,
+    Outcomes,
+    Predictions,
+    Verdict,
+    accuracy_interval,
+    compare_verdicts,
+    format_table,
+    write_comparison,
+    write_page,
+)
 from ft_focalsam.evaluation.report.pictures import example, worst_confusions
 
 NAMES = ["<script>alert(1)</script>", "Größe & „eins“", "a|b *c* $x$", "plain"]
@@ -53,13 +63,11 @@ def verdict_of(strength, *, seed=0, counts=COUNTS, dataset="test <set>", images=
     logits = np.random.default_rng(9).normal(size=(images, 4)) + strength * np.eye(4)[labels]
     logits += 0.3 * rng.normal(size=logits.shape)
     ids = [f"{row}.png" for row in range(images)]
-    return Verdict(
-        Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts, resamples=200
-    )
+    return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts)
 
 
 def seeds_of(verdicts):
-    return {"test <set>": [verdict.metrics for verdict in verdicts.values()]}
+    return {"test <set>": list(verdicts.values())}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +119,20 @@ def test_tables_hold_the_numbers(written):
     for name, train, accuracy in zip(NAMES, COUNTS, last.class_accuracies, strict=True):
         # The first table with that name at its left may be that of the confusions.
         row = next(r for r in Page((folder / "report.html").read_text()).rows if r[0] == name and len(r) == 6)
-        assert (row[2], row[3], row[5]) == (str(train), "30", f"{100 * accuracy:.1f}")
+        low, high = accuracy_interval(accuracy, 30)
+        assert row[2:4] == [str(train), "30"]
+        assert row[5] == f"{100 * accuracy:.1f}"
+        assert f"<small>{100 * low:.1f} to {100 * high:.1f}</small>" in (folder / "report.html").read_text()
+
+
+def test_tables_hold_the_number_of_test_images(written):
+    rows = {row[0]: row[1:] for row in reversed(Page((written[0] / "report.html").read_text()).rows) if row}
+    assert rows["test images"] == ["120", "120"]
+    assert [rows[f"of {group}-shot classes"] for group in ("many", "medium", "few")] == [
+        ["30"] * 2,
+        ["60"] * 2,
+        ["30"] * 2,
+    ]
 
 
 def test_markdown_says_the_same_and_its_pictures_exist(written):
@@ -141,6 +162,34 @@ def test_page_without_counts_pictures_or_mistakes(tmp_path):
     write_page(tmp_path, {"run": perfect, "other": verdict_of(1.0, counts=None, dataset="second")})
     text = "".join(Page((tmp_path / "report.html").read_text()).text)
     assert "run has every image right." in text and "few-shot" not in text and "Test set second" in text
+
+
+def test_two_seeds_show_their_runs_and_three_a_deviation(tmp_path):
+    runs = [verdict_of(1.0, seed=seed) for seed in range(3)]
+    for number in (2, 3):
+        write_page(tmp_path, {"run": runs[0]}, seeds={"test <set>": runs[:number]})
+        table = (tmp_path / "report.md").read_text().partition(f"## Over {number} seeds")[2].partition("\n\n## ")[0]
+        values = [100 * run.metrics["few"] for run in runs[:number]]
+        (cell,) = (line for line in table.splitlines() if line.startswith("| few-shot"))
+        if number == 2:
+            assert f"| {np.mean(values):.1f} ({values[0]:.1f}, {values[1]:.1f}) (" in cell and "±" not in table
+            assert "not for another training, which takes three seeds or more" in table
+        else:
+            assert f"| {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} (" in cell.replace("\u00a0", " ")
+
+
+def test_a_group_of_fewer_than_ten_images_is_named_with_its_number(tmp_path):
+    verdicts = {name: verdict_of(strength, images=36) for name, strength in (("a", 1.0), ("b", 2.0))}
+    sentences = [f"test <set>: the {group}-shot classes have 9 test images, too few" for group in ("many", "few")]
+    write_page(tmp_path, verdicts)
+    text = "".join(Page((tmp_path / "report.html").read_text()).text)
+    methods = [MethodRuns(name, {0: verdict}, {0: 1.0}) for name, verdict in verdicts.items()]
+    printed = write_comparison(tmp_path, methods, title="T", clock="time")
+    compared = "".join(Page((tmp_path / "comparison.html").read_text()).text)
+    table = format_table({name: verdict.record() for name, verdict in verdicts.items()})
+    for shown in (text, compared, printed, table, *(" ".join(v.record()["notes"]) for v in verdicts.values())):
+        assert [shown.count(sentence) for sentence in sentences] == [1, 1]
+        assert "medium-shot classes have" not in shown
 
 
 def test_runs_on_other_pictures_are_not_compared(tmp_path):

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from ft_focalsam.data import exponential_counts
 from ft_focalsam.evaluation import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv
@@ -39,10 +40,13 @@ def test_csv_reads_back(tmp_path):
     write_per_class_csv(path, rows)
     with path.open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == ["class", "name", "group", "train_images", "test_images", "accuracy"]
+    fields = ["class", "name", "group", "train_images", "test_images", "accuracy", "accuracy_low", "accuracy_high"]
+    assert list(read[0]) == fields
     assert list(read[0].values())[:5] == ["0", NAMES[0], "many", "200", "10"]
     assert [row["group"] for row in read] == ["many", "medium", "few"]
-    assert read[1]["accuracy"] == ""
+    assert [read[1][field] for field in fields[5:]] == ["", "", ""]
+    ends = [float(read[2][field]) for field in fields[6:]]
+    assert ends == pytest.approx(binomtest(1, 3).proportion_ci(0.95, "exact"))
     assert float(read[2]["accuracy"]) == 1 / 3
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from ...data.long_tail import frequency_groups
 from ..metrics import group_means
+from ..names import printable
 from .plots import LIGHT, Look, colors_of, new_axes
 
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -168,7 +169,7 @@ def _legend_handles(
 
 
 def _shortened(name: str, kind: str) -> str:
-    longest = LONGEST_NAME[kind]
+    name, longest = printable(name), LONGEST_NAME[kind]
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
