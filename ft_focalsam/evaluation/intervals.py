@@ -36,9 +36,9 @@ def weighted_mean(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
 
     The variance is sum w_c^2 v_c / n_c. The images of a class with one or two of them do not tell its v_c, so each
     class's moments are averaged with those of all classes, as n_c images with one: the mean a_c = (n_c m_c + m) /
-    (n_c + 1), the mean square likewise, and v_c is the mean square less a_c^2. A factor takes out what this is short of
-    where all classes are alike. That several runs differ on an image makes their mean vary less, which few images do
-    not tell either: two are added on which they agree.
+    (n_c + 1), the mean square likewise, and v_c is the mean square less a_c^2. A factor takes out what this is short
+    of where all classes are alike. That several runs differ on an image makes their mean vary less, which few images
+    do not tell either: two are added on which they agree.
 
     Args:
         scores (`np.ndarray`): Of each image in each of S runs, 0 or 1, or -1, 0 or 1; shape (S, N).
