@@ -84,11 +84,13 @@ class Outcomes:
         """
         predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
         predicted, labels = predicted_classes(predictions), np.asarray(labels)
-        if labels.shape != predicted.shape or labels.size == 0:
+        if labels.size == predicted.size == 0:
+            raise ValueError("The test set has no image; give one that has.")
+        if labels.shape != predicted.shape:
             raise ValueError(
                 f"Metrics need one label an image, but got {labels.shape} labels and {predicted.shape} images."
             )
-        labels = _whole(labels, "test labels")
+        labels = whole_numbers(labels, "test labels")
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
                 f"The test labels {labels.min()}..{labels.max()} leave 0..{num_classes - 1}, the classes that "
@@ -149,14 +151,18 @@ def predicted_classes(predictions: np.ndarray | tuple) -> np.ndarray:
     """
     predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
     if predictions.ndim == 1:
-        return _whole(predictions, "predicted classes")
+        return whole_numbers(predictions, "predicted classes")
     if predictions.ndim != 2:
         raise ValueError(f"Predictions of shape {predictions.shape} are neither logits (N, C) nor classes (N,).")
     return np.where(np.isnan(predictions).any(axis=1), -1, predictions.argmax(axis=1))
 
 
-def _whole(values: np.ndarray, what: str) -> np.ndarray:
-    """As int64, where all are whole numbers."""
+def whole_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Values as int64.
+
+    Raises:
+        ValueError: If one is no whole number; `what` names them.
+    """
     if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
         wrong = values[values != np.floor(values)][0]
         raise ValueError(f"The {what} have the value {wrong:g}; give the index of a class for each image.")

@@ -14,6 +14,7 @@ from .outcomes import Outcomes
 from .predictions import Predictions
 
 FEW_IMAGES = 10  # a group with fewer test images than this comes with a warning
+MOST_TIES = 0.01  # share of the images; half precision makes a few
 
 
 @dataclass(frozen=True)
@@ -96,27 +97,23 @@ class Verdict:
         return [f"{self.predictions.dataset}: {text}" for text in self._warnings()]
 
     def _warnings(self) -> Iterator[str]:
-        images, absent = self.metric_images, int((self.test_counts == 0).sum())
-        groups = {
-            f"the {group}-shot classes": group for group, classes in self.outcomes.groups.items() if len(classes)
-        }
-        if images["accuracy"] < FEW_IMAGES:
-            groups = {"all classes together": "accuracy"}
-        for title, name in groups.items():
+        images, groups = self.metric_images, self.outcomes.groups
+        titles = {"accuracy": "all classes together"}
+        titles |= {group: f"the {group}-shot classes" for group, classes in groups.items() if len(classes)}
+        for name, title in titles.items():
             if images[name] == 0:
                 yield f"{title} have no test image, and so no accuracy."
             elif images[name] < FEW_IMAGES:
                 has = "1 test image" if images[name] == 1 else f"{images[name]} test images"
                 yield f"{title} have {has}, too few to tell an accuracy or a difference from chance; test on more."
-        if absent:
-            yield f"{absent:,} of {len(self.test_counts):,} classes have no test image; no mean counts them."
-        log_probabilities = self.predictions.log_probabilities
-        broken = int((self.outcomes.predicted < 0).sum())
-        if broken:
-            yield f"{broken:,} images have a logit that is not a number, and count as wrong; check the model."
-        ties = int(((log_probabilities == log_probabilities.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
-        if ties:
-            yield f"{ties:,} images have several equally high logits; the first of these classes counts."
+        if absent := int((self.test_counts == 0).sum()):
+            yield f"classes without a test image: {absent:,} of {len(self.test_counts):,}; no mean counts them."
+        if broken := int((self.outcomes.predicted < 0).sum()):
+            yield f"images with NaN or infinite logits: {broken:,}; they count as wrong, check the model."
+        values = self.predictions.log_probabilities
+        ties = int(((values == values.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+        if ties > MOST_TIES * len(values):
+            yield f"images with several equally high logits: {ties:,}; the first of these classes counts."
 
     def of_earlier(self, path: str | Path) -> "Verdict":
         """The same for saved predictions of the same pictures, by another run.

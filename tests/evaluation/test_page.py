@@ -3,11 +3,13 @@
 import base64
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from ft_focalsam.evaluation import (
     MethodRuns,
@@ -20,6 +22,7 @@ from ft_focalsam.evaluation import (
     write_comparison,
     write_page,
 )
+from ft_focalsam.evaluation.predictions import FORMAT
 from ft_focalsam.evaluation.report.pictures import example, worst_confusions
 
 NAMES = ["<script>alert(1)</script>", "Größe & „eins“", "a|b *c* $x$", "plain"]
@@ -34,12 +37,13 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.tags, self.addresses, self.text, self.rows = [], [], [], [], []
+        self.open, self.tags, self.attributes, self.addresses, self.text, self.rows = [], [], [], [], [], []
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
         self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href")]
         if tag not in VOID:
             self.open.append(tag)
@@ -190,6 +194,90 @@ def test_a_group_of_fewer_than_ten_images_is_named_with_its_number(tmp_path):
     for shown in (text, compared, printed, table, *(" ".join(v.record()["notes"]) for v in verdicts.values())):
         assert [shown.count(sentence) for sentence in sentences] == [1, 1]
         assert "medium-shot classes have" not in shown
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "a|b\n| c | d |",
+    "```\n# Heading\n```",
+    "\"' onerror=alert(1)",
+    "\x1b[31mred\x00\x07",
+    "safe\u202egnp.exe",
+    "-- ]]> --><b>",
+    "- item",
+]
+
+
+def test_no_name_breaks_out_of_the_report(tmp_path):
+    counts = np.arange(8, 0, -1) * 20
+    rng, labels = np.random.default_rng(0), np.arange(80) % 8
+    logits = rng.normal(size=(80, 8)) + np.eye(8)[labels]
+    predictions = Predictions.of_logits(
+        logits, labels, ids=list(map(str, labels)), class_names=HOSTILE, dataset=HOSTILE[0], model=HOSTILE[1]
+    )
+    verdicts = {name: Verdict(predictions, counts, notes=[name]) for name in HOSTILE[:6]}
+    write_page(tmp_path, verdicts, title=HOSTILE[2], seeds={HOSTILE[0]: list(verdicts.values())[:2]})
+    methods = [
+        MethodRuns(name, {0: verdict}, {0: 1.0 + index}) for index, (name, verdict) in enumerate(verdicts.items())
+    ]
+    write_comparison(tmp_path, methods, title=HOSTILE[7], clock="time")
+    markdown_it = pytest.importorskip("markdown_it")  # transformers brings it
+    for name in ("report", "comparison"):
+        html = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        page = Page(html)
+        assert page.open == [] and not {"script", "b"} & set(page.tags) and "onerror" not in page.attributes
+        drawings = [a.partition(",")[2] for a in page.addresses if a.startswith("data:image/svg+xml;base64,")]
+        for drawing in drawings:
+            ElementTree.fromstring(base64.b64decode(drawing))
+        markdown = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        tokens = markdown_it.MarkdownIt().enable("table").parse(markdown)
+        kinds = {token.type for token in tokens} | {c.type for token in tokens for c in token.children or ()}
+        assert not kinds & {"html_block", "html_inline", "fence", "code_block", "code_inline", "bullet_list_open"}
+        assert markdown.count("\n#") + 1 == sum(token.type == "heading_open" for token in tokens)
+        for text in (html, markdown):
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+def test_what_numbers_rest_on_is_told():
+    labels = np.arange(40) % 4
+    logits = np.random.default_rng(0).normal(size=(40, 4)) + 2 * np.eye(4)[labels]
+
+    def warnings(logits, labels=labels, counts=COUNTS):
+        ids = list(map(str, range(len(labels))))
+        return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset="d"), counts).warnings
+
+    broken = logits.copy()
+    broken[:2, 1], broken[2, 0], broken[3, 0] = np.nan, np.inf, -np.inf
+    assert warnings(logits) == []
+    assert warnings(broken) == ["d: images with NaN or infinite logits: 3; they count as wrong, check the model."]
+    assert warnings(0 * logits) == [
+        "d: images with several equally high logits: 40; the first of these classes counts."
+    ]
+    assert warnings(logits[labels < 3], labels[labels < 3]) == [
+        "d: the few-shot classes have no test image, and so no accuracy.",
+        "d: classes without a test image: 1 of 4; no mean counts them.",
+    ]
+    assert warnings(logits, counts=np.array([300, 200, 300, 200])) == []  # groups without a class are no gap
+    assert warnings(logits[:1], labels[:1], counts=None)[0].startswith(
+        "d: all classes together have 1 test image, too"
+    )
+    with pytest.raises(ValueError, match="2 class counts for the 4 classes of the predictions on 'd'"):
+        warnings(logits, counts=np.ones(2))
+    with pytest.raises(ValueError, match=r"test labels have the value 0\.5"):
+        warnings(logits, labels + 0.5)
+    with pytest.raises(ValueError, match="The test set has no image"):
+        warnings(logits[:0], labels[:0])
+
+
+@pytest.mark.parametrize("damage", ["nothing", "names", "shapes"])
+def test_damaged_predictions_are_named(tmp_path, damage):
+    texts = {"ids": '["0"]', "class_names": '["a", "b"]', "dataset": "", "model": ""}
+    texts |= {"names": {"class_names": '["a'}, "shapes": {"ids": "[]"}}.get(damage, {})
+    texts = {"format": FORMAT} | ({} if damage == "nothing" else texts)
+    arrays = {"log_probabilities": np.zeros((1, 2), np.float32), "labels": np.zeros(1, np.int64)}
+    save_file(arrays, tmp_path / "p.safetensors", metadata=texts)
+    with pytest.raises(ValueError, match=r"p\.safetensors' is damaged \(.*\); evaluate the model again"):
+        Predictions.load(tmp_path / "p.safetensors")
 
 
 def test_runs_on_other_pictures_are_not_compared(tmp_path):
