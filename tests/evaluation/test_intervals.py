@@ -14,7 +14,7 @@ from ft_focalsam.evaluation import Outcomes, accuracy_interval, compare, differe
 from ft_focalsam.evaluation.intervals import WeightedMean, interval_of, weighted_mean
 from ft_focalsam.evaluation.metrics import class_weights, tally_metrics
 
-SIZES = list(product([1, 3, 10, 30], [1, 2, 3, 5, 10]))  # classes, test images of each
+SIZES = list(product([1, 3, 20], [1, 2, 3, 5, 10]))  # classes, test images of each
 
 
 def outcomes_of(labels, is_hit, num_classes, groups=None):
@@ -61,11 +61,11 @@ def test_an_accuracy_is_covered_from_one_image_a_class_on(accuracy, spread):
     rng = np.random.default_rng(int(100 * accuracy))
     for num_classes, images in SIZES:
         p = class_accuracies(accuracy, spread=spread, num_classes=num_classes, rng=rng)
-        covered, _ = coverage(np.stack([1 - p, p], axis=1), images, (0, 1), worlds=200, rng=rng)
+        covered, _ = coverage(np.stack([1 - p, p], axis=1), images, (0, 1), worlds=400, rng=rng)
         assert covered >= 0.92, (num_classes, images)
 
 
-@pytest.mark.parametrize("shares", [(0.01, 0.01), (0.05, 0.02), (0.25, 0.25), (0.4, 0.1), (0.89, 0.005)], ids=str)
+@pytest.mark.parametrize("shares", [(0.01, 0.01), (0.05, 0.02), (0.25, 0.25), (0.89, 0.005)], ids=str)
 def test_a_difference_is_covered_from_one_image_a_class_on(shares):
     """Shares of images that one run alone has right, in classes alike and mixed."""
     rng = np.random.default_rng(int(100 * shares[0]))
@@ -73,7 +73,7 @@ def test_a_difference_is_covered_from_one_image_a_class_on(shares):
     for (num_classes, images), spread in product(SIZES, [False, True]):
         means = np.array([shares[1], rest, shares[0]])
         p = rng.dirichlet(3 * means, num_classes) if spread else np.tile(means, (num_classes, 1))
-        covered, _ = coverage(p, images, (-1, 0, 1), worlds=120, rng=rng)
+        covered, _ = coverage(p, images, (-1, 0, 1), worlds=400, rng=rng)
         assert covered >= 0.92, (num_classes, images, spread)
 
 
