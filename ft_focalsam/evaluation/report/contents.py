@@ -255,7 +255,8 @@ def estimate_cell(found: Estimate | None, *, signed: bool = False) -> str | tupl
     if found.deviation is not None:
         text += f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * found.deviation:.1f}"
     elif len(found.values) > 1:
-        text += f" ({', '.join(format_percent(value, signed=signed) for value in found.values)})"
+        values = (format_percent(value, signed=signed) for value in found.values)
+        text += " (" + ",\N{NO-BREAK SPACE}".join(values) + ")"
     return text if found.interval is None else (text, format_interval(found.interval, signed=signed))
 
 
