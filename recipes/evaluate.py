@@ -16,7 +16,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.errors import printable, told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,
     VIEWS,
@@ -64,12 +64,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature_fraction", type=float, help="hold out this share of the pictures to fit a temperature on")
     add("--all_classes", action="store_true", help="keep the logits of classes that a test set has not")
     add("--compare", nargs="+", default=[], help="folders of earlier evaluations, or of runs: tested against this one")
-    add("--seeds", nargs="+", default=[], help="the same of this training with other seeds: mean, deviation")
+    add("--seeds", nargs="+", default=[], help="folders of evaluations of runs with other seeds: mean, spread")
     add("--batch_size", type=int, default=64, help="pictures at a time")
     add("--num_workers", type=int, default=0, help="processes that read pictures")
     add("--many_shot_threshold", type=int, default=100, help="more training images than this are many")
     add("--few_shot_threshold", type=int, default=20, help="fewer training images than this are few")
-    add("--resamples", type=int, default=1000, help="of the bootstrap intervals")
     return parser.parse_args(argv)
 
 
@@ -86,7 +85,6 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         num_workers=args.num_workers,
         many=args.many_shot_threshold,
         few=args.few_shot_threshold,
-        resamples=args.resamples,
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
     check_writable(folder, make=False)
@@ -115,17 +113,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             verdicts[short_name(other) + where] = verdict.of_earlier(earlier[other, test.name])
         verdicts[model + where] = verdict  # the last one is the one that is judged
         if args.seeds:
-            runs = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
-            seeds[test.name] = [run.metrics for run in runs]
+            seeds[test.name] = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
     records = {name: verdict.record() for name, verdict in verdicts.items()}
     if is_main:
         print(f"\n{format_table(records)}\n")
         (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         history = saved_history(args.model)
         write_page(folder, verdicts, title=f"{model}, judged", pictures=pictures, log_history=history, seeds=seeds)
-        for note in dict.fromkeys(note for verdict in verdicts.values() for note in verdict.notes):
-            print(note)
-        print(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}.")
+        print(printable(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}."))
     return records
 
 

@@ -97,12 +97,6 @@ def refuse_what_cannot_be_meant(data_args: DataArguments, args: FocalSAMTraining
     metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
     if metric not in known:
         raise ValueError(f"metric_for_best_model is {metric!r}; choose one of {', '.join(known)}.")
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        key, value = ("max_steps", 0) if args.max_steps == 0 else ("num_train_epochs", f"{args.num_train_epochs:g}")
-        raise ValueError(
-            f"{key} is {value}, and nothing would be trained; set it above 0, or set --tuning zero_shot to test the "
-            "classifier as it starts."
-        )
 
 
 def refuse_overwriting(options: tuple) -> None:
@@ -268,7 +262,7 @@ def train_and_judge(
             dataset=name,
         )
         verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
-        say(f"\n{format_table(metrics)}\n")
+        say(f"\n{format_table({name: verdict.record() for name, verdict in verdicts.items()})}\n")
     return metrics, verdicts
 
 

@@ -19,11 +19,10 @@ from tqdm.auto import tqdm
 from ft_focalsam import ImageClassifier
 from ft_focalsam.data import BadImageError, find_pictures
 from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.evaluation import to_cell
 from ft_focalsam.files import check_writable, opened_aside
 from ft_focalsam.finding import did_you_mean
 from ft_focalsam.predicting import choose_device
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that spreadsheets run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -62,11 +61,6 @@ def check(args: argparse.Namespace) -> int:
     return total
 
 
-def as_text(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the number of images that were classified."""
     args = parse(argv)
@@ -91,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
                 error = str(guesses).partition("; replace")[0].partition("; shrink")[0]
                 tqdm.write(f"Skipped: {error}", file=sys.stderr)
             else:
-                cells = [cell for guess in guesses for cell in (as_text(guess["label"]), f"{guess['score']:.6f}")]
-            writer.writerow([as_text(Path(path).relative_to(args.folder).as_posix()), *cells, as_text(error)])
+                cells = [cell for guess in guesses for cell in (to_cell(guess["label"]), f"{guess['score']:.6f}")]
+            writer.writerow([to_cell(Path(path).relative_to(args.folder).as_posix()), *cells, to_cell(error)])
     problem = f"; {broken:,} of them could not be read, see its column error" if broken else ""
     print(f"{total:,} images are in {args.output}{problem}.")
     return total - broken

@@ -151,5 +151,5 @@ class DataArguments:
         check_numbers(self)
         choices = {"augmentation": AUGMENTATIONS, "imbalance_profile": PROFILES, "on_bad_image": ON_BAD_IMAGE}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in list(known):
                 raise ValueError(unknown(name, getattr(self, name), known))

@@ -69,14 +69,15 @@ def refuse_without_classes(path: Path) -> None:
     no classes in it."""
     if any(_holds_metadata(folder) for folder in (path, *_folders(path))):
         return
+    files = [name for _, _, names in os.walk(path) for name in names if not _is_hidden(name)]
+    if any(name.lower().endswith(TABLES) for name in files):
+        return
     remedy = "give a folder with one sub-folder of images per class, or a file that lists paths and labels"
     pictures = sum(1 for _ in find_pictures(path))
     if pictures:
         raise ValueError(f"'{path}' has {pictures:,} images and no sub-folders, which would be the classes; {remedy}.")
-    files = [name for _, _, names in os.walk(path) for name in names if not _is_hidden(name)]
-    if not any(name.lower().endswith(TABLES) for name in files):
-        found = f"{len(files):,} files and no image among them (such as '{files[0]}')" if files else "nothing in it"
-        raise ValueError(f"The data set folder '{path}' has {found}; {remedy}.")
+    found = f"{len(files):,} files and no image among them (such as '{files[0]}')" if files else "nothing in it"
+    raise ValueError(f"The data set folder '{path}' has {found}; {remedy}.")
 
 
 def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:

@@ -18,7 +18,7 @@ NUM_COMPARED = 50  # classes of which an item is read, to see that it has the la
 
 
 def dataset_labels(dataset: Dataset, *, keys: tuple[str, ...] = LABEL_KEYS) -> np.ndarray:
-    """Class labels of a data set with a length, as its items have them.
+    """Class labels of a data set with a length.
 
     Read from the column "labels" or "label" of a `datasets.Dataset`, the attribute `targets` of a torchvision one, the
     set behind a `Subset`, or else from the items themselves.
@@ -31,26 +31,20 @@ def dataset_labels(dataset: Dataset, *, keys: tuple[str, ...] = LABEL_KEYS) -> n
         `np.ndarray`: int64 of shape (N,).
 
     Raises:
-        ValueError: If it is a stream, no label is found, labels are no classes (numbers with a fraction, several
-            classes per image), or items have other labels than the column or `targets`.
+        ValueError: If it is a stream, no label is found, or labels are no classes (numbers with a fraction, several
+            classes per image).
     """
     if isinstance(dataset, (IterableDataset, datasets.IterableDataset)):
         raise ValueError("The training set is a stream, whose classes cannot be counted; give class_counts.")
     if isinstance(dataset, Subset):
         return dataset_labels(dataset.dataset, keys=keys)[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, datasets.Dataset):
-        labels = _column_labels(dataset, keys)
-        if dataset.format["type"] == "custom":  # a transform, which may change labels too
-            _compare_items(dataset, labels, keys)
-        return labels
+        return _column_labels(dataset, keys)
     if hasattr(dataset, "targets"):
         targets = dataset.targets
         if getattr(dataset, "target_transform", None) is not None:
             targets = [dataset.target_transform(target) for target in targets]
-        labels = as_classes(targets, where="its targets")
-        if not getattr(dataset, "items_have_targets", False):
-            _compare_items(dataset, labels, keys)
-        return labels
+        return as_classes(targets, where="its targets")
     items = tqdm((dataset[index] for index in range(len(dataset))), total=len(dataset), desc="Counting classes")
     return as_classes([_label_of(item, keys) for item in items], where="its items")
 
@@ -66,9 +60,12 @@ def count_classes(dataset: Dataset, *, num_classes: int | None, keys: tuple[str,
         `np.ndarray`: int64 of shape (C,).
 
     Raises:
-        ValueError: As `dataset_labels`, and if a label is outside 0..C-1.
+        ValueError: As `dataset_labels`, and if a label is outside 0..C-1, or items have other labels than the column
+            or `targets` that they are counted by.
     """
     labels = dataset_labels(dataset, keys=keys)
+    if _may_change_labels(dataset):
+        _compare_items(dataset, labels, keys)
     is_ignored = labels == IGNORED
     if is_ignored.all():
         raise ValueError(f"All {len(labels):,} training samples have the label {IGNORED}; give them classes.")
@@ -134,6 +131,15 @@ def _column_labels(dataset: datasets.Dataset, keys: tuple[str, ...]) -> np.ndarr
     if isinstance(feature, datasets.Value) and not feature.dtype.startswith(("int", "uint")):
         return as_classes(dataset.select_columns([column]).with_format("numpy")[column][:], where=where)
     return label_array(dataset, column)
+
+
+def _may_change_labels(dataset: Dataset) -> bool:
+    """Whether items may have other labels than `dataset_labels` says, which reads no item where it need not."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.format["type"] == "custom"  # it has a transform
+    return hasattr(dataset, "targets") and not getattr(dataset, "items_have_targets", False)
 
 
 def _compare_items(dataset: Dataset, labels: np.ndarray, keys: tuple[str, ...]) -> None:

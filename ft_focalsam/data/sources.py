@@ -254,8 +254,8 @@ def damage_told(name: str) -> Iterator[None]:
         if isinstance(cause, ForeignFileError):
             raise cause from None
         raise ValueError(
-            f"The data set '{name}' cannot be read ({type(cause).__name__}: {one_line(cause)[:300]}); its files are "
-            "damaged, or --dataset_config names none of its configurations."
+            f"The data set '{name}' cannot be read ({type(cause).__name__}: {one_line(cause)[:300]}); check its files "
+            "and --dataset_config, or download it again."
         ) from error
 
 

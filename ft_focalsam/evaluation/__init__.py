@@ -1,10 +1,11 @@
 """How good a model is on each part of a long-tailed data set, as numbers, as tables, as drawings and as a page."""
 
+from .cells import from_cell, to_cell
 from .class_matching import match_classes, read_class_index, read_train_counts
 from .classifiers import Classifier, is_zero_shot, load_classifier, restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
 from .estimates import Estimate, estimate
-from .intervals import bootstrap_intervals, over_seeds
+from .intervals import accuracy_interval, difference_interval
 from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
 from .outcomes import Outcomes, Tally, predicted_classes
@@ -40,15 +41,17 @@ __all__ = [
     "Tally",
     "TestSet",
     "Verdict",
+    "accuracy_interval",
     "adjust_logits",
-    "bootstrap_intervals",
     "check_classes",
     "compare",
     "compare_verdicts",
+    "difference_interval",
     "estimate",
     "file_name",
     "fit_temperature",
     "format_table",
+    "from_cell",
     "group_means",
     "image_ids",
     "is_zero_shot",
@@ -57,7 +60,6 @@ __all__ = [
     "load_test_set",
     "match_classes",
     "mcnemar",
-    "over_seeds",
     "per_class_rows",
     "plot_accuracy_by_frequency",
     "predict",
@@ -70,6 +72,7 @@ __all__ = [
     "saved_counts",
     "saved_history",
     "short_name",
+    "to_cell",
     "verdict_rows",
     "view_transform",
     "write_comparison",

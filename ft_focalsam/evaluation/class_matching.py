@@ -5,10 +5,12 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..parsing import parse_json
+from .cells import from_cell
 
 _SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
 
@@ -128,40 +130,52 @@ def read_train_counts(path: str | Path, model_names: Sequence[str]) -> np.ndarra
     """Training images of each class of a model.
 
     Args:
-        path (`str` or `Path`): The per_class.csv of a run, or any CSV with the columns name and train_images, or JSON
-            name -> images.
+        path (`str` or `Path`): The per_class.csv of a run, or any CSV with the columns name and train_images (names as
+            [`to_cell`] writes them), or JSON name -> images. Names that occur more than once are told apart by their
+            order, where it is the model's.
         model_names (sequence of `str`): C names in index order.
 
     Returns:
         `np.ndarray`: int64 of shape (C,).
 
     Raises:
-        ValueError: If the file is missing or of another kind, or lacks a class.
+        ValueError: If the file is missing or of another kind, lacks a class, or gives two counts for one name.
     """
-    if Path(path).suffix.lower() == ".csv":
-        try:
-            with Path(path).open(encoding="utf-8", newline="") as file:
-                counts = {row["name"]: row["train_images"] for row in csv.DictReader(file)}
-        except (OSError, KeyError) as error:
-            raise ValueError(
-                f"The training counts '{path}' cannot be read ({error}); give a CSV file with the columns name and "
-                "train_images."
-            ) from error
-    else:
-        counts = _read_json(path)
-    missing = [name for name in model_names if not isinstance(counts, dict) or name not in counts]
+    rows = _read_count_rows(path)
+    names, counts = [name for name, _ in rows], dict(rows)
+    missing = [name for name in model_names if name not in counts]
     if missing:
         raise ValueError(
             f"The training counts '{path}' lack {missing[0]!r} and {len(missing) - 1} others of the model's "
             f"{len(model_names)} classes; write one count a class, by its name."
         )
-    wrong = [name for name in model_names if not (str(counts[name]).isdecimal() and len(str(counts[name])) < 16)]
-    if wrong:
+    twice = [name for name in model_names if names.count(name) > 1] if len(counts) < len(names) else []
+    if twice and names != list(model_names):
         raise ValueError(
-            f"The training counts '{path}' give {wrong[0]!r} {str(counts[wrong[0]])[:40]!r} images; write a whole "
-            "number."
+            f"The training counts '{path}' have {twice[0]!r} more than once; write the classes in the model's order."
         )
-    return np.array([int(counts[name]) for name in model_names], dtype=np.int64)
+    found = [count for _, count in rows] if twice else [counts[name] for name in model_names]
+    for name, count in zip(model_names, found, strict=True):
+        if not (str(count).isdecimal() and len(str(count)) < 16):
+            raise ValueError(
+                f"The training counts '{path}' give {name!r} {str(count)[:40]!r} images; write a whole number."
+            )
+    return np.array([int(count) for count in found], dtype=np.int64)
+
+
+def _read_count_rows(path: str | Path) -> list[tuple[str, Any]]:
+    """Name and count of each entry, none where a JSON file holds something else."""
+    if Path(path).suffix.lower() != ".csv":
+        content = _read_json(path)
+        return list(content.items()) if isinstance(content, dict) else []
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet writes a mark before the text
+            return [(from_cell(row["name"]), row["train_images"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"The training counts '{path}' cannot be read ({error}); give a CSV file with the columns name and "
+            "train_images."
+        ) from error
 
 
 def _read_json(path: str | Path):

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from .intervals import percentile_interval, resampled_metrics
-from .metrics import tally_metrics
+from .estimates import estimate
 from .outcomes import Outcomes
 from .verdict import Verdict
 
@@ -20,8 +19,7 @@ class Comparison:
         only_second (`int`): Images that the second run alone has right.
         p_value (`float`): Of McNemar's exact test: how often runs that are equally good would differ this much.
         differences (`dict[str, float]`): Second minus first, by the name of the metric.
-        intervals (`dict[str, tuple[float, float]]`): 95 % intervals of the differences, of a paired bootstrap, for
-            the metrics that `bootstrap_intervals` has one for.
+        intervals (`dict[str, tuple[float, float]]`): 95 % intervals of the differences, of [`estimate`].
     """
 
     only_first: int
@@ -47,30 +45,22 @@ def mcnemar(first_is_hit: np.ndarray, second_is_hit: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def compare(first: Outcomes, second: Outcomes, *, count: int = 1000, seed: int = 0) -> Comparison:
+def compare(first: Outcomes, second: Outcomes) -> Comparison:
     """Test two runs on the same test images against each other.
-
-    The resamples of the bootstrap are those of `intervals.py`, the same for both runs, so that what is hard for both
-    cancels in the difference.
 
     Args:
         first, second (`Outcomes`): Of the same images in the same order.
-        count (`int`, defaults to 1000): Number of resamples.
-        seed (`int`, defaults to 0): Of the resamples.
 
     Raises:
         ValueError: If the labels of the two differ.
     """
-    check_same_labels(first, second)
-    resampled = [resampled_metrics(outcomes, count=count, seed=seed) for outcomes in (first, second)]
-    total = minus(*(tally_metrics(outcomes.tally()) for outcomes in (second, first)))
-    drawn = minus(*reversed(resampled))
+    found = estimate([second], against=[first])
     return Comparison(
         only_first=int((first.is_hit & ~second.is_hit).sum()),
         only_second=int((second.is_hit & ~first.is_hit).sum()),
         p_value=mcnemar(first.is_hit, second.is_hit),
-        differences=total,
-        intervals={name: percentile_interval(drawn[name]) for name in total if name in drawn},
+        differences={name: each.mean for name, each in found.items()},
+        intervals={name: each.interval for name, each in found.items() if each.interval is not None},
     )
 
 
@@ -81,18 +71,4 @@ def compare_verdicts(first: Verdict, second: Verdict) -> Comparison:
         ValueError: If the pictures or the classes of the two differ.
     """
     first.predictions.check_same_pictures(second.predictions, source=first.predictions.model)
-    return compare(first.outcomes, second.outcomes, count=second.resamples)
-
-
-def check_same_labels(first: Outcomes, second: Outcomes) -> None:
-    """Raise a `ValueError` where two runs were not scored on the same images."""
-    if not np.array_equal(first.labels, second.labels):
-        raise ValueError(
-            "The two runs were scored on different images or labels, which cannot be paired; evaluate both on the "
-            "same test set."
-        )
-
-
-def minus(second: dict, first: dict) -> dict:
-    """Second minus first, of the metrics that both have."""
-    return {name: second[name] - first[name] for name in second if name in first}
+    return compare(first.outcomes, second.outcomes)

@@ -1,4 +1,4 @@
-"""What several trainings with other seeds say together: of one method, or of one against another."""
+"""What one run or several with other seeds say: of one method, or of one against another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from .comparison import check_same_labels, minus
-from .intervals import LEVEL, resampled_metrics
-from .metrics import tally_metrics
+from .intervals import LEVEL, interval_of, weighted_mean
+from .metrics import class_weights, tally_metrics
 from .outcomes import Outcomes
+
+FEWEST_SEEDS = 3  # that have a deviation; that of two runs is below a third of the true one in every fourth case
 
 
 @dataclass(frozen=True)
@@ -18,40 +19,36 @@ class Estimate:
 
     Args:
         mean (`float`): Over the runs.
-        deviation (`float`, *optional*): Standard deviation over the runs (divided by n - 1); None of one run.
-        interval (`tuple[float, float]`, *optional*): For other test images and other trainings, see [`estimate`]; None
-            for metrics in `WITHOUT_INTERVAL`.
+        values (`tuple[float, ...]`): Of each run.
+        deviation (`float`, *optional*): Standard deviation over the runs (divided by n - 1); None of fewer than three.
+        interval (`tuple[float, float]`, *optional*): For other test images and, of three runs or more, for other runs,
+            see [`estimate`]; None for metrics that are no mean of class accuracies.
     """
 
     mean: float
+    values: tuple[float, ...]
     deviation: float | None
     interval: tuple[float, float] | None
 
 
 def estimate(
-    runs: Sequence[Outcomes],
-    *,
-    against: Sequence[Outcomes] | None = None,
-    count: int = 1000,
-    level: float = LEVEL,
-    seed: int = 0,
+    runs: Sequence[Outcomes], *, against: Sequence[Outcomes] | None = None, level: float = LEVEL
 ) -> dict[str, Estimate]:
     """Metrics over the runs of a method, or their differences from those of another one.
 
     The mean over S runs is off for two reasons: these test images are some of many, and these seeds are some of many.
-    The variance by the images, V, is that of the mean over the runs in bootstrap resamples, the same images for all
-    runs and for both methods; that by the seeds is s^2 / S, s the deviation over the runs. The interval is mean +-
-    sqrt(z^2 V + t^2 s^2 / S), with the quantiles z of the normal distribution and t of Student's with S - 1 degrees of
-    freedom: exact where one of the two dominates, and a little wide between, for any S. With one run it covers other
-    test images only.
+    The variance by the images is that of [`weighted_mean`], where an image scores 1 in a run that has it right, less 1
+    where the other method has: what is hard for both cancels. That by the seeds is s^2 / S, s the deviation
+    over the runs, and counts (t / z)^2 times, with the quantiles t of Student's distribution with S - 1 degrees of
+    freedom and z of the normal one. The interval is that of [`interval_of`] with the sum of both: a little wide, as
+    the chance of a run that falls on single images is in both parts. With one run or two it covers other test images
+    only: t is 12.7 for two, and their s is no measure.
 
     Args:
         runs (sequence of `Outcomes`): S runs on the same images in the same order.
         against (sequence of `Outcomes`, *optional*): Those of the other method with the same seeds in the same order;
             the differences are `runs` minus these, seed by seed.
-        count (`int`, defaults to 1000): Number of resamples.
         level (`float`, defaults to 0.95): Coverage, inside (0, 1).
-        seed (`int`, defaults to 0): Of the resamples.
 
     Returns:
         `dict[str, Estimate]`: By the name of the metric, of those that all runs have.
@@ -64,34 +61,45 @@ def estimate(
     for other in (*runs, *(against or ())):
         check_same_labels(runs[0], other)
     values = [tally_metrics(run.tally()) for run in runs]
-    resampled = [resampled_metrics(run, count=count, seed=seed) for run in runs]
     if against is not None:
-        values = [minus(v, tally_metrics(run.tally())) for v, run in zip(values, against, strict=True)]
-        others = [resampled_metrics(run, count=count, seed=seed) for run in against]
-        resampled = [minus(r, other) for r, other in zip(resampled, others, strict=True)]
+        values = [minus(each, tally_metrics(run.tally())) for each, run in zip(values, against, strict=True)]
+    weights, is_difference = class_weights(runs[0].tally()), against is not None
     estimates = {}
     for name in values[0]:
-        if all(name in each for each in values):
-            drawn = [each[name] for each in resampled] if all(name in each for each in resampled) else None
-            estimates[name] = estimate_metric(np.array([each[name] for each in values]), drawn, level)
+        if not all(name in each for each in values):
+            continue
+        of_runs = np.array([each[name] for each in values])
+        deviation = float(of_runs.std(ddof=1)) if len(runs) >= FEWEST_SEEDS else None
+        interval = None
+        if name in weights:
+            scores = _scores(runs, name) - (_scores(against, name) if is_difference else 0)
+            by_seeds = 0.0 if deviation is None else seeds_variance(deviation, len(runs), level)
+            found = weighted_mean(scores, runs[0].labels, weights[name])
+            interval = interval_of(found, is_difference=is_difference, further=by_seeds, level=level)
+        estimates[name] = Estimate(float(of_runs.mean()), tuple(of_runs.tolist()), deviation, interval)
     return estimates
 
 
-def estimate_metric(values: np.ndarray, drawn: Sequence[np.ndarray] | None, level: float = LEVEL) -> Estimate:
-    """The formula of [`estimate`], of one metric.
-
-    Args:
-        values (`np.ndarray`): Of the S runs, shape (S,).
-        drawn (sequence of `np.ndarray`, *optional*): Of each run in the resamples, S of shape (count,).
-        level (`float`, defaults to 0.95): Coverage, inside (0, 1).
-    """
-    num_runs, mean = len(values), float(np.mean(values))
-    deviation = float(np.std(values, ddof=1)) if num_runs > 1 else None
-    if drawn is None:
-        return Estimate(mean, deviation, None)
+def seeds_variance(deviation: float, num_runs: int, level: float = LEVEL) -> float:
+    """Variance of a mean over runs by their seeds, as much larger as Student's quantile is than the normal one."""
     quantile = (1 + level) / 2
-    squares = norm.ppf(quantile) ** 2 * np.mean(drawn, axis=0).var(ddof=1)
-    if num_runs > 1:
-        squares += (t.ppf(quantile, num_runs - 1) * deviation) ** 2 / num_runs
-    half = float(np.sqrt(squares))
-    return Estimate(mean, deviation, (mean - half, mean + half))
+    return (t.ppf(quantile, num_runs - 1) / norm.ppf(quantile)) ** 2 * deviation**2 / num_runs
+
+
+def _scores(runs: Sequence[Outcomes], metric: str) -> np.ndarray:
+    """1 where a run has an image right, else 0; float64 of shape (S, N)."""
+    return np.stack([run.in_top5 if metric == "top5_accuracy" else run.is_hit for run in runs]).astype(np.float64)
+
+
+def check_same_labels(first: Outcomes, second: Outcomes) -> None:
+    """Raise a `ValueError` where two runs were not scored on the same images."""
+    if not np.array_equal(first.labels, second.labels):
+        raise ValueError(
+            "The two runs were scored on different images or labels, which cannot be paired; evaluate both on the "
+            "same test set."
+        )
+
+
+def minus(second: dict, first: dict) -> dict:
+    """Second minus first, of the metrics that both have."""
+    return {name: second[name] - first[name] for name in second if name in first}

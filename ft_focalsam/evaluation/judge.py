@@ -33,7 +33,6 @@ class JudgeOptions:
         batch_size (`int`): Pictures at a time and process.
         num_workers (`int`): Processes that read pictures.
         many, few (`int`): As in [`~ft_focalsam.data.frequency_groups`].
-        resamples (`int`): Of the bootstrap intervals.
 
     Raises:
         ValueError: If a value is unknown or out of range.
@@ -48,7 +47,6 @@ class JudgeOptions:
     num_workers: int = 0
     many: int = 100
     few: int = 20
-    resamples: int = 1000
 
     def __post_init__(self):
         VIEWS.choose(self.views)
@@ -64,12 +62,10 @@ class JudgeOptions:
             raise ValueError(
                 f"few_shot_threshold is {self.few} and many_shot_threshold {self.many}; set 0 <= few <= many."
             )
-        if self.resamples < 100:
-            raise ValueError(f"resamples is {self.resamples}; set it to 100 or more, for the ends of an interval.")
 
     def verdict(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Verdict:
-        """A verdict on predictions with the thresholds and resamples of these options."""
-        return Verdict(predictions, class_counts, self.many, self.few, self.resamples, tuple(notes))
+        """A verdict on predictions with the thresholds of these options."""
+        return Verdict(predictions, class_counts, self.many, self.few, tuple(notes))
 
 
 def check_classes(

@@ -1,7 +1,7 @@
 """Numbers that a long-tailed data set is judged by. A new metric is one decorated function in this file.
 
-Every metric is a function of a [`Tally`], counts by class and by confidence, so that the same definition serves the
-whole test set and each of a thousand resamples of it (`intervals.py`). All are fractions 0..1.
+Every metric is a function of a [`Tally`], counts by class and by confidence. All are fractions 0..1. Those that are a
+weighted mean of class accuracies (`class_weights`) have an interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,9 +86,22 @@ def calibration_error(tally: Tally) -> float | None:
     return np.abs(tally.bin_confidence - tally.bin_hits).sum() / tally.bin_images.sum()
 
 
-def tally_metrics(tally: Tally, *, without: Sequence[str] = ()) -> dict[str, float]:
-    """All registered metrics that have a value, but those named."""
-    values = {name: metric(tally) for name, metric in METRICS.items() if name not in without}
+def class_weights(tally: Tally) -> dict[str, np.ndarray]:
+    """What each class counts in the metrics that are a weighted mean of class accuracies, by the name of the metric:
+    float64 of shape (C,), sum 1. Overall accuracies weigh a class by its test images, the others all classes alike
+    that have one."""
+    present = tally.images > 0
+    weights = {"accuracy": tally.images, "mean_class_accuracy": present}
+    if tally.top5_hits is not None:
+        weights["top5_accuracy"] = tally.images
+    for group, classes in tally.groups.items():
+        weights[group] = present & np.isin(np.arange(len(present)), classes)
+    return {name: values / values.sum() for name, values in weights.items() if values.any()}
+
+
+def tally_metrics(tally: Tally) -> dict[str, float]:
+    """All registered metrics that have a value."""
+    values = {name: metric(tally) for name, metric in METRICS.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

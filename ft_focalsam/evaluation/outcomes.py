@@ -1,6 +1,6 @@
 """What came of each test image, and the counts of it that metrics are functions of."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ BINS = 15  # of confidence, of equal width, as in Guo et al., 2017 (https://arxi
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of test images, by class and by confidence; whole numbers, or weighted in a resample.
+    """Counts of test images, by class and by confidence.
 
     Args:
         images (`np.ndarray`): Test images of each class, shape (C,).
@@ -20,7 +20,7 @@ class Tally:
             None without logits and with five classes or fewer, where all would be.
         predicted (`np.ndarray`): Images taken for each class, right or wrong, shape (C,).
         bin_images, bin_confidence, bin_hits (`np.ndarray`, *optional*): Images, the sum of their confidences and the
-            number of hits in each bin of confidence, shape (15,); None without logits, and in a resample.
+            number of hits in each bin of confidence, shape (15,); None without logits.
         groups (`dict[str, np.ndarray]`): Classes by frequency, of [`~ft_focalsam.data.frequency_groups`].
     """
 
@@ -51,7 +51,6 @@ class Outcomes:
             logit is NaN. None without logits.
         num_classes (`int`): C.
         groups (`dict[str, np.ndarray]`): Classes by frequency.
-        resampled_metrics (`dict`): What `intervals.py` has found, by number and seed of the resamples.
     """
 
     labels: np.ndarray
@@ -60,7 +59,6 @@ class Outcomes:
     confidence: np.ndarray | None
     num_classes: int
     groups: dict[str, np.ndarray] = field(default_factory=dict)
-    resampled_metrics: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -81,19 +79,27 @@ class Outcomes:
             groups (`dict[str, np.ndarray]`, *optional*): Classes by frequency.
 
         Raises:
-            ValueError: If there is no image, a shape does not fit, or a label is outside 0..C-1.
+            ValueError: If there is no image, a shape does not fit, a label is outside 0..C-1, or a predicted class
+                outside -1..C-1.
         """
         predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
         predicted, labels = predicted_classes(predictions), np.asarray(labels)
-        if labels.shape != predicted.shape or labels.size == 0:
+        if labels.size == predicted.size == 0:
+            raise ValueError("The test set has no image; give one that has.")
+        if labels.shape != predicted.shape:
             raise ValueError(
                 f"Metrics need one label an image, but got {labels.shape} labels and {predicted.shape} images."
             )
-        labels = labels.astype(np.int64)
+        labels = whole_numbers(labels, "test labels")
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
                 f"The test labels {labels.min()}..{labels.max()} leave 0..{num_classes - 1}, the classes that "
                 f"class_counts has; give counts of the classes that the test set has."
+            )
+        if predicted.min() < -1 or predicted.max() >= num_classes:
+            raise ValueError(
+                f"The predicted classes {predicted.min()}..{predicted.max()} leave 0..{num_classes - 1}; give logits, "
+                "or the index of a class for each image (-1 for none)."
             )
         if predictions.ndim == 2 and predictions.shape[1] != num_classes:
             raise ValueError(
@@ -114,34 +120,19 @@ class Outcomes:
         return self.predicted == self.labels
 
     def tally(self) -> Tally:
-        """Count all images."""
-        counted = self.resampled(np.arange(len(self.labels)), np.ones(len(self.labels)))
-        if self.confidence is None:
-            return counted
-        places = confidence_bins(self.confidence)
-        values = {"bin_images": None, "bin_confidence": self.confidence, "bin_hits": self.is_hit}
-        return replace(counted, **{name: np.bincount(places, value, minlength=BINS) for name, value in values.items()})
-
-    def resampled(self, rows: np.ndarray, weights: np.ndarray) -> Tally:
-        """Count a resample, by class only, as what is counted by confidence has no interval.
-
-        Args:
-            rows (`np.ndarray`): Images to count, int of shape (M,), where one may occur several times.
-            weights (`np.ndarray`): What each of them counts, shape (M,).
-        """
-        labels, predicted = self.labels[rows], self.predicted[rows]
-        hits = np.where(labels == predicted, weights, 0)
-        top5_hits = None
-        if self.in_top5 is not None:
-            top5_hits = np.bincount(labels, np.where(self.in_top5[rows], weights, 0), minlength=self.num_classes)
-        return Tally(
-            images=np.bincount(labels, weights, minlength=self.num_classes),
-            hits=np.bincount(labels, hits, minlength=self.num_classes),
-            top5_hits=top5_hits,
-            # A place before the first class takes the images that are taken for none.
-            predicted=np.bincount(predicted + 1, weights, minlength=self.num_classes + 1)[1:],
-            groups=self.groups,
-        )
+        """Count the images by class, and by confidence where that is known."""
+        counts = {"images": None, "hits": self.is_hit, "top5_hits": self.in_top5}
+        by_class = {name: np.bincount(self.labels, w, minlength=self.num_classes) for name, w in counts.items()}
+        if self.in_top5 is None:
+            by_class["top5_hits"] = None
+        by_confidence = {}
+        if self.confidence is not None:
+            bins = confidence_bins(self.confidence)
+            counts = {"bin_images": None, "bin_confidence": self.confidence, "bin_hits": self.is_hit}
+            by_confidence = {name: np.bincount(bins, weights, minlength=BINS) for name, weights in counts.items()}
+        # A place before the first class takes the images that are taken for none.
+        predicted = np.bincount(self.predicted + 1, minlength=self.num_classes + 1)[1:]
+        return Tally(**by_class, **by_confidence, predicted=predicted, groups=self.groups)
 
 
 def confidence_bins(confidence: np.ndarray) -> np.ndarray:
@@ -156,14 +147,26 @@ def predicted_classes(predictions: np.ndarray | tuple) -> np.ndarray:
         predictions (`np.ndarray` or `tuple`): As in [`LongTailMetrics.__call__`].
 
     Raises:
-        ValueError: If the array has neither one nor two dimensions.
+        ValueError: If the array has neither one nor two dimensions, or one and values that are no whole numbers.
     """
     predictions = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
     if predictions.ndim == 1:
-        return predictions.astype(np.int64)
+        return whole_numbers(predictions, "predicted classes")
     if predictions.ndim != 2:
         raise ValueError(f"Predictions of shape {predictions.shape} are neither logits (N, C) nor classes (N,).")
     return np.where(np.isnan(predictions).any(axis=1), -1, predictions.argmax(axis=1))
+
+
+def whole_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Values as int64.
+
+    Raises:
+        ValueError: If one is no whole number; `what` names them.
+    """
+    if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
+        wrong = values[values != np.floor(values)][0]
+        raise ValueError(f"The {what} have the value {wrong:g}; give the index of a class for each image.")
+    return values.astype(np.int64)
 
 
 def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from transformers import default_data_collator
 from ..data import TransformedImages
 from ..files import give_ordinary_permissions
 from ..parsing import parse_json
-from .outcomes import Outcomes
+from .outcomes import Outcomes, whole_numbers
 
 AVERAGES = ("logits", "probabilities")
 FORMAT = "ft_focalsam predictions 1"
@@ -63,16 +63,18 @@ class Predictions:
         """From logits of shape (N, C), or log-probabilities.
 
         Raises:
-            ValueError: If the numbers of pictures or of classes differ.
+            ValueError: If the numbers of pictures or of classes differ, or a label is no whole number.
         """
-        logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
-        if logits.shape != (len(labels), len(class_names)) or len(ids) != len(labels):
+        labels = whole_numbers(np.asarray(labels), "test labels")
+        return cls(_log_probabilities(np.asarray(logits)), labels, list(ids), list(class_names), dataset, model)
+
+    def __post_init__(self):
+        shape, num_labels = self.log_probabilities.shape, len(self.labels)
+        if shape != (num_labels, len(self.class_names)) or len(self.ids) != num_labels:
             raise ValueError(
-                f"Logits of shape {logits.shape} do not fit {len(labels)} labels, {len(ids)} ids and "
-                f"{len(class_names)} class names."
+                f"Logits of shape {shape} do not fit {num_labels} labels, {len(self.ids)} ids and "
+                f"{len(self.class_names)} class names."
             )
-        log_probabilities = log_softmax(logits.astype(np.float64), axis=1).astype(np.float32)
-        return cls(log_probabilities, labels, list(ids), list(class_names), dataset, model)
 
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> Outcomes:
         """Compared with the labels, by frequency groups where these are given."""
@@ -94,14 +96,14 @@ class Predictions:
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
         """The same pictures with other logits, of shape (N, C)."""
-        return replace(self, log_probabilities=log_softmax(logits.astype(np.float64), axis=1).astype(np.float32))
+        return replace(self, log_probabilities=_log_probabilities(logits))
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; names and ids are in its header, as JSON."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = {"format": FORMAT, "dataset": self.dataset, "model": self.model}
-        texts |= {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in ("ids", "class_names")}
+        texts |= {name: json.dumps(getattr(self, name)) for name in ("ids", "class_names")}
         arrays = {"log_probabilities": np.ascontiguousarray(self.log_probabilities), "labels": self.labels}
         save_file(arrays, path, metadata=texts)
         give_ordinary_permissions(path.parent)
@@ -132,8 +134,18 @@ class Predictions:
                 f"'{path}' holds {texts.get('format', 'no format name')!r}, not {FORMAT!r}; give predictions that "
                 "this version of recipes/evaluate.py wrote."
             )
-        ids, class_names = (parse_json(texts[name]) for name in ("ids", "class_names"))
-        return cls(arrays["log_probabilities"], arrays["labels"], ids, class_names, texts["dataset"], texts["model"])
+        try:
+            ids, class_names = (parse_json(texts[name]) for name in ("ids", "class_names"))
+            found = arrays["log_probabilities"], arrays["labels"], ids, class_names, texts["dataset"], texts["model"]
+            return cls(*found)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"'{path}' is damaged ({error}); evaluate the model again.") from error
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """float32; NaN somewhere in the row of an image whose logits hold NaN or infinity."""
+    with np.errstate(invalid="ignore"):
+        return log_softmax(logits.astype(np.float64), axis=-1).astype(np.float32)
 
 
 def image_ids(dataset: datasets.Dataset) -> list[str]:

@@ -1,16 +1,21 @@
 """The model card of a folder: every number from its metrics.json, everything else from its other files."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.long_tail import frequency_groups
+from ..errors import printable
+from ..evaluation.report.contents import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
+from ..evaluation.report.tables import distinct_notes
 from ..models.backbones import is_pretrained
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
@@ -129,7 +134,7 @@ def _results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Ev
         if value is not None:
             yield EvalResult(
                 task_type="image-classification",
-                dataset_type=data.get("hub_id") or re.sub(r"\W+", "-", name).strip("-").lower(),
+                dataset_type=data.get("hub_id") or re.sub(r"\W+", "-", name).strip("-").lower() or "unnamed",
                 dataset_name=name,
                 dataset_split="test",
                 metric_type="accuracy",
@@ -153,7 +158,7 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
     name = method["sharpness"]
     values = _values(method, HYPERPARAMETERS.get(name, ()))
     paper = " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else ""
-    lines = [f"- **{METHOD_NAMES.get(name, name)}**{paper}{f': {values}' if values else ''}"]
+    lines = [f"- **{METHOD_NAMES.get(name) or escape_markdown(name)}**{paper}{f': {values}' if values else ''}"]
     if name != "none":
         if method["adaptive_rho"]:
             lines.append("- adaptive: ρ is relative to each weight (ASAM)")
@@ -163,7 +168,8 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
         if method["perturbation_scope"] != "global":
             lines.append("- each process and micro-batch perturbed by its own gradient (local)")
     epochs = f"{method['num_train_epochs']:g} epochs" if method["max_steps"] <= 0 else f"{method['max_steps']:,} steps"
-    lines.append(f"- loss: {method['loss']}; sampler: {method['train_sampler']}; {epochs}; seed {method['seed']}")
+    loss, sampler = escape_markdown(method["loss"]), escape_markdown(method["train_sampler"])
+    lines.append(f"- loss: {loss}; sampler: {sampler}; {epochs}; seed {method['seed']}")
     yield "## Method\n\n" + "\n".join(lines)
 
 
@@ -178,8 +184,8 @@ def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator
     counts = np.array(data["class_counts"])
     many, few = data["many_shot_threshold"], data["few_shot_threshold"]
     ranges = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}
-    link = f"[{data['hub_id']}](https://huggingface.co/datasets/{data['hub_id']})" if data["hub_id"] else None
-    name = link or escape_markdown(data["name"] or "A data set of the author's")
+    own = escape_markdown(data["name"] or "A data set of the author's")
+    name = _hub_link(data["hub_id"], "datasets/") if data["hub_id"] else own
     cut = f", cut to an imbalance factor of {data['imbalance_factor']:g}" if data["imbalance_factor"] else ""
     text = (
         f"{name}{cut}: {counts.sum():,} training images of {len(counts):,} classes, from {counts.max():,} to "
@@ -202,10 +208,10 @@ def _about_model(
     ways = model.get("tuning") or ",".join([*([adapter["peft_type"].lower()] if adapter else []), *inserted])
     if ways:
         size = f", rank {adapter['r']}, alpha {adapter['lora_alpha']:g}" if adapter.get("peft_type") == "LORA" else ""
-        lines.append(f"- tuned by: {ways}{size}")
+        lines.append(f"- tuned by: {escape_markdown(ways)}{size}")
     if "head" in config:
         scale = "" if config["head"] == "linear" else f", scale {config['head_scale']:g}"
-        lines.append(f"- head: {config['head']}{scale}")
+        lines.append(f"- head: {escape_markdown(config['head'])}{scale}")
     if model:
         trained, total = model["trained_parameters"], model["parameters"]
         lines.append(f"- trained parameters: {trained:,} of {total:,} ({trained / total:.2%})")
@@ -215,7 +221,7 @@ def _about_model(
 
 def _backbone_name(backbone: str, repository: str | None) -> str:
     if repository:
-        return f"[{repository}](https://huggingface.co/{repository})"
+        return _hub_link(repository)
     if backbone == "tiny_clip":
         return "tiny_clip, the toy-sized CLIP that ships with ft_focalsam"
     return (
@@ -239,12 +245,18 @@ def _about_results(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
     for name, row in metrics.items():
         cells = [_cell(row.get(metric), row.get("intervals", {}).get(metric)) for metric in columns]
         rows.append(f"| {escape_markdown(name)} | " + " | ".join(cells) + " |")
+    images = list(metrics.values())[-1]
+    if "group_images" in images:
+        counts = {**dict.fromkeys(columns, images["images"]), **images["group_images"]}
+        rows.append("| test images | " + " | ".join(f"{counts[metric]:,}" for metric in columns) + " |")
     text = "## Results\n\n" + "\n".join(rows)
     if any(row.get("intervals") for row in metrics.values()):
         text += (
-            "\n\nIn parentheses: 95 % bootstrap intervals over the test images. They say what other test images would "
-            "change, not what another training would."
+            "\n\nIn parentheses: 95 % intervals. They say what other test images would change, not what another "
+            "training would."
         )
+    for note in distinct_notes({name: row.get("notes", ()) for name, row in metrics.items()}):
+        text += f"\n\n{escape_markdown(note)}"
     if (folder / "accuracy_by_frequency.png").is_file():
         text += "\n\n![Accuracy of each class over its number of training images](accuracy_by_frequency.png)"
     files = {"metrics.json": "all metrics", "per_class.csv": "every class", "report.md": "the report"}
@@ -255,63 +267,74 @@ def _about_results(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
 def _cell(value: float | None, interval: list[float] | None) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+    return format_percent(value) + (f" ({format_interval(interval)})" if interval else "")
+
+
+def _code(text: str, language: str) -> str:
+    """A block of code; its fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    lines = "\n".join(map(printable, text.rstrip().split("\n")))
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def _literal(text: str) -> str:
+    """A string of Python on one line."""
+    return printable(json.dumps(text, ensure_ascii=False))
+
+
+def _hub_link(repository: str, kind: str = "") -> str:
+    return f"[{escape_markdown(repository)}](https://huggingface.co/{kind}{quote(repository)})"
 
 
 def _use(name: str, config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str) -> Iterator[str]:
     """Lines that run as they are, where the backbone is not in a folder that the reader has to name."""
     source = f"path/to/{Path(backbone).name}" if _is_path(backbone) else backbone
     if config.get("id2label"):
-        place = f', backbone="{source}"' if source != backbone else ""
-        yield f'''\
-## Use
-
-```python
+        place = f", backbone={_literal(source)}" if source != backbone else ""
+        code = f"""\
 from PIL import Image
 
 from ft_focalsam import ImageClassifier
 
-classify = ImageClassifier.from_pretrained("{name}"{place})
+classify = ImageClassifier.from_pretrained({_literal(name)}{place})
 picture = Image.new("RGB", (224, 224), "white")  # or the path of a picture, or a list of them
 for guess in classify(picture, top_k=5):
     print(f"{{guess['score']:.3f}}  {{guess['label']}}")
 
-model = classify.model  # pixel_values -> logits
-```'''
+model = classify.model  # pixel_values -> logits"""
+        yield "## Use\n\n" + _code(code, "python")
     if adapter and config.get("model_type") == "long_tail_classifier":
         choices = {"dtype": config["backbone_dtype"], "features": config["backbone_features"]}
         choices = {key: value for key, value in choices.items() if value not in (None, "float32")}
         choices |= {"image_size": config["image_size"]} if config["image_size"] is not None else {}
-        options = "".join(f", {key}={value!r}" for key, value in choices.items()).replace("'", '"')
-        yield f'''\
-The adapter alone, without the head, is in the format of peft:
-
-```python
+        options = "".join(
+            f", {key}={_literal(value) if isinstance(value, str) else repr(value)}" for key, value in choices.items()
+        )
+        code = f"""\
 from peft import PeftModel
 
 from ft_focalsam.models import load_backbone
 
-backbone = PeftModel.from_pretrained(load_backbone("{source}"{options}), "{name}")
-```'''
+backbone = PeftModel.from_pretrained(load_backbone({_literal(source)}{options}), {_literal(name)})"""
+        yield "The adapter alone, without the head, is in the format of peft:\n\n" + _code(code, "python")
 
 
 def _reproduce(run: Mapping[str, Any]) -> Iterator[str]:
     if not run["versions"]:
         return
-    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    versions = escape_markdown(", ".join(f"{name} {number}" for name, number in run["versions"].items()))
     text = f"## Reproduce\n\nTrained with {versions}."
     if run["command"]:
-        text += f" In a checkout of ft_focalsam:\n\n```bash\n{run['command']}\n```"
+        text += f" In a checkout of ft_focalsam:\n\n{_code(run['command'], 'bash')}"
     if run["settings"]:
         use = "A file of these lines in the place of the one above does the same" if run["command"] else "As YAML"
-        settings = settings_yaml(run["settings"])
-        text += (
-            f"\n\n<details><summary>Settings that differ from the defaults</summary>\n\n{use}:\n\n"
-            f"```yaml\n{settings}```\n\n</details>"
-        )
+        settings = f"{use}:\n\n{_code(settings_yaml(run['settings']), 'yaml')}"
+        title = "<summary>Settings that differ from the defaults</summary>"
+        text += f"\n\n<details>{title}\n\n{settings}\n\n</details>"
     yield text
 
 
 def _license(license: str | list[str], backbone: str) -> Iterator[str]:
     keeps = "; the backbone keeps its own" if backbone and is_pretrained(backbone) else ""
-    yield f"## License\n\n{license}, of what was trained{keeps}."
+    names = escape_markdown(license if isinstance(license, str) else ", ".join(license))
+    yield f"## License\n\n{names}, of what was trained{keeps}."

@@ -109,7 +109,7 @@ def test_a_run_trains_on_the_copies_and_tests_on_the_originals(folder, tmp_path)
     data = prepare_images(DataArguments(**options))
     assert {min(image.size) for image in data.train["image"]} == {96}
     assert min(min(image.size) for image in data.test["image"]) > 96
-    with pytest.raises(ValueError, match="cache_resized_side is 8; set it to 16 pixels or more"):
+    with pytest.raises(ValueError, match="cache_resized_side is 8; set it to 16 or more"):
         prepare_images(DataArguments(**options | {"cache_resized_side": 8}))
     name = next(path for path in folder.rglob("*.jpg") if path.name in trained_on)
     name.write_bytes(b"no picture")

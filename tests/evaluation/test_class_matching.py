@@ -106,3 +106,16 @@ def test_other_json_is_no_class_index(tmp_path, content):
     (tmp_path / "index.json").write_text(content)
     with pytest.raises(ValueError, match=r"index\.json"):
         read_class_index(tmp_path / "index.json")
+
+
+def test_names_that_occur_twice_are_told_apart_by_their_order(tmp_path):
+    path = tmp_path / "counts.csv"
+    path.write_text(
+        "\ufeffname,train_images\ncrane,5\ncrane,7\nowl,2\n", encoding="utf-8"
+    )  # as a spreadsheet saves it
+    assert read_train_counts(path, ["crane", "crane", "owl"]).tolist() == [5, 7, 2]
+    with pytest.raises(ValueError, match="have 'crane' more than once; write the classes in the model's order"):
+        read_train_counts(path, ["owl", "crane", "crane"])
+    path.write_bytes(b"name,train_images\n\xff,5\n")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_train_counts(path, ["crane"])

@@ -3,50 +3,59 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as student
 from test_intervals import outcomes_of
 
-from ft_focalsam.evaluation import bootstrap_intervals, compare, estimate, over_seeds
-from ft_focalsam.evaluation.estimates import estimate_metric
-from ft_focalsam.evaluation.intervals import WITHOUT_INTERVAL, resampled_metrics
-from ft_focalsam.evaluation.metrics import tally_metrics
+from ft_focalsam.evaluation import compare, estimate
+from ft_focalsam.evaluation.estimates import seeds_variance
+from ft_focalsam.evaluation.metrics import class_weights, tally_metrics
 
 CLASSES, IMAGES = 10, 30
 LABELS = np.repeat(np.arange(CLASSES), IMAGES)
 
 
-def trainings(rng, *, ability, over_seeds, num_seeds, difficulty):
+def trainings(rng, *, ability, over_seeds, num_seeds, difficulty, labels=LABELS):
     """Runs whose accuracy varies with the seed around `ability`, on images of one difficulty for all."""
     for _ in range(num_seeds):
-        latent = ability + over_seeds * rng.normal() + difficulty + 0.5 * rng.normal(size=len(LABELS))
-        yield outcomes_of(LABELS, latent > 0, CLASSES)
+        latent = ability + over_seeds * rng.normal() + difficulty + 0.5 * rng.normal(size=len(labels))
+        yield outcomes_of(labels, latent > 0, labels.max() + 1)
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 5])
-@pytest.mark.parametrize("by_seeds", [0.0, 0.5, 2.0])
-def test_the_interval_covers_whichever_dominates(num_seeds, by_seeds):
-    """Means that are off by the images, variance 1 for all runs alike, and by the seeds, run by run."""
-    rng = np.random.default_rng(num_seeds)
-    quantiles = norm.ppf((np.arange(100) + 0.5) / 100)  # resamples, as they would be with infinitely many
-    covered = 0
-    for _ in range(1000):
-        values = rng.normal() + by_seeds * rng.normal(size=num_seeds)
-        low, high = estimate_metric(values, [quantiles] * num_seeds).interval
-        covered += low <= 0 <= high
-    assert 0.93 <= covered / 1000 <= 0.998
-
-
-def test_the_interval_of_a_difference_covers_it():
+@pytest.mark.parametrize("images", [1, 3, 30])
+@pytest.mark.parametrize("over_seeds", [0.0, 0.1, 0.6])
+def test_three_seeds_cover_a_method_and_a_difference(images, over_seeds):
     """An image is right where its latent is above 0: the truth is that of the normal law of the sum."""
-    rng = np.random.default_rng(0)
-    spread = np.sqrt(1 + 0.25 + 0.1**2)
-    truth = norm.cdf(0.4 / spread) - norm.cdf(0.2 / spread)
-    covered, worlds = 0, 60
+    rng = np.random.default_rng(images)
+    labels = np.repeat(np.arange(CLASSES), images)
+    spread = np.sqrt(1 + 0.25 + over_seeds**2)
+    truth = norm.cdf(0.8 / spread), norm.cdf(0.8 / spread) - norm.cdf(0.4 / spread)
+    covered, worlds = np.zeros(2), 120
     for _ in range(worlds):
-        world = {"over_seeds": 0.1, "num_seeds": 2, "difficulty": rng.normal(size=len(LABELS))}
-        first, second = (list(trainings(rng, ability=ability, **world)) for ability in (0.2, 0.4))
-        low, high = estimate(second, against=first, count=40)["accuracy"].interval
-        covered += low <= truth <= high
-    assert covered / worlds >= 0.9
+        world = {
+            "over_seeds": over_seeds,
+            "num_seeds": 3,
+            "difficulty": rng.normal(size=len(labels)),
+            "labels": labels,
+        }
+        first, second = (list(trainings(rng, ability=ability, **world)) for ability in (0.4, 0.8))
+        for index, against in enumerate((None, first)):
+            low, high = estimate(second, against=against)["mean_class_accuracy"].interval
+            assert -1 <= low <= high <= 1
+            covered[index] += low <= truth[index] <= high
+    assert (covered / worlds >= 0.92).all()
+
+
+@pytest.mark.parametrize("images", [1, 3, 30])
+def test_two_seeds_cover_other_test_images_and_give_no_deviation(images):
+    rng = np.random.default_rng(images)
+    labels = np.repeat(np.arange(CLASSES), images)
+    truth, covered, worlds = norm.cdf(0.5 / np.sqrt(1.25)), 0, 150
+    for _ in range(worlds):
+        world = {"over_seeds": 0.0, "num_seeds": 2, "difficulty": rng.normal(size=len(labels)), "labels": labels}
+        found = estimate(list(trainings(rng, ability=0.5, **world)))["accuracy"]
+        covered += found.interval[0] <= truth <= found.interval[1]
+        assert found.deviation is None and len(found.values) == 2
+    assert covered / worlds >= 0.92
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +65,38 @@ def runs():
     return [list(trainings(rng, ability=ability, **world)) for ability in (0.0, 0.5)]
 
 
-def test_an_interval_is_the_formula_of_the_docstring(runs):
+def test_a_difference_is_that_of_the_runs_and_as_wide_as_images_and_seeds_make_it(runs):
     first, second = runs
-    got = estimate(second, against=first, count=200)["mean_class_accuracy"]
+    got = estimate(second, against=first)["mean_class_accuracy"]
     differences = [compare(*pair).differences["mean_class_accuracy"] for pair in zip(first, second, strict=True)]
-    resampled = [
-        resampled_metrics(b, count=200)["mean_class_accuracy"] - resampled_metrics(a, count=200)["mean_class_accuracy"]
-        for a, b in zip(first, second, strict=True)
-    ]
-    by_images, by_seeds = np.var(sum(resampled) / 3, ddof=1), np.var(differences, ddof=1) / 3
-    half = np.sqrt(1.959964**2 * by_images + 4.302653**2 * by_seeds)
+    assert got.values == pytest.approx(differences)
     assert got.mean == pytest.approx(np.mean(differences))
     assert got.deviation == pytest.approx(np.std(differences, ddof=1))
-    assert got.interval == pytest.approx((got.mean - half, got.mean + half))
+    scores = np.mean([b.is_hit.astype(float) - a.is_hit for a, b in zip(first, second, strict=True)], axis=0)
+    by_images = np.mean([scores[c == LABELS].var(ddof=1) for c in range(CLASSES)]) / len(LABELS)
+    by_seeds = np.var(differences, ddof=1) / 3
+    half = np.sqrt(1.959964**2 * by_images + 4.302653**2 * by_seeds)
+    assert np.diff(got.interval) == pytest.approx(2 * half, rel=0.1)
 
 
-def test_means_and_deviations_are_those_over_seeds(runs):
-    values = over_seeds([tally_metrics(run.tally()) for run in runs[0]])
-    for name, found in estimate(runs[0], count=50).items():
-        assert (found.mean, found.deviation) == pytest.approx(values[name])
-        assert (found.interval is None) == (name in WITHOUT_INTERVAL)
+def test_the_variance_by_seeds_is_students():
+    assert seeds_variance(0.2, 4) == pytest.approx((student.ppf(0.975, 3) / 1.959964) ** 2 * 0.04 / 4)
 
 
-def test_one_run_has_the_interval_over_the_test_images(runs):
+def test_means_and_deviations_are_those_of_the_runs(runs):
+    values = [tally_metrics(run.tally()) for run in runs[0]]
+    for name, found in estimate(runs[0]).items():
+        assert list(found.values) == [each[name] for each in values]
+        assert found.mean == pytest.approx(np.mean(found.values))
+        assert found.deviation == pytest.approx(np.std(found.values, ddof=1))
+        assert (found.interval is not None) == (name in class_weights(runs[0][0].tally()))
+
+
+def test_several_runs_that_agree_say_what_one_says(runs):
     run = runs[0][0]
-    found = estimate([run], count=2000)["accuracy"]
-    assert found.deviation is None
-    assert found.interval == pytest.approx(bootstrap_intervals(run, count=2000)["accuracy"], abs=0.006)
+    alone, twice = estimate([run]), estimate([run, run])
+    assert alone["accuracy"].interval == pytest.approx(twice["accuracy"].interval)
+    assert alone["accuracy"].deviation is None
 
 
 def test_runs_that_cannot_be_paired_are_refused(runs):

@@ -171,6 +171,10 @@ def test_errors_name_value_and_place():
         metrics(EvalPrediction(predictions=np.zeros((2, 7)), label_ids=np.zeros(2)))
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\)"):
         predicted_classes(np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"predicted classes 0\.\.9 leave 0\.\.5; give logits"):
+        metrics(EvalPrediction(predictions=np.array([0, 9]), label_ids=np.zeros(2)))
+    with pytest.raises(ValueError, match=r"predicted classes have the value 0\.25"):
+        predicted_classes(np.array([1, 0.25]))
     with pytest.raises(ValueError, match="few=30 is larger than many=20"):
         LongTailMetrics(CLASS_COUNTS, many=20, few=30)
 

@@ -3,13 +3,26 @@
 import base64
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
-from ft_focalsam.evaluation import Outcomes, Predictions, Verdict, compare_verdicts, write_page
+from ft_focalsam.evaluation import (
+    MethodRuns,
+    Outcomes,
+    Predictions,
+    Verdict,
+    accuracy_interval,
+    compare_verdicts,
+    format_table,
+    write_comparison,
+    write_page,
+)
+from ft_focalsam.evaluation.predictions import FORMAT
 from ft_focalsam.evaluation.report.pictures import example, worst_confusions
 
 NAMES = ["<script>alert(1)</script>", "Größe & „eins“", "a|b *c* $x$", "plain"]
@@ -24,12 +37,13 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.tags, self.addresses, self.text, self.rows = [], [], [], [], []
+        self.open, self.tags, self.attributes, self.addresses, self.text, self.rows = [], [], [], [], [], []
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
         self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href")]
         if tag not in VOID:
             self.open.append(tag)
@@ -53,13 +67,11 @@ def verdict_of(strength, *, seed=0, counts=COUNTS, dataset="test <set>", images=
     logits = np.random.default_rng(9).normal(size=(images, 4)) + strength * np.eye(4)[labels]
     logits += 0.3 * rng.normal(size=logits.shape)
     ids = [f"{row}.png" for row in range(images)]
-    return Verdict(
-        Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts, resamples=200
-    )
+    return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts)
 
 
 def seeds_of(verdicts):
-    return {"test <set>": [verdict.metrics for verdict in verdicts.values()]}
+    return {"test <set>": list(verdicts.values())}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +123,20 @@ def test_tables_hold_the_numbers(written):
     for name, train, accuracy in zip(NAMES, COUNTS, last.class_accuracies, strict=True):
         # The first table with that name at its left may be that of the confusions.
         row = next(r for r in Page((folder / "report.html").read_text()).rows if r[0] == name and len(r) == 6)
-        assert (row[2], row[3], row[5]) == (str(train), "30", f"{100 * accuracy:.1f}")
+        low, high = accuracy_interval(accuracy, 30)
+        assert row[2:4] == [str(train), "30"]
+        assert row[5] == f"{100 * accuracy:.1f}"
+        assert f"<small>{100 * low:.1f} to {100 * high:.1f}</small>" in (folder / "report.html").read_text()
+
+
+def test_tables_hold_the_number_of_test_images(written):
+    rows = {row[0]: row[1:] for row in reversed(Page((written[0] / "report.html").read_text()).rows) if row}
+    assert rows["test images"] == ["120", "120"]
+    assert [rows[f"of {group}-shot classes"] for group in ("many", "medium", "few")] == [
+        ["30"] * 2,
+        ["60"] * 2,
+        ["30"] * 2,
+    ]
 
 
 def test_markdown_says_the_same_and_its_pictures_exist(written):
@@ -141,6 +166,118 @@ def test_page_without_counts_pictures_or_mistakes(tmp_path):
     write_page(tmp_path, {"run": perfect, "other": verdict_of(1.0, counts=None, dataset="second")})
     text = "".join(Page((tmp_path / "report.html").read_text()).text)
     assert "run has every image right." in text and "few-shot" not in text and "Test set second" in text
+
+
+def test_two_seeds_show_their_runs_and_three_a_deviation(tmp_path):
+    runs = [verdict_of(1.0, seed=seed) for seed in range(3)]
+    for number in (2, 3):
+        write_page(tmp_path, {"run": runs[0]}, seeds={"test <set>": runs[:number]})
+        table = (tmp_path / "report.md").read_text().partition(f"## Over {number} seeds")[2].partition("\n\n## ")[0]
+        values = [100 * run.metrics["few"] for run in runs[:number]]
+        (cell,) = (line for line in table.splitlines() if line.startswith("| few-shot"))
+        if number == 2:
+            assert f"| {np.mean(values):.1f} ({values[0]:.1f}, {values[1]:.1f}) (" in cell and "±" not in table
+            assert "not for another training, which takes three seeds or more" in table
+        else:
+            assert f"| {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} (" in cell.replace("\u00a0", " ")
+
+
+def test_a_group_of_fewer_than_ten_images_is_named_with_its_number(tmp_path):
+    verdicts = {name: verdict_of(strength, images=36) for name, strength in (("a", 1.0), ("b", 2.0))}
+    sentences = [f"test <set>: the {group}-shot classes have 9 test images, too few" for group in ("many", "few")]
+    write_page(tmp_path, verdicts)
+    text = "".join(Page((tmp_path / "report.html").read_text()).text)
+    methods = [MethodRuns(name, {0: verdict}, {0: 1.0}) for name, verdict in verdicts.items()]
+    printed = write_comparison(tmp_path, methods, title="T", clock="time")
+    compared = "".join(Page((tmp_path / "comparison.html").read_text()).text)
+    table = format_table({name: verdict.record() for name, verdict in verdicts.items()})
+    for shown in (text, compared, printed, table, *(" ".join(v.record()["notes"]) for v in verdicts.values())):
+        assert [shown.count(sentence) for sentence in sentences] == [1, 1]
+        assert "medium-shot classes have" not in shown
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "a|b\n| c | d |",
+    "```\n# Heading\n```",
+    "\"' onerror=alert(1)",
+    "\x1b[31mred\x00\x07",
+    "safe\u202egnp.exe",
+    "-- ]]> --><b>",
+    "- item",
+]
+
+
+def test_no_name_breaks_out_of_the_report(tmp_path):
+    counts = np.arange(8, 0, -1) * 20
+    rng, labels = np.random.default_rng(0), np.arange(80) % 8
+    logits = rng.normal(size=(80, 8)) + np.eye(8)[labels]
+    predictions = Predictions.of_logits(
+        logits, labels, ids=list(map(str, labels)), class_names=HOSTILE, dataset=HOSTILE[0], model=HOSTILE[1]
+    )
+    verdicts = {name: Verdict(predictions, counts, notes=[name]) for name in HOSTILE[:6]}
+    write_page(tmp_path, verdicts, title=HOSTILE[2], seeds={HOSTILE[0]: list(verdicts.values())[:2]})
+    methods = [
+        MethodRuns(name, {0: verdict}, {0: 1.0 + index}) for index, (name, verdict) in enumerate(verdicts.items())
+    ]
+    write_comparison(tmp_path, methods, title=HOSTILE[7], clock="time")
+    markdown_it = pytest.importorskip("markdown_it")  # transformers brings it
+    for name in ("report", "comparison"):
+        html = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        page = Page(html)
+        assert page.open == [] and not {"script", "b"} & set(page.tags) and "onerror" not in page.attributes
+        drawings = [a.partition(",")[2] for a in page.addresses if a.startswith("data:image/svg+xml;base64,")]
+        for drawing in drawings:
+            ElementTree.fromstring(base64.b64decode(drawing))
+        markdown = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        tokens = markdown_it.MarkdownIt().enable("table").parse(markdown)
+        kinds = {token.type for token in tokens} | {c.type for token in tokens for c in token.children or ()}
+        assert not kinds & {"html_block", "html_inline", "fence", "code_block", "code_inline", "bullet_list_open"}
+        assert markdown.count("\n#") + 1 == sum(token.type == "heading_open" for token in tokens)
+        for text in (html, markdown):
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+def test_what_numbers_rest_on_is_told():
+    labels = np.arange(40) % 4
+    logits = np.random.default_rng(0).normal(size=(40, 4)) + 2 * np.eye(4)[labels]
+
+    def warnings(logits, labels=labels, counts=COUNTS):
+        ids = list(map(str, range(len(labels))))
+        return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset="d"), counts).warnings
+
+    broken = logits.copy()
+    broken[:2, 1], broken[2, 0], broken[3, 0] = np.nan, np.inf, -np.inf
+    assert warnings(logits) == []
+    assert warnings(broken) == ["d: images with NaN or infinite logits: 3; they count as wrong, check the model."]
+    assert warnings(0 * logits) == [
+        "d: images with several equally high logits: 40; the first of these classes counts."
+    ]
+    assert warnings(logits[labels < 3], labels[labels < 3]) == [
+        "d: the few-shot classes have no test image, and so no accuracy.",
+        "d: classes without a test image: 1 of 4; no mean counts them.",
+    ]
+    assert warnings(logits, counts=np.array([300, 200, 300, 200])) == []  # groups without a class are no gap
+    assert warnings(logits[:1], labels[:1], counts=None)[0].startswith(
+        "d: all classes together have 1 test image, too"
+    )
+    with pytest.raises(ValueError, match="2 class counts for the 4 classes of the predictions on 'd'"):
+        warnings(logits, counts=np.ones(2))
+    with pytest.raises(ValueError, match=r"test labels have the value 0\.5"):
+        warnings(logits, labels + 0.5)
+    with pytest.raises(ValueError, match="The test set has no image"):
+        warnings(logits[:0], labels[:0])
+
+
+@pytest.mark.parametrize("damage", ["nothing", "names", "shapes"])
+def test_damaged_predictions_are_named(tmp_path, damage):
+    texts = {"ids": '["0"]', "class_names": '["a", "b"]', "dataset": "", "model": ""}
+    texts |= {"names": {"class_names": '["a'}, "shapes": {"ids": "[]"}}.get(damage, {})
+    texts = {"format": FORMAT} | ({} if damage == "nothing" else texts)
+    arrays = {"log_probabilities": np.zeros((1, 2), np.float32), "labels": np.zeros(1, np.int64)}
+    save_file(arrays, tmp_path / "p.safetensors", metadata=texts)
+    with pytest.raises(ValueError, match=r"p\.safetensors' is damaged \(.*\); evaluate the model again"):
+        Predictions.load(tmp_path / "p.safetensors")
 
 
 def test_runs_on_other_pictures_are_not_compared(tmp_path):

@@ -1,13 +1,22 @@
 """The table, the CSV and the drawing hold the numbers they were given."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from ft_focalsam.data import exponential_counts
-from ft_focalsam.evaluation import format_table, per_class_rows, plot_accuracy_by_frequency, write_per_class_csv
+from ft_focalsam.evaluation import (
+    format_table,
+    from_cell,
+    per_class_rows,
+    plot_accuracy_by_frequency,
+    read_train_counts,
+    write_per_class_csv,
+)
 
 NAMES = ["Größe, „eins“", "cat", "dog"]
 COUNTS = np.array([200, 50, 5])
@@ -39,11 +48,74 @@ def test_csv_reads_back(tmp_path):
     write_per_class_csv(path, rows)
     with path.open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == ["class", "name", "group", "train_images", "test_images", "accuracy"]
+    fields = ["class", "name", "group", "train_images", "test_images", "accuracy", "accuracy_low", "accuracy_high"]
+    assert list(read[0]) == fields
     assert list(read[0].values())[:5] == ["0", NAMES[0], "many", "200", "10"]
     assert [row["group"] for row in read] == ["many", "medium", "few"]
-    assert read[1]["accuracy"] == ""
+    assert [read[1][field] for field in fields[5:]] == ["", "", ""]
+    ends = [float(read[2][field]) for field in fields[6:]]
+    assert ends == pytest.approx(binomtest(1, 3).proportion_ci(0.95, "exact"))
     assert float(read[2]["accuracy"]) == 1 / 3
+
+
+def test_table_has_the_test_images_of_each_test_set_and_the_notes_of_each_run():
+    first = {
+        "accuracy": 0.5,
+        "few": 0.25,
+        "images": 1200,
+        "group_images": {"few": 4},
+        "notes": ["a: 4 are few.", "one"],
+    }
+    rows = {"x": first, "y": {**first, "notes": ["a: 4 are few."]}, "on b": {**first, "images": 80, "notes": []}}
+    lines = format_table(rows).splitlines()
+    assert [line.split() for line in lines[4:7:2]] == [
+        ["test", "images", "1,200", "1,200", "-", "-", "4"],
+        ["test", "images", "80", "80", "-", "-", "4"],
+    ]
+    assert lines[7:] == ["x, y: a: 4 are few.", "x: one"]
+
+
+HOSTILE = [
+    '=HYPERLINK("http://x","y")',
+    "+1",
+    "-1",
+    "@x",
+    " =1",
+    "\t=1",
+    "\r\n=1",
+    "'=x",
+    "'quoted'",
+    "＝1",
+    'a,b\n"c',
+    "ok",
+]
+
+
+def test_no_name_is_a_formula_and_all_are_read_back(tmp_path):
+    counts = np.arange(1, len(HOSTILE) + 1)
+    rows = per_class_rows(HOSTILE, counts, per_class_accuracy=np.ones(len(HOSTILE)), test_counts=counts)
+    write_per_class_csv(tmp_path / "per_class.csv", rows)
+    with (tmp_path / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        cells = [row["name"] for row in csv.DictReader(file)]
+    assert not [cell for cell in cells if cell.lstrip(" ")[0] in "=+-@\t\r\n＝＋－＠"]
+    assert [from_cell(cell) for cell in cells] == HOSTILE
+    assert cells[8:] == ["'quoted'", "'＝1", 'a,b\n"c', "ok"]
+    assert read_train_counts(tmp_path / "per_class.csv", HOSTILE[::-1]).tolist() == counts[::-1].tolist()
+
+
+def test_no_control_character_reaches_a_terminal():
+    names = [
+        "\x1b[2J\x07",
+        "a\rb\nc",
+        "safe\u202egnp.exe",
+        "\u200fmark\x9b",
+        "\udcff",
+        "größe 猫 👩\u200d🔬 می\u200cشود",
+    ]
+    text = format_table({name: {"accuracy": 0.5, "notes": [f"{name}: few"]} for name in names})
+    assert len(text.split("\n")) == 2 + 2 * len(names)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    assert names[-1] in text and "\\x1b[2J\\x07" in text
 
 
 def test_rows_follow_the_thresholds():

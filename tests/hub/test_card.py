@@ -1,5 +1,6 @@
 """The model card: its numbers are those of metrics.json, and everything else is in the run's files, too."""
 
+import ast
 import json
 import re
 import shlex
@@ -8,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import DataArguments, frequency_groups
 from ft_focalsam.hub import describe_run, make_card, write_card
+from ft_focalsam.hub.card import MADE_HERE
 from ft_focalsam.hub.run_file import base_model
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
@@ -35,8 +38,11 @@ def test_the_numbers_are_those_of_the_runs_metrics(pushed):
     names |= {f"{group}-shot": group for group in ("many", "medium", "few")}
     assert values == {f"Accuracy, {title}": row[name] for title, name in names.items()}
     header, rows = table(card.text, "Results")
-    assert [row[0].replace("\\", "") for row in rows] == list(metrics)
-    for cells in rows:
+    *of_runs, images = rows
+    assert [row[0].replace("\\", "") for row in of_runs] == list(metrics)
+    groups = [row["group_images"][group] for group in ("many", "medium", "few")]
+    assert images[1:] == [str(count) for count in (100, 100, *groups)] and sum(groups) == 100
+    for cells in of_runs:
         record = metrics[cells[0].replace("\\", "")]
         for title, cell in zip(header[1:], cells[1:], strict=True):
             low, high = record["intervals"][names[title]]
@@ -60,7 +66,7 @@ def test_data_and_method_are_those_of_the_run(pushed):
     assert f"(imbalance factor {counts.max() / counts.min():.1f}); tested on 100 images" in card.text
     assert "**Focal-SAM** ([paper](https://arxiv.org/abs/2505.01660)): ρ (rho) = 0.05, " in card.text
     assert "γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7\n" in card.text and "economy" not in card.text
-    assert "loss: logit_adjusted; sampler: instance; 3 steps; seed 0" in card.text
+    assert "loss: logit\\_adjusted; sampler: instance; 3 steps; seed 0" in card.text
     assert "tuned by: lora, rank 8, alpha 8" in card.text and "head: cosine, scale 25" in card.text
     assert card.data.base_model is None and card.data.license == "apache-2.0"
     assert "@inproceedings{li2025focalsam" in card.text
@@ -153,6 +159,65 @@ def test_names_that_markdown_would_read_are_shown_as_they_are(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"a|b <script>": {"accuracy": 0.5}}))
     header, (row,) = table(make_card(tmp_path).text.replace("\\|", "PIPE"), "Results")
     assert len(row) == len(header) and row[0] == "aPIPEb \\<script\\>"
+
+
+HOSTILE = [
+    "'; --",
+    'x"); import os; os.system("id',
+    "a\n---\nlicense: mit\n---\n# Mine",
+    "```\n# Out\n```",
+    "</details><script>alert(1)</script>",
+    "| a | b |",
+    "[x](javascript:alert(1))",
+    "\x1b[31mred\x07",
+    "safe\u202egnp.exe",
+    "???",
+    "- item",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_name_breaks_out_of_the_card(name, tmp_path, pushed):
+    """Class, data set, backbone, row, folder and repository names, in front matter, Markdown and code."""
+    config = json.loads((pushed.folder / "config.json").read_text())
+    run = json.loads((pushed.folder / "run.json").read_text())
+    run["data"] |= {"name": name, "hub_id": None}
+    run["method"] |= {"loss": name, "sharpness": name}
+    run["model"] |= {"tuning": name}
+    run["command"], run["settings"] = shlex.join(["recipes/finetune.py", "--dataset", name]), {"dataset": name}
+    config |= {"backbone": f"/models/{name}", "head": name}
+    metrics = json.loads((pushed.folder / "metrics.json").read_text())
+    metrics[name] = {**metrics["focal_sam"], "notes": [f"{name}: too few."]}
+    files = {"run": run, "config": config, "metrics": metrics}
+    for file, content in files.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    (tmp_path / "adapter_config.json").write_text((pushed.folder / "adapter_config.json").read_text())
+    text = str(make_card(tmp_path, repo_id=name, overrides={"license": name}))
+    front, body = re.fullmatch(r"---\n(.*?)\n---\n\n(# .*)", text, re.DOTALL).groups()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", body)
+    data = yaml.safe_load(front)
+    title = name.rpartition("/")[2]
+    assert data["license"] == name and data["model-index"][0]["name"] == title
+    assert {each["dataset"]["name"] for each in data["model-index"][0]["results"]} == {name}
+    assert ModelCard(text).data.license == name
+    markdown_it = pytest.importorskip("markdown_it")  # transformers brings it
+    tokens = markdown_it.MarkdownIt().enable("table").parse(body)
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    sections = ["Method", "Data", "Model", "Results", "Use", "Reproduce", "License", "Citation"]
+    assert headings[1:] == sections and sum(token.type == "table_open" for token in tokens) == 2
+    html = [token.content.strip() for token in tokens if token.type == "html_block"]
+    html += [child.content for token in tokens for child in token.children or () if child.type == "html_inline"]
+    summary = "<details><summary>Settings that differ from the defaults</summary>"
+    assert html == [MADE_HERE, summary, "</details>"]
+    links = {child.attrs["href"] for token in tokens for child in token.children or () if child.type == "link_open"}
+    assert all(not link.startswith("javascript") for link in links)
+    codes = {token.info: token.content for token in tokens if token.type == "fence"}
+    first = next(token.content for token in tokens if token.info == "python")
+    calls = [node for node in ast.walk(ast.parse(first)) if isinstance(node, ast.Call)]
+    (loaded,) = (c for c in calls if getattr(c.func, "attr", "") == "from_pretrained")
+    assert ast.literal_eval(loaded.args[0]) == name and not any("system" in ast.unparse(call.func) for call in calls)
+    if name.isprintable():
+        assert shlex.split(codes["bash"])[-1] == name and yaml.safe_load(codes["yaml"]) == {"dataset": name}
 
 
 def test_a_card_by_hand_is_not_overwritten(tmp_path):

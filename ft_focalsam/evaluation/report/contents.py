@@ -1,18 +1,18 @@
 """What a report says, section by section. A new section is one function here, named in `report_blocks`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import datasets
 import numpy as np
 
 from ..comparison import compare_verdicts
-from ..intervals import WITHOUT_INTERVAL, over_seeds
+from ..estimates import FEWEST_SEEDS, Estimate, estimate
 from ..verdict import Verdict
 from .blocks import Block, Examples, Heading, Plot, Table, Text
 from .frequency import RUN_MARKERS, frequency_figure
 from .pictures import example, worst_confusions
 from .plots import curve, reliability
-from .tables import verdict_rows
+from .tables import distinct_notes, verdict_rows
 
 TITLES = {
     "accuracy": "top-1",
@@ -44,13 +44,13 @@ def report_blocks(
     title: str,
     pictures: Mapping[str, datasets.Dataset],
     log_history: Sequence[Mapping],
-    seeds: Mapping[str, Sequence[Mapping[str, float]]],
+    seeds: Mapping[str, Sequence[Verdict]],
 ) -> Iterator[Block]:
     """All blocks of a report, see [`write_page`]."""
     yield Heading(title, 1)
     yield from headline(verdicts)
-    for dataset, metrics in seeds.items():
-        yield from seed_table(dataset, metrics)
+    for dataset, runs in seeds.items():
+        yield from seed_table(dataset, runs)
     names = list(dict.fromkeys(verdict.predictions.dataset for verdict in verdicts.values()))
     for dataset in names:
         runs = {name: verdict for name, verdict in verdicts.items() if verdict.predictions.dataset == dataset}
@@ -70,29 +70,55 @@ def headline(verdicts: Mapping[str, Verdict]) -> Iterator[Block]:
     for metric, title in _titles(verdict.metrics for verdict in verdicts.values()).items():
         cells = [_cell(verdict.metrics.get(metric), verdict.intervals.get(metric)) for verdict in verdicts.values()]
         rows.append((title, *cells))
-    images = [f"{len(verdict.predictions.labels):,}" for verdict in verdicts.values()]
-    classes = [f"{int((verdict.test_counts > 0).sum()):,}" for verdict in verdicts.values()]
-    rows += [("test images", *images), ("classes in the test", *classes)]
+    for title, counts in _image_counts(verdicts.values()).items():
+        rows.append((title, *counts))
+    rows.append(("classes in the test", *(f"{int((v.test_counts > 0).sum()):,}" for v in verdicts.values())))
     yield Table(("%", *verdicts), rows)
-    for note in dict.fromkeys(note for verdict in verdicts.values() for note in verdict.notes):
-        yield Text(note)
-    any_verdict = next(iter(verdicts.values()))
-    excepted = ", ".join(TITLES[name] for name in WITHOUT_INTERVAL)
+    yield from map(Text, distinct_notes({name: [*v.notes, *v.warnings] for name, v in verdicts.items()}))
     yield Text(
-        f"Small: 95 % bootstrap intervals over the test images ({any_verdict.resamples:,} resamples within each "
-        "class, so that every resample has the classes of the test set). They say what other test images would "
-        f"change, not what another training would. No interval ({excepted}): a resample is noisier than the test set, "
-        "which pulls these to one side.",
+        "Small: 95 % intervals (Clopper and Pearson's, at the effective number of images). They say what other test "
+        "images of the same classes would change, not what another training would. Only means of class accuracies "
+        "have one.",
         is_note=True,
     )
 
 
-def seed_table(dataset: str, metrics: Sequence[Mapping[str, float]]) -> Iterator[Block]:
-    """Mean and deviation over runs with several seeds."""
-    yield Heading(f"Over {len(metrics)} seeds on {dataset}")
-    values = over_seeds(metrics)
-    rows = [(t, f"{100 * values[name][0]:.1f} ± {100 * values[name][1]:.1f}") for name, t in _titles([values]).items()]
-    yield Table(("%", "mean ± standard deviation"), rows)
+def _image_counts(verdicts: Iterable[Verdict]) -> dict[str, list[str]]:
+    """Test images by title, all and those of each group, one number a run."""
+    counts = [verdict.metric_images for verdict in verdicts]
+    titles = {"accuracy": "test images"} | {
+        group: f"of {TITLES[group]} classes" for group in ("many", "medium", "few")
+    }
+    shown = {name: title for name, title in titles.items() if any(name in each for each in counts)}
+    return {title: [count_cell(each.get(name)) for each in counts] for name, title in shown.items()}
+
+
+def seed_table(dataset: str, runs: Sequence[Verdict]) -> Iterator[Block]:
+    """What runs with several seeds say together; of fewer than three, each run by itself."""
+    yield Heading(f"Over {len(runs)} seeds on {dataset}")
+    found = estimate([run.outcomes for run in runs])
+    rows = [(title, estimate_cell(found[name])) for name, title in _titles([found]).items()]
+    yield Table(("%", seeds_title(len(runs))), rows)
+    yield Text(f"{describe_seeds(len(runs)).capitalize()}.", is_note=True)
+
+
+def seeds_title(num_seeds: int) -> str:
+    """What a cell of [`estimate_cell`] shows first."""
+    return "mean ± standard deviation" if num_seeds >= FEWEST_SEEDS else "mean (single runs)"
+
+
+def describe_seeds(num_seeds: int) -> str:
+    """What the numbers over seeds are, in words."""
+    if num_seeds >= FEWEST_SEEDS:
+        return (
+            f"mean ± standard deviation over {num_seeds} seeds, and 95 % intervals for other test images and other "
+            "trainings together"
+        )
+    runs = "one seed" if num_seeds == 1 else "means of two seeds with the single runs behind them"
+    return (
+        f"{runs}, and 95 % intervals for other test images but not for another training, which takes three seeds or "
+        "more"
+    )
 
 
 def comparisons(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
@@ -111,8 +137,9 @@ def comparisons(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
     rows.append(("p, McNemar's exact test", *(_p_value(test.p_value) for test in tests.values())))
     yield Table(("difference in points", *(f"to {name}" for name in others)), rows)
     yield Text(
-        "Small: 95 % intervals of a paired bootstrap, the same resamples for both runs. p is how often two runs that "
-        "are equally good would differ as much as these on the images that one of them alone has right.",
+        "Small: 95 % intervals of the differences on the same images (Bonett and Price's, at the effective number of "
+        "images). p is how often two runs that are equally good would differ as much as these on the images that one "
+        "of them alone has right.",
         is_note=True,
     )
 
@@ -138,9 +165,9 @@ def classes(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
     columns = {title: [record[key] for record in records] for key, title in keys.items()}
     columns = {title: values for title, values in columns.items() if values[0] is not None}  # no counts, no groups
     header = [*columns, *runs]
-    shares = [[_percent(accuracy) for accuracy in verdict.class_accuracies] for verdict in runs.values()]
-    rows = [tuple(map(str, row)) for row in zip(*columns.values(), *shares, strict=True)]
-    yield Table(header, rows, fold=f"All {len(names):,} classes, accuracy in %")
+    cells = [[str(value) for value in values] for values in columns.values()]
+    cells += [_class_cells(verdict) for verdict in runs.values()]
+    yield Table(header, list(zip(*cells, strict=True)), fold=f"All {len(names):,} classes, accuracy in %")
 
 
 def confusions(runs: Mapping[str, Verdict], pictures: datasets.Dataset | None, level: int) -> Iterator[Block]:
@@ -210,8 +237,8 @@ def _cell(value: float | None, interval, *, signed: bool = False) -> str | tuple
     """A value in percent, with its interval below it."""
     if value is None:
         return "–"
-    text, *ends = (format_percent(each, signed=signed) for each in (value, *(interval or ())))
-    return (text, " to ".join(ends)) if ends else text
+    text = format_percent(value, signed=signed)
+    return text if interval is None else (text, format_interval(interval, signed=signed))
 
 
 def format_percent(value: float, *, signed: bool = False) -> str:
@@ -220,8 +247,33 @@ def format_percent(value: float, *, signed: bool = False) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _percent(accuracy: float) -> str:
-    return "–" if np.isnan(accuracy) else f"{100 * accuracy:.1f}"
+def estimate_cell(found: Estimate | None, *, signed: bool = False) -> str | tuple[str, str]:
+    """Mean and deviation, or mean and single runs, with the interval below."""
+    if found is None:
+        return "–"
+    text = format_percent(found.mean, signed=signed)
+    if found.deviation is not None:
+        text += f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * found.deviation:.1f}"
+    elif len(found.values) > 1:
+        values = (format_percent(value, signed=signed) for value in found.values)
+        text += " (" + ",\N{NO-BREAK SPACE}".join(values) + ")"
+    return text if found.interval is None else (text, format_interval(found.interval, signed=signed))
+
+
+def format_interval(ends: Iterable[float], *, signed: bool = False) -> str:
+    """Both ends in percent."""
+    return " to ".join(format_percent(end, signed=signed) for end in ends)
+
+
+def _class_cells(verdict: Verdict) -> list[str | tuple[str, str]]:
+    """Accuracy of each class with its interval."""
+    values = zip(verdict.class_accuracies, *verdict.class_intervals, strict=True)
+    return [_cell(None if np.isnan(value) else value, ends) for value, *ends in values]
+
+
+def count_cell(images: int | None) -> str:
+    """A number of images; a dash where there is none to give."""
+    return "–" if images is None else f"{images:,}"
 
 
 def _p_value(p: float) -> str:

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from ...data.long_tail import frequency_groups
+from ...errors import printable
 from ..metrics import group_means
 from .plots import LIGHT, Look, colors_of, new_axes
 
@@ -168,7 +169,7 @@ def _legend_handles(
 
 
 def _shortened(name: str, kind: str) -> str:
-    longest = LONGEST_NAME[kind]
+    name, longest = printable(name), LONGEST_NAME[kind]
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 

@@ -1,8 +1,9 @@
 """A report as one HTML file: no script, nothing from outside, light and dark, wide and narrow."""
 
 from collections.abc import Iterable, Iterator
-from html import escape
+from html import escape as escape_html
 
+from ...errors import printable
 from .blocks import Block, Examples, Heading, Plot, Table, Text
 from .pictures import picture_uri
 from .plots import DARK, LIGHT, data_uri
@@ -44,6 +45,11 @@ figcaption { max-width: 60ch; overflow-wrap: anywhere; }
 @media (max-width: 620px) { main { padding: 18px 14px 48px; } th, td { padding: 6px 9px; } h1 { font-size: 1.4rem; }
   td small { display: block; margin-left: 0; } .examples figure { width: calc(25% - 11px); } }
 """.strip()
+
+
+def escape(text: str) -> str:
+    """Text in which nothing is taken for HTML, and nothing hides or turns the direction."""
+    return escape_html(printable(text))
 
 
 def to_html(blocks: Iterable[Block]) -> str:

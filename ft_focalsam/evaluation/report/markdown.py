@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ...errors import printable
 from .blocks import Block, Examples, Heading, Plot, Table, Text
 from .plots import LIGHT, colors_of
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_LIST = re.compile(r"^(\d*)([-+=.)])(?= |[-=]*$)")  # begins a list, underlines a heading, or draws a line
 
 
 def write_markdown(path: Path, blocks: Iterable[Block], *, folder: str) -> None:
@@ -66,5 +68,6 @@ def _cell(cell: str | tuple[str, str]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text on one line, in which nothing is taken for Markdown or HTML."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """Text on one line, in which nothing is taken for Markdown or HTML, and nothing hides or turns the direction."""
+    text = _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+    return _LIST.sub(r"\1\\\2", text)

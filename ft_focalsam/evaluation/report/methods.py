@@ -10,15 +10,16 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
+from ...errors import printable
 from ..estimates import Estimate, estimate
 from ..verdict import Verdict
 from .blocks import Block, Heading, Plot, Table, Text
-from .contents import TITLES, format_percent
+from .contents import TITLES, count_cell, describe_seeds, estimate_cell
 from .frequency import RUN_MARKERS
 from .html import to_html
 from .markdown import markdown_table, write_markdown
 from .plots import Look, new_axes
-from .tables import COLUMNS
+from .tables import COLUMNS, distinct_notes
 
 PICTURES = "comparison_pictures"  # folder of what comparison.md shows
 
@@ -36,6 +37,11 @@ class MethodRuns:
     name: str
     verdicts: Mapping[int, Verdict]
     seconds: Mapping[int, float]
+
+    @property
+    def any_verdict(self) -> Verdict:
+        """What all of them have in common is in each: test images, groups, thresholds."""
+        return next(iter(self.verdicts.values()))
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -73,7 +79,7 @@ def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title
         clock (`str`): What the seconds are of, e.g. "CPU time".
 
     Returns:
-        `str`: The tables as Markdown.
+        `str`: The tables as Markdown, and what to know about them.
 
     Raises:
         ValueError: If two methods were run with other seeds, or scored on other pictures.
@@ -99,25 +105,27 @@ def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title
         for method in methods
     }
     (folder / "comparison.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
-    return "\n\n".join(map(markdown_table, tables))
+    return "\n\n".join([*map(markdown_table, tables), *map(printable, _notes(methods))])
 
 
 def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) -> Table:
-    """Mean and deviation over the seeds, with the intervals, one row a method."""
+    """Mean over the seeds, with deviation or single runs and intervals, one row a method; last, the test images."""
     columns = _columns(method.estimates for method in methods)
-    rows = [
-        (method.name, *(_cell(method.estimates.get(metric)) for metric in columns), f"{costs[method.name]:.2f}")
-        for method in methods
-    ]
+    rows = []
+    for method in methods:
+        cells = [estimate_cell(method.estimates.get(metric)) for metric in columns]
+        rows.append((method.name, *cells, f"{costs[method.name]:.2f}"))
+    images = methods[0].any_verdict.metric_images
+    rows.append(("test images", *(count_cell(images.get(metric)) for metric in columns), ""))
     return Table(("%", *(TITLES[metric] for metric in columns), f"time / {methods[0].name}"), rows)
 
 
 def difference_table(differences: Mapping[str, Mapping[str, Estimate]], reference: str) -> Table:
     """Differences from the first method in points, one row for each of the others."""
     columns = _columns(differences.values())
-    rows = [
-        (name, *(_cell(values.get(metric), signed=True) for metric in columns)) for name, values in differences.items()
-    ]
+    rows = []
+    for name, values in differences.items():
+        rows.append((name, *(estimate_cell(values.get(metric), signed=True) for metric in columns)))
     return Table((f"points from {reference}", *(TITLES[metric] for metric in columns)), rows)
 
 
@@ -125,6 +133,12 @@ def _columns(estimates: Iterable[Mapping[str, Estimate]]) -> list[str]:
     """The metrics to show: without the mean over the classes where the test set is balanced, so that it is top-1."""
     is_balanced = all(isclose(e["mean_class_accuracy"].mean, e["accuracy"].mean, abs_tol=1e-9) for e in estimates)
     return [metric for metric in COLUMNS if metric != "mean_class_accuracy" or not is_balanced]
+
+
+def _notes(methods: Sequence[MethodRuns]) -> list[str]:
+    """What to know about the numbers of the runs."""
+    runs = {f"{each.name}, seed {seed}": verdict for each in methods for seed, verdict in each.verdicts.items()}
+    return distinct_notes({name: [*verdict.notes, *verdict.warnings] for name, verdict in runs.items()})
 
 
 def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
@@ -137,9 +151,9 @@ def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[s
         low, high = found.interval
         axes.vlines(place, 100 * low, 100 * high, color=color, linewidth=1.4)
         marker = RUN_MARKERS[index % len(RUN_MARKERS)]
-        axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=method.name)
+        axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=printable(method.name))
     axes.margins(x=0.15)
-    axes.set(xlabel=f"time of training / {methods[0].name}", ylabel=f"{TITLES[metric]} (%)")
+    axes.set(xlabel=f"time of training / {printable(methods[0].name)}", ylabel=f"{TITLES[metric]} (%)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
@@ -158,19 +172,14 @@ def _spread(costs: Sequence[float]) -> list[float]:
 def _page(
     tables: Sequence[Table], methods: Sequence[MethodRuns], costs: Mapping[str, float], *, clock: str
 ) -> Iterator[Block]:
-    num_seeds, any_verdict = len(methods[0].verdicts), next(iter(methods[0].verdicts.values()))
+    verdict, seeds = methods[0].any_verdict, describe_seeds(len(methods[0].verdicts))
     yield from tables
-    seeds = (
-        f"mean ± standard deviation over {num_seeds} seeds, and 95 % intervals for other test images and other "
-        "trainings together"
-        if num_seeds > 1
-        else "one seed, with 95 % intervals for other test images but not for another training"
-    )
+    yield from map(Text, _notes(methods))
     yield Text(
-        f"{len(any_verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the "
-        f"same images; one whose interval holds 0 is not established. Time is {clock} of training, the median over "
-        "the seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
-        f"{any_verdict.many} training images, few-shot those with fewer than {any_verdict.few}.",
+        f"{len(verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
+        f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
+        "seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
+        f"{verdict.many} training images, few-shot those with fewer than {verdict.few}.",
         is_note=True,
     )
     for metric in ("mean_class_accuracy", "few"):
@@ -178,15 +187,3 @@ def _page(
             draw = lambda look, metric=metric: accuracy_by_cost(look, methods, costs, metric)  # noqa: E731
             title = f"{TITLES[metric].capitalize()} accuracy over the time of training"
             yield Plot(draw, title, f"{title}, one mark a method, with the intervals of the table.")
-
-
-def _cell(found: Estimate | None, *, signed: bool = False) -> str | tuple[str, str]:
-    """Mean ± deviation, and the interval below it."""
-    if found is None:
-        return "–"
-    text = format_percent(found.mean, signed=signed)
-    if found.deviation is not None:
-        text += f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * found.deviation:.1f}"
-    if found.interval is None:
-        return text
-    return text, " to ".join(format_percent(end, signed=signed) for end in found.interval)

@@ -20,7 +20,7 @@ def write_page(
     title: str = "How good the model is",
     pictures: Mapping[str, datasets.Dataset] | None = None,
     log_history: Sequence[Mapping] = (),
-    seeds: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    seeds: Mapping[str, Sequence[Verdict]] | None = None,
 ) -> None:
     """Write report.html, one file that needs nothing else, and report.md with its pictures in report_pictures/.
 
@@ -32,7 +32,7 @@ def write_page(
         pictures (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its pictures, column "image", in
             the order of the predictions; examples of what is confused are taken from there.
         log_history (sequence of mappings): What was logged in training, `trainer.state.log_history`.
-        seeds (`Mapping`, *optional*): Name of a test set -> the metrics of runs with several seeds on it.
+        seeds (`Mapping`, *optional*): Name of a test set -> runs with several seeds on it.
 
     Raises:
         ValueError: If two runs on one test set were scored on different pictures or classes.

@@ -3,11 +3,16 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...data.long_tail import frequency_groups
+from ...errors import printable
+from ..cells import to_cell
+from ..intervals import accuracy_interval
 from ..verdict import Verdict
 from .frequency import check_lengths, plot_accuracy_by_frequency
 
@@ -18,27 +23,49 @@ COLUMNS = {
     "medium": "medium",
     "few": "few",
 }
-CSV_FIELDS = ("class", "name", "group", "train_images", "test_images", "accuracy")
+CSV_FIELDS = ("class", "name", "group", "train_images", "test_images", "accuracy", "accuracy_low", "accuracy_high")
 
 
-def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Plain text table of results in percent, one row a run.
 
     Args:
-        rows (`Mapping[str, Mapping[str, float]]`): Name of the run -> metrics as fractions 0..1, named as by
-            [`LongTailMetrics`], with or without the Trainer's prefix `eval_`; others are left out.
+        rows (`Mapping[str, Mapping[str, Any]]`): Name of the run -> metrics as fractions 0..1, named as by
+            [`LongTailMetrics`], with or without the Trainer's prefix `eval_`; others are left out. Of the records of a
+            [`Verdict`], the numbers of test images stand below the rows that they belong to, and the notes at the end.
 
     Returns:
         `str`: Columns top-1, mean class, many, medium, few with one decimal; `-` where a run has no such value.
     """
-    width = max([len("run"), *(len(name) for name in rows)])
+    names = {name: printable(name) for name in rows}
+    width = max(len("test images"), *map(len, names.values())) if names else 0
     lines = ["  ".join([f"{'run':<{width}}", *(f"{title:>10}" for title in COLUMNS.values())])]
     lines.append("-" * len(lines[0]))
-    for name, metrics in rows.items():
-        values = [metrics.get(metric, metrics.get(f"eval_{metric}")) for metric in COLUMNS]
-        cells = [f"{'-':>10}" if value is None else f"{100 * value:>10.1f}" for value in values]
-        lines.append("  ".join([f"{name:<{width}}", *cells]))
-    return "\n".join(lines)
+    for counts, group in groupby(rows, key=lambda name: _test_images(rows[name])):
+        for name in group:
+            values = [rows[name].get(metric, rows[name].get(f"eval_{metric}")) for metric in COLUMNS]
+            cells = [f"{'-':>10}" if value is None else f"{100 * value:>10.1f}" for value in values]
+            lines.append("  ".join([f"{names[name]:<{width}}", *cells]))
+        if any(counts):
+            cells = [f"{'-':>10}" if count is None else f"{count:>10,}" for count in counts]
+            lines.append("  ".join([f"{'test images':<{width}}", *cells]))
+    notes = distinct_notes({name: row.get("notes", ()) for name, row in rows.items()})
+    return "\n".join([*lines, *map(printable, notes)])
+
+
+def _test_images(row: Mapping[str, Any]) -> list[int | None]:
+    """Test images behind each column, of a verdict's record; None where it does not say."""
+    groups = row.get("group_images", {})
+    return [groups.get(metric, row.get("images") if "accuracy" in metric else None) for metric in COLUMNS]
+
+
+def distinct_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each note once; one that is not of all runs begins with the names of those that it is of."""
+    runs: dict[str, list[str]] = {}
+    for name, texts in notes.items():
+        for text in texts:
+            runs.setdefault(text, []).append(name)
+    return [text if len(names) == len(notes) else f"{', '.join(names)}: {text}" for text, names in runs.items()]
 
 
 def write_report(
@@ -96,8 +123,9 @@ def per_class_rows(
         few (`int`, defaults to 20): As in [`~ft_focalsam.data.frequency_groups`].
 
     Returns:
-        `list[dict]`: Keys class, name, group, train_images, test_images, accuracy (None where it is NaN); without
-            counts, group and train_images are None.
+        `list[dict]`: Keys class, name, group, train_images, test_images, accuracy, and accuracy_low and accuracy_high,
+            the ends of its 95 % interval (these three None where it is NaN); without counts, group and train_images
+            are None.
 
     Raises:
         ValueError: If the arguments do not have the same number of classes.
@@ -109,12 +137,13 @@ def per_class_rows(
         groups = frequency_groups(class_counts, many=many, few=few)
         group_of = {int(c): group for group, members in groups.items() for c in members}
         train_images = [int(count) for count in class_counts]
+    accuracies = np.stack(
+        [per_class_accuracy, *accuracy_interval(np.asarray(per_class_accuracy), test_counts)], axis=1
+    )
     rows = []
-    for index, (name, train, test, accuracy) in enumerate(
-        zip(class_names, train_images, test_counts, per_class_accuracy, strict=True)
-    ):
-        accuracy = None if np.isnan(accuracy) else float(accuracy)
-        values = (index, name, group_of.get(index), train, int(test), accuracy)
+    for index, (name, train, test) in enumerate(zip(class_names, train_images, test_counts, strict=True)):
+        shares = [None if np.isnan(share) else float(share) for share in accuracies[index]]
+        values = (index, name, group_of.get(index), train, int(test), *shares)
         rows.append(dict(zip(CSV_FIELDS, values, strict=True)))
     return rows
 
@@ -132,7 +161,10 @@ def verdict_rows(verdict: Verdict) -> list[dict[str, str | int | float | None]]:
 
 
 def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int | float | None]]) -> None:
-    """Write the records of [`per_class_rows`] as CSV in UTF-8; an accuracy that does not exist is an empty field.
+    """Write the records of [`per_class_rows`] as CSV in UTF-8.
+
+    An accuracy that does not exist is an empty field. A class name that a spreadsheet would take for a formula begins
+    with an apostrophe, see [`to_cell`].
 
     Args:
         path (`str` or `Path`): File to write; its folder is made where it does not exist.
@@ -143,4 +175,4 @@ def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=CSV_FIELDS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "name": to_cell(row["name"])} for row in rows)
