@@ -197,7 +197,7 @@ def test_recipe_gives_one_sentence_for_what_cannot_be(tmp_path, monkeypatch):
     build("tiny_clip", "lora", head="cosine").save_pretrained(tmp_path / "run")
     for arguments, sentence in (
         ((tmp_path / "run", "--format", "transformers"), "Error: The head is 'cosine'"),
-        ((tmp_path / "gone", "--format", "onnx"), "Error: The classifier '.*gone' is neither a local folder"),
+        ((tmp_path / "gone", "--format", "onnx"), "Error: The classifier '.*gone' does not exist; check the path"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             _recipe(monkeypatch, *arguments, "--output", tmp_path / "out")
