@@ -68,8 +68,8 @@ def check_report_to(args: TrainingArguments) -> None:
         ValueError: If one is not.
     """
     for name in args.report_to or ():
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise ValueError(unknown("report_to", name, [*INTEGRATION_TO_CALLBACK, "none", "all"]))
+        if name not in list(INTEGRATION_TO_CALLBACK):
+            raise ValueError(unknown("report_to", str(name), [*INTEGRATION_TO_CALLBACK, "none", "all"]))
         package = REPORT_PACKAGES.get(name, name)
         variants = (package, "tensorboardX") if name == "tensorboard" else (package,)
         if name != "kubeflow" and not any(_is_installed(variant) for variant in variants):

@@ -152,4 +152,4 @@ class DataArguments:
         choices = {"augmentation": AUGMENTATIONS, "imbalance_profile": PROFILES, "on_bad_image": ON_BAD_IMAGE}
         for name, known in choices.items():
             if getattr(self, name) not in list(known):
-                raise ValueError(unknown(name, getattr(self, name), known))
+                raise ValueError(unknown(name, str(getattr(self, name)), known))

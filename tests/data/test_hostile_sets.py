@@ -239,7 +239,7 @@ def test_a_damaged_data_set_is_one_sentence(damage, folder, tmp_path):
         }
         file.write_bytes(made[damage])
     with pytest.raises(
-        (ValueError, OSError), match=r"The data set '.*table' cannot be read \(.*\); its files"
+        (ValueError, OSError), match=r"The data set '.*table' cannot be read \(.*\); check its files"
     ) as error:
         load_image_data(str(name), test_fraction=0.5)
     assert "\n" not in str(error.value)

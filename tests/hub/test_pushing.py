@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import OTHER_TOKEN, READ_TOKEN, TOKEN, TOKENS
+from hub.conftest import OTHER_TOKEN, READ_TOKEN, TOKEN, TOKENS
 from hub_server import Fault
 from huggingface_hub import ModelCard
 from running import ENVIRONMENT, QUICKSTART, ROOT
