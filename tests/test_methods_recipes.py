@@ -190,7 +190,7 @@ def test_the_best_values_are_a_configuration_of_their_own(searched):
         (["--rho_range", "0.5", "0.1"], r"rho_range is \[0.5, 0.1\]; give two numbers"),
         (["--objective", "top1"], "objective is 'top1'; choose one of accuracy"),
         (["--streaming", "true"], "no part of a stream can be held out"),
-        (["--validation_fraction", "1.5"], "1.5 must be larger than 0 and smaller than 1"),
+        (["--validation_fraction", "1.5"], "validation_fraction is 1.5; set it to a number above 0 and below 1"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(recipe, tmp_path, wrong, message):
