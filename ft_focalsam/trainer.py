@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import EarlyStoppingCallback
 
 from .data.batches import RenamedLabels, select_samples, without_padding
 from .data.labels import LABEL_KEYS, count_classes, dataset_labels
@@ -137,6 +138,8 @@ class FocalSAMTrainer(ResumableTrainer):
                 self.compute_metrics = LongTailMetrics(
                     self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
                 )
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._nonfinite_steps = NonFiniteSteps(self)
         self._update: SharpnessUpdate | None = None
         self._class_conditional: ClassConditionalSAM | None = None

@@ -132,6 +132,9 @@ class FocalSAMTrainingArguments(TrainingArguments):
     Args:
         max_nonfinite_steps (`int`, >= 0, defaults to `20`):
             Number of steps in a row without a finite gradient after which training stops; 0 never stops it.
+        early_stopping_patience (`int`, >= 0, defaults to `0`):
+            Number of evaluations in a row without a better metric_for_best_model after which training stops; 0 never
+            stops it. Needs load_best_model_at_end.
 
     > Parameters that control the output folder
 
@@ -302,6 +305,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "help": "Number of steps in a row without a finite gradient after which training stops; 0 never stops it."
         },
     )
+    early_stopping_patience: Annotated[int, Range(0)] = field(
+        default=0,
+        metadata={
+            "help": "Number of evaluations in a row without a better metric_for_best_model after which training "
+            "stops; 0 never stops it. Needs load_best_model_at_end."
+        },
+    )
     resume_changed: bool = field(
         default=False,
         metadata={"help": "Resume although settings differ from those of the checkpoint; run.json keeps both."},
@@ -409,6 +419,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 f"optim is {optimizer!r}, which steps in the backward pass, and the sharpness step needs the "
                 "gradients of two; choose another optimizer, or set sharpness to 'none'."
             )
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience}, which waits for a better checkpoint; set "
+                "load_best_model_at_end and metric_for_best_model with it."
+            )
+        if self.early_stopping_patience:  # a resumed run goes on counting
+            self.restore_callback_states_from_checkpoint = True
         if self.enable_jit_checkpoint:
             raise ValueError(
                 "enable_jit_checkpoint is True, and FocalSAMTrainer saves a checkpoint at SIGTERM by itself; leave it "

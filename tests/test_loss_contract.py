@@ -210,6 +210,19 @@ def test_a_model_without_logits_is_refused(tmp_path):
         trainer_for(Net("logits"), tmp_path).train()
 
 
+@pytest.mark.parametrize("form", ["logits and more", "dictionary"])
+@pytest.mark.parametrize("changes", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
+def test_metrics_do_not_depend_on_how_the_trainer_hands_them_batches(changes, form, tmp_path):
+    found = []
+    for each in ({}, changes):
+        trainer = trainer_for(Returning(form), tmp_path, per_device_eval_batch_size=7, **each)
+        for _ in range(2):  # a second evaluation begins anew
+            metrics = trainer.evaluate()
+        found.append({name: metrics[name] for name in metrics if not name.endswith(("_second", "time"))})
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert "eval_calibration_error" in found[0]
+
+
 # ---- random numbers ----
 
 

@@ -196,6 +196,33 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("cut_at", [None, 2])
+def test_training_stops_where_nothing_gets_better_also_when_it_was_resumed(cut_at, tmp_path):
+    common = {
+        "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+        "load_best_model_at_end": True, "metric_for_best_model": "loss", "early_stopping_patience": 3, "max_steps": 9,
+    }  # fmt: skip
+    checkpoint = None
+    if cut_at is not None:
+        trainer = trainer_for(make_model("vit", "full", dtype=torch.float32), tmp_path, **common)
+        trainer.add_callback(StopsAt(cut_at))
+        trainer.train()
+        checkpoint = str(tmp_path / f"checkpoint-{cut_at}")
+    trainer = trainer_for(make_model("vit", "full", dtype=torch.float32), tmp_path, **common)
+    trainer.train(checkpoint)
+    assert trainer.state.global_step == 1 + 3
+    with pytest.raises(ValueError, match="early_stopping_patience is 3, which waits for a better checkpoint"):
+        arguments(tmp_path, early_stopping_patience=3)
+
+
+class StopsAt(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
 def test_bfloat16_autocast_stays_close_to_float32(tmp_path):
     gradients = []
     for bf16 in (False, True):

@@ -5,9 +5,13 @@ weighted mean of class accuracies (`class_weights`) have an interval.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
+from torch import Tensor
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import nested_numpify
 
 from ..data.long_tail import frequency_groups
 from ..registry import Registry
@@ -128,22 +132,28 @@ class LongTailMetrics:
     def __init__(self, class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20):
         self.num_classes = len(class_counts)
         self.groups = frequency_groups(class_counts, many=many, few=few)
+        self._batches: Tally | None = None  # so far, where the Trainer gives one batch at a time
 
-    def __call__(self, eval_prediction: EvalPrediction) -> dict[str, float]:
+    def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Compute the metrics.
 
         Args:
             eval_prediction (`EvalPrediction`): `predictions` of shape (N, C), logits, or a tuple that begins with
-                them, or the predicted classes of shape (N,); `label_ids` of shape (N,), values 0..C-1.
+                them, or the predicted classes of shape (N,); `label_ids` of shape (N,), values 0..C-1. With
+                `eval_do_concat_batches=False`, lists of these.
+            compute_result (`bool`): With `batch_eval_metrics=True`, False for every batch but the last one.
 
         Returns:
             `dict[str, float]`: The values by the names in `METRICS`; those that need logits, only where these are
-            given.
+            given. Empty without `compute_result`.
 
         Raises:
             ValueError: If there is no image, a shape does not fit, or a label is outside 0..C-1.
         """
-        return tally_metrics(self._tally(eval_prediction.predictions, eval_prediction.label_ids))
+        tally = self._tally(eval_prediction.predictions, eval_prediction.label_ids)
+        tally = tally if self._batches is None else self._batches + tally
+        self._batches = None if compute_result else tally
+        return tally_metrics(tally) if compute_result else {}
 
     def per_class(self, predictions: np.ndarray | tuple, labels: np.ndarray) -> np.ndarray:
         """Accuracy of each class.
@@ -160,7 +170,11 @@ class LongTailMetrics:
         """
         return self._tally(predictions, labels).class_accuracies
 
-    def _tally(self, predictions: np.ndarray | tuple, labels: np.ndarray) -> Tally:
+    def _tally(self, predictions: np.ndarray | tuple | list, labels: np.ndarray | list) -> Tally:
+        if isinstance(predictions, list) and isinstance(labels, list):  # of batches
+            return reduce(add, map(self._tally, predictions, labels))
+        if isinstance(labels, Tensor):  # of a batch
+            predictions, labels = nested_numpify((predictions, labels))
         return Outcomes.of(predictions, labels, num_classes=self.num_classes, groups=self.groups).tally()
 
 

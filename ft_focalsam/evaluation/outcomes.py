@@ -1,6 +1,6 @@
 """What came of each test image, and the counts of it that metrics are functions of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,12 @@ class Tally:
     bin_confidence: np.ndarray | None = None
     bin_hits: np.ndarray | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """The counts of both, of the same classes."""
+        names = [each.name for each in fields(self) if each.name != "groups"]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return replace(self, **{name: None if a is None or b is None else a + b for name, (a, b) in pairs.items()})
 
     @cached_property
     def class_accuracies(self) -> np.ndarray:
