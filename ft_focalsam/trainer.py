@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback
 
 from .data.batches import RenamedLabels, select_samples, without_padding
-from .data.labels import LABEL_KEYS, count_classes, dataset_labels
+from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
 from .epochs import SetEpoch
@@ -32,6 +31,7 @@ from .sharpness import (
 )
 from .sharpness.step import IGNORED
 from .sharpness.update import Run
+from .trainer_checks import class_counts_of, refuse_what_is_not_exact
 from .trainer_loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
 from .training_args import CC_SAM, FocalSAMTrainingArguments
 
@@ -124,8 +124,8 @@ class FocalSAMTrainer(ResumableTrainer):
             self.label_names = ["labels"]
         self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
-        self._refuse_what_is_not_exact()
-        self.class_counts = self._count_classes(class_counts)
+        refuse_what_is_not_exact(self)
+        self.class_counts = class_counts_of(self, class_counts)
         self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
         self._has_checked_probabilities = False
         if compute_loss_func is not None:
@@ -389,49 +389,3 @@ class FocalSAMTrainer(ResumableTrainer):
             )
         self._nonfinite_steps.add(not is_skipped, loss, inputs.get("labels"))
         return loss
-
-    def _count_classes(self, class_counts) -> np.ndarray | None:
-        """Class counts as given, or counted from the training set; None where there is neither."""
-        num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
-        if class_counts is None:
-            if self.train_dataset is None:
-                return None
-            keys = tuple(dict.fromkeys([*self.args.label_names, *LABEL_KEYS]))
-            class_counts = count_classes(self.train_dataset, num_classes=num_labels, keys=keys)
-        class_counts = np.asarray(class_counts)
-        if num_labels is not None and len(class_counts) != num_labels:
-            raise ValueError(
-                f"class_counts has {len(class_counts)} entries and the model {num_labels} classes; give one count a "
-                "class."
-            )
-        if (class_counts <= 0).any():
-            empty = int(np.flatnonzero(class_counts <= 0)[0])
-            raise ValueError(
-                f"Class {empty} has no training sample; give it some, or leave the class out of the labels."
-            )
-        return class_counts
-
-    def _refuse_what_is_not_exact(self) -> None:
-        kind = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if kind not in (None, "single_label_classification"):
-            raise ValueError(
-                f"The model's config has problem_type {kind!r}, and FocalSAMTrainer trains one class per image; set "
-                "it to 'single_label_classification'."
-            )
-        if self.args.train_sampler != "instance" and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError(
-                f"train_sampler is {self.args.train_sampler!r} and the training set a stream, whose images cannot be "
-                "drawn by class; set train_sampler to 'instance'."
-            )
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which would train in nn.DataParallel; start the "
-                "script with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES."
-            )
-        for enabled, name in ((self.is_fsdp_enabled, "FSDP"), (self.is_deepspeed_enabled, "DeepSpeed")):
-            if enabled and self.args.sharpness != "none":
-                raise ValueError(
-                    f"{name} shards what the sharpness step perturbs or takes apart, which is not supported; use "
-                    "accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism), or set sharpness "
-                    "to 'none'."
-                )

@@ -26,7 +26,7 @@ from transformers import BaseImageProcessor, default_data_collator, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
-from ft_focalsam.checkpointing import checkpoints
+from ft_focalsam.checkpointing import check_checkpoint, checkpoints
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
     DataArguments,
@@ -323,6 +323,8 @@ def main(
     data_args, model_args, _, args = options
     check(model_args)
     refuse_what_cannot_be_meant(data_args, args)
+    if str(args.resume_from_checkpoint or False).lower() not in ("true", "false"):
+        check_checkpoint(args.resume_from_checkpoint)
     check_writable(args.output_dir)
     with one_writer(args.output_dir, is_writer=args.should_save):
         refuse_overwriting(options)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 from sharpness.models import COUNTS, NUM_CLASSES, losses_of, make_model, naive_gradient, relative_error
 from test_trainer import WEIGHTS, Images, Recorded, arguments, trainer_for
 from torch import nn
@@ -310,6 +311,15 @@ def test_several_classes_per_image_are_refused_in_the_first_batch(tmp_path):
     trainer = FocalSAMTrainer(Returning("logits"), args, train_dataset=dataset, class_counts=[10, 6, 4, 3, 1])
     with pytest.raises(ValueError, match=r"a row of a batch sums to 2; .*several classes per image"):
         trainer.train()
+
+
+def test_images_that_no_transform_makes_tensors_of_are_refused(tmp_path):
+    images = [Image.new("RGB", (8, 8))] * 4
+    data = datasets.Dataset.from_dict({"image": images, "labels": [0, 1, 2, 3]}, datasets.Features(
+        {"image": datasets.Image(), "labels": datasets.Value("int64")}
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match=r"column 'image' .* no transform makes tensors of; .*with_transform"):
+        trainer_for(Returning("logits"), tmp_path, dataset=data)
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])

@@ -57,6 +57,7 @@ def test_the_best_checkpoint_is_that_of_the_validation_images(forge):
         (("--metric_for_best_model", "acuracy", "--validation_fraction", 0.2), "'acuracy'; choose one of loss, acc"),
         (("--validation_fraction", 1), "validation_fraction is 1.0; set it to a number above 0 and below 1"),
         (("--num_train_epochs", 0, "--max_steps", -1), "num_train_epochs is 0.0; set it to a number above 0, or "),
+        (("--resume_from_checkpoint", "nowhere"), "The checkpoint 'nowhere' cannot be resumed from: there is no such"),
         (("--max_steps", 0), "max_steps is 0; set it to 1 or more, or to -1"),
         (("--image_size", 30), "image_size is 30, which the patches of the backbone, 8 pixels a side, do not fill"),
     ],

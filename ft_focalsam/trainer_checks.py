@@ -1,0 +1,77 @@
+"""What a `FocalSAMTrainer` checks before it trains: its model, its training set and the samples of each class."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from .data.labels import LABEL_KEYS, count_classes
+
+
+def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> np.ndarray | None:
+    """Class counts as given, or counted from the training set; None where there is neither.
+
+    Raises:
+        ValueError: If they do not fit the model, a class has no sample, or labels are no classes.
+    """
+    num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
+    if given is None:
+        if trainer.train_dataset is None:
+            return None
+        keys = tuple(dict.fromkeys([*trainer.args.label_names, *LABEL_KEYS]))
+        given = count_classes(trainer.train_dataset, num_classes=num_labels, keys=keys)
+    counts = np.asarray(given)
+    if num_labels is not None and len(counts) != num_labels:
+        raise ValueError(
+            f"class_counts has {len(counts)} entries and the model {num_labels} classes; give one count a class."
+        )
+    if (counts <= 0).any():
+        empty = int(np.flatnonzero(counts <= 0)[0])
+        raise ValueError(f"Class {empty} has no training sample; give it some, or leave the class out of the labels.")
+    return counts
+
+
+def refuse_what_is_not_exact(trainer: Trainer) -> None:
+    """Raise a `ValueError` for a model, a training set or a way to share the work that the step cannot be exact in."""
+    args, dataset = trainer.args, trainer.train_dataset
+    kind = getattr(getattr(trainer.model, "config", None), "problem_type", None)
+    if kind not in (None, "single_label_classification"):
+        raise ValueError(
+            f"The model's config has problem_type {kind!r}, and FocalSAMTrainer trains one class per image; set it to "
+            "'single_label_classification'."
+        )
+    if args.train_sampler != "instance" and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"train_sampler is {args.train_sampler!r} and the training set a stream, whose images cannot be drawn by "
+            "class; set train_sampler to 'instance'."
+        )
+    _refuse_raw_images(trainer)
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, which would train in nn.DataParallel; start the script "
+            "with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES."
+        )
+    for enabled, name in ((trainer.is_fsdp_enabled, "FSDP"), (trainer.is_deepspeed_enabled, "DeepSpeed")):
+        if enabled and args.sharpness != "none":
+            raise ValueError(
+                f"{name} shards what the sharpness step perturbs or takes apart, which is not supported; use "
+                "accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism), or set sharpness to "
+                "'none'."
+            )
+
+
+def _refuse_raw_images(trainer: Trainer) -> None:
+    """A data set of the Hub gives PIL images until it has a transform, and the usual collator makes no tensors."""
+    dataset = trainer.train_dataset
+    is_usual = getattr(trainer.data_collator, "__module__", "").startswith("transformers.")
+    if not (isinstance(dataset, datasets.Dataset) and is_usual) or dataset.format["type"] == "custom":
+        return
+    raw = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if raw:
+        raise ValueError(
+            f"The column '{raw[0]}' of the training set holds images that no transform makes tensors of; give it one "
+            "that returns pixel_values and labels (dataset.with_transform), or a data_collator."
+        )
