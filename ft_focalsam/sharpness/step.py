@@ -344,7 +344,7 @@ class SharpnessStep:
         if not gradients or math.isfinite(total_norm(gradients)):
             return False
         self.statistics.skipped_steps += 1
-        if self._prefix.is_replayed:
+        if drop and self._prefix.is_replayed:  # loss scaling overflows on its way to a scale
             self._prefix.turn_off("a gradient was not finite")
         if drop:
             for parameter in self.parameters:
