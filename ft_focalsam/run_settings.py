@@ -21,7 +21,7 @@ NEUTRAL = {
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "restore_callback_states_from_checkpoint"),
     *("per_device_eval_batch_size", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval"),
     *("include_for_metrics", "batch_eval_metrics", "many_shot_threshold", "few_shot_threshold"),
-    *("max_nonfinite_steps", "on_bad_image", "max_test_per_class"),
+    *("max_nonfinite_steps", "on_bad_image", "max_test_per_class", "reuse_frozen_prefix"),
     "class_counts",  # of a stream: the file; the counts themselves are noted by the trainer
 }
 NEUTRAL_PREFIXES = (

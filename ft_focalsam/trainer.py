@@ -347,6 +347,7 @@ class FocalSAMTrainer(ResumableTrainer):
             adaptive=args.adaptive_rho,
             scope=args.perturbation_scope,
             separate_reason=self._interaction(),
+            reuse_prefix=args.reuse_frozen_prefix,
         )
         self._update = SharpnessUpdate(step, args.make_economy())
         if is_cc_sam:

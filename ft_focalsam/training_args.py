@@ -53,6 +53,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
         perturbation_scope (`str`, defaults to `"global"`):
             Perturb by the gradient of all samples of a step (global), or each process and micro-batch by its own
             (local, less communication).
+        reuse_frozen_prefix (`bool`, defaults to `True`):
+            Compute the part of the model before everything that trains once a step, and not in both passes.
 
     > Parameters that make steps cheaper
 
@@ -206,6 +208,12 @@ class FocalSAMTrainingArguments(TrainingArguments):
         metadata={
             "help": "Perturb by the gradient of all samples of a step (global), or each process and micro-batch by "
             "its own (local, less communication)."
+        },
+    )
+    reuse_frozen_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the part of the model before everything that trains once a step, and not in both passes."
         },
     )
     economy: str = field(

@@ -39,12 +39,18 @@ VISION_MODELS = {
         lambda side: create_timm("vit_small_patch16_224", pretrained=False, img_size=side),
     ),
 }
-KINDS = ["plain", "sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
-LABELS = {"sam": "SAM", "three_backward": "Focal-SAM, 3 backwards", "focal_sam": "Focal-SAM, ours", "cc_sam": "CC-SAM"}
+KINDS = ["plain", "sam", "three_backward", "focal_sam", "no_reuse", "every_k", "look_sam", "split_batch", "cc_sam"]
+LABELS = {
+    "sam": "SAM",
+    "no_reuse": "Focal-SAM, all twice",
+    "three_backward": "Focal-SAM, 3 backwards",
+    "focal_sam": "Focal-SAM, ours",
+    "cc_sam": "CC-SAM",
+}
 
 
-def build_model(name: str, tuning: str, *, side: int) -> nn.Module:
-    """A model with random float32 weights, for pictures of a side in pixels."""
+def build_model(name: str, tuning: str, *, side: int, upper_blocks: int | None = None) -> nn.Module:
+    """A model with random float32 weights, for images of a side in pixels, tuned in its upper blocks if given."""
     torch.manual_seed(0)
     if name == "resnet32":
         model = LongTailClassifier.from_backbone("scratch:resnet32", list(map(str, range(CLASSES))), head="linear")
@@ -58,7 +64,11 @@ def build_model(name: str, tuning: str, *, side: int) -> nn.Module:
         id2label={i: str(i) for i in range(CLASSES)},
     )
     model = LongTailClassifier(config, backbone)
-    apply_tuning(model, tuning, TuningOptions())
+    options = TuningOptions()
+    if upper_blocks is not None:
+        depth = len(model.family.blocks(model.backbone))
+        options = TuningOptions(last_blocks=upper_blocks, tuned_layers=list(range(depth - upper_blocks, depth)))
+    apply_tuning(model, tuning, options)
     for parameter_name, parameter in model.named_parameters():
         if "mask_token" in parameter_name:
             parameter.requires_grad_(False)  # of masked pretraining, not used here
@@ -89,6 +99,10 @@ def make_steps(
     def ours(economy: str) -> Callable[[], None]:
         settings = Economy(economy, interval=INTERVAL)
         focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, economy=settings, **HYPERPARAMETERS)
+        return lambda: focal_sam.step(losses, labels=labels)
+
+    def no_reuse() -> Callable[[], None]:
+        focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, reuse_prefix=False, **HYPERPARAMETERS)
         return lambda: focal_sam.step(losses, labels=labels)
 
     def plain() -> None:
@@ -123,7 +137,13 @@ def make_steps(
         optimizer.step()
 
     economies = {name: ours(name) for name in ("every_k", "look_sam", "split_batch")}
-    named = {"plain": plain, "sam": sam, "three_backward": three_backward, "focal_sam": ours("none")}
+    named = {
+        "plain": plain,
+        "sam": sam,
+        "three_backward": three_backward,
+        "focal_sam": ours("none"),
+        "no_reuse": no_reuse(),
+    }
     return {**named, **economies, "cc_sam": class_conditional}
 
 
@@ -170,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=[*VISION_MODELS, "resnet32"], default="vit_b16", help="with random weights")
     parser.add_argument("--tuning", choices=sorted(TUNING_METHODS), default="lora", help="what trains of a ViT")
+    parser.add_argument("--upper_blocks", type=int, help="how many blocks of a ViT are tuned, the last ones; all")
     parser.add_argument("--batch_size", type=int, default=8, help="images a step")
     parser.add_argument("--image_size", type=int, help="side of the pictures in pixels; by default 224, ResNet's 32")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
@@ -182,7 +203,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = args.image_size or (32 if args.model == "resnet32" else 224)
-    model = build_model(args.model, args.tuning, side=side)
+    model = build_model(args.model, args.tuning, side=side, upper_blocks=args.upper_blocks)
     model.to(device)
     images = torch.randn(args.batch_size, 3, side, side, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)

@@ -68,14 +68,15 @@ class FrozenPrefix:
 
     Args:
         model (`nn.Module`): The model, with its wrappers.
+        is_off (`bool`): Compute everything in both passes.
 
     Attributes:
         calls (`dict[Call, bool]`): The frozen calls, in their order, and whether anything else reads what they give.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, is_off: bool = False):
         self._model = unwrapped(model)
-        self._is_off = is_compiled(model) or is_sharded(model.parameters())
+        self._is_off = is_off or is_compiled(model) or is_sharded(model.parameters())
         self._trained: list[Tensor] = []
         self._accelerators: list[torch.device] = []
         self._is_known = False

@@ -73,6 +73,7 @@ class FocalSAM(torch.optim.Optimizer):
         adaptive (`bool`): ASAM's element-wise radius.
         perturbation_scope (`str`): "global" or "local", see `SharpnessStep`.
         economy (`Economy`, *optional*): A cheaper schedule; it needs the closure.
+        reuse_prefix (`bool`): See `SharpnessStep`.
 
     Raises:
         ValueError: If a value is out of range, not exactly one of `class_counts` and `class_weights` is given, or the
@@ -95,16 +96,25 @@ class FocalSAM(torch.optim.Optimizer):
         adaptive: bool = False,
         perturbation_scope: str = "global",
         economy: Economy | None = None,
+        reuse_prefix: bool = True,
     ):
         if (class_counts is None) == (class_weights is None):
             raise ValueError("Give FocalSAM either class_counts or class_weights.")
         _refuse_needing_closure(base_optimizer)
         self._class_counts = class_counts
+        self._reuse_prefix = reuse_prefix
         settings = {"gamma": gamma, "lam": lam} if class_weights is None else {}
         self._settings = settings  # of the class weights in use
         if class_weights is None:
             class_weights = weights_of("focal_sam", class_counts, settings)
-        self.sharpness_step = SharpnessStep(model, class_weights, rho=rho, adaptive=adaptive, scope=perturbation_scope)
+        self.sharpness_step = SharpnessStep(
+            model,
+            class_weights,
+            rho=rho,
+            adaptive=adaptive,
+            scope=perturbation_scope,
+            reuse_prefix=reuse_prefix,
+        )
         self._update = SharpnessUpdate(self.sharpness_step, economy)
         # In a mapping, because Lightning's wrapper shares attributes by copying them.
         self._counts = {"steps": 0, "second_passes": 0}
@@ -140,6 +150,7 @@ class FocalSAM(torch.optim.Optimizer):
             "adaptive": step.adaptive,
             "perturbation_scope": step.scope,
             "economy": self._update.economy,
+            "reuse_prefix": self._reuse_prefix,
             STATE_KEY: self._own_state(),
         }
 

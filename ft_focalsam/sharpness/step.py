@@ -74,6 +74,7 @@ class SharpnessStep:
             without communication.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is; without
             it, the first steps find out.
+        reuse_prefix (`bool`): Let the second pass take over what depends on no trained parameter, see `FrozenPrefix`.
 
     Attributes:
         separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough, as
@@ -93,6 +94,7 @@ class SharpnessStep:
         adaptive: bool = False,
         scope: str = "global",
         separate_reason: str | None = None,
+        reuse_prefix: bool = True,
     ):
         check_rho(rho)
         if scope not in PERTURBATION_SCOPES:
@@ -111,7 +113,7 @@ class SharpnessStep:
         self.adaptive = adaptive
         self.scope = scope
         self.statistics = StepStatistics()
-        self._prefix = FrozenPrefix(model)
+        self._prefix = FrozenPrefix(model, is_off=not reuse_prefix)
         self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []

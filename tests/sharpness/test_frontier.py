@@ -46,9 +46,7 @@ class Counted:
 
 def steps(model, *, reuses, autocast=False, micro_batches=1, number=5):
     """The gradients of some steps, between which the weights move."""
-    step = SharpnessStep(model, C, rho=0.1)
-    if not reuses:
-        step._prefix.turn_off("")
+    step = SharpnessStep(model, C, rho=0.1, reuse_prefix=reuses)
 
     def losses(model, x, y):
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
@@ -170,8 +168,7 @@ def test_what_cannot_be_replayed_is_computed(model, is_replayed, caplog):
         if seed == 0:
             step = SharpnessStep(model, C, rho=0.1)
         actual = run_step(step, model, x, y, losses_of=plain_losses)
-        other = SharpnessStep(twin, C, rho=0.1)
-        other._prefix.turn_off("")
+        other = SharpnessStep(twin, C, rho=0.1, reuse_prefix=False)
         assert all(
             torch.allclose(actual[name], value, rtol=1e-12)
             for name, value in run_step(other, twin, x, y, losses_of=plain_losses).items()
