@@ -45,7 +45,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
-from ft_focalsam.errors import first_fault, one_line, told_in_one_sentence
+from ft_focalsam.errors import first_fault, one_line, told_in_one_sentence, unknown
 from ft_focalsam.evaluation import (
     METRICS,
     PREDICTIONS,
@@ -81,6 +81,9 @@ ROW_BEFORE = {
 
 def refuse_what_cannot_be_meant(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
     """Raise a `ValueError`, before any image is read, for a run that would choose by its test set or train nothing."""
+    metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
+    if metric not in known:
+        raise ValueError(unknown("metric_for_best_model", metric, known))
     values = args.to_dict()
     chosen = {
         "load_best_model_at_end": args.load_best_model_at_end,
@@ -94,9 +97,6 @@ def refuse_what_cannot_be_meant(data_args: DataArguments, args: FocalSAMTraining
                 f"{key} is {values[key]!r}, which chooses by the images that are evaluated on, and these are the test "
                 "set; put some aside with --validation_fraction 0.1 (of each class), or leave the key out."
             )
-    metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
-    if metric not in known:
-        raise ValueError(f"metric_for_best_model is {metric!r}; choose one of {', '.join(known)}.")
 
 
 def refuse_overwriting(options: tuple) -> None:

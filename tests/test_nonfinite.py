@@ -53,6 +53,7 @@ def test_it_stops_with_the_step_the_rate_and_the_rows(sharpness, accumulation, c
         model(), tmp_path, dataset=dataset, sharpness=sharpness, max_nonfinite_steps=4, max_steps=9,
         per_device_train_batch_size=5, gradient_accumulation_steps=accumulation, **changes,
     )  # fmt: skip
+    dataset.read.clear()  # of the rows that were looked at when the classes were counted
     with pytest.raises(
         ValueError, match=r"finite for 4 steps in a row, up to step 4 at a learning rate of 0.05;"
     ) as e:
@@ -65,6 +66,7 @@ def test_a_resumed_run_names_its_rows_too(tmp_path):
     trainer_for(model(), tmp_path, save_strategy="steps", save_steps=2, max_steps=2, **settings).train()
     dataset = Poisoned()
     trainer = trainer_for(model(), tmp_path, dataset=dataset, max_steps=9, resume_changed=True, **settings)
+    dataset.read.clear()
     with pytest.raises(ValueError, match="for 2 steps in a row, up to step 4 ") as error:
         trainer.train(str(tmp_path / "checkpoint-2"))
     assert rows_named(error.value, tmp_path) == dataset.read[5:10]
@@ -137,5 +139,5 @@ def test_pictures_are_named_by_path_where_they_have_one(tmp_path):
 
 
 def test_a_limit_below_zero_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_nonfinite_steps is -1; set it to a number of steps or to 0"):
+    with pytest.raises(ValueError, match="max_nonfinite_steps is -1; set it to 0 or more"):
         arguments(tmp_path, max_nonfinite_steps=-1)

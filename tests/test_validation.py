@@ -54,7 +54,7 @@ def test_the_best_checkpoint_is_that_of_the_validation_images(forge):
         (("--metric_for_best_model", "accuracy"), "metric_for_best_model is 'accuracy', which chooses by"),
         (("--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"),
          "lr_scheduler_type is 'reduce_lr_on_plateau', which chooses by"),
-        (("--metric_for_best_model", "acuracy", "--validation_fraction", 0.2), "'acuracy'; choose one of loss, acc"),
+        (("--metric_for_best_model", "acuracy", "--validation_fraction", 0.2), "'acuracy'; did you mean 'accuracy'?"),
         (("--validation_fraction", 1), "validation_fraction is 1.0; set it to a number above 0 and below 1"),
         (("--num_train_epochs", 0, "--max_steps", -1), "num_train_epochs is 0.0; set it to a number above 0, or "),
         (("--resume_from_checkpoint", "nowhere"), "The checkpoint 'nowhere' cannot be resumed from: there is no such"),

@@ -51,7 +51,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
     """With autocast off inside the block; nothing where it is off already, so that exports see no change."""
-    if not torch.is_autocast_enabled(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         yield
         return
     with torch.autocast(device.type, enabled=False):

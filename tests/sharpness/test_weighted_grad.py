@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from ft_focalsam.sharpness import WeightedGradient
-from ft_focalsam.sharpness.gradients import BatchLosses
+from ft_focalsam.sharpness.gradients import BatchLosses, ScaledGradient
 
 C = len(COUNTS)
 
@@ -589,15 +589,20 @@ def test_a_frozen_normalisation_before_all_that_trains_needs_no_second_backward_
         assert collector.backward_passes == (1 if is_frozen else 2)
 
 
-def test_a_model_over_two_devices_is_refused():
+WAYS = [WeightedGradient, lambda model: ScaledGradient(model, 1.0)]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["any weights", "equal weights"])
+def test_a_model_over_two_devices_is_refused(way):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, C))
     model[0].to("meta")
     with pytest.raises(ValueError, match=r"are on meta, cpu; .* all of them on one device"):
-        WeightedGradient(model).start()
+        way(model).start()
 
 
-def test_an_optimizer_that_steps_in_the_backward_pass_is_refused():
+@pytest.mark.parametrize("way", WAYS, ids=["any weights", "equal weights"])
+def test_an_optimizer_that_steps_in_the_backward_pass_is_refused(way):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, C))
     model[1].weight.register_post_accumulate_grad_hook(lambda p: None)
     with pytest.raises(ValueError, match=r"parameter 1\.weight has a hook .*use another optimizer"):
-        WeightedGradient(model).start()
+        way(model).start()

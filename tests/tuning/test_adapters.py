@@ -172,7 +172,7 @@ def test_size_out_of_range(options, message):
 
 
 @every_adapter
-@pytest.mark.parametrize("layer", [LAYERS, -1])
+@pytest.mark.parametrize("layer", [LAYERS, LAYERS + 4])
 def test_layer_that_does_not_exist(tiny_backbones, tuning, layer):
     path = tiny_backbones["vit"]
     model = LongTailClassifier.from_backbone(path, NAMES)

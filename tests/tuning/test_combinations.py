@@ -111,7 +111,7 @@ def test_pairs_that_exclude_each_other(tiny_backbones, pair):
     [
         ("lora,lora", r"methods 'lora' and 'lora' exclude each other: they are the same; name one"),
         ("lora,nroms", r"Unknown tuning method 'nroms'; choose one of .*norms"),
-        ("", r"Unknown tuning method ''; choose one of .*lora"),
+        ("", r"tuning names no method; choose among .*lora"),
         ([], r"tuning names no method; choose among .*lora"),
     ],
     ids=["twice", "unknown", "empty", "none"],

@@ -142,7 +142,7 @@ def test_the_trainer_trains_saves_and_resumes(tiny_backbones, tmp_path, family, 
         args = FocalSAMTrainingArguments(
             str(tmp_path / folder), sharpness="focal_sam", rho=0.1, max_steps=steps, save_steps=2, learning_rate=0.05,
             per_device_train_batch_size=8, optim="sgd", lr_scheduler_type="constant", report_to="none", use_cpu=True,
-            disable_tqdm=True,
+            disable_tqdm=True, resume_changed=True,
         )  # fmt: skip
         model = randomise(build(tiny_backbones[family], tuning, **SIZES))
         return FocalSAMTrainer(model, args, train_dataset=Images(), eval_dataset=Images())

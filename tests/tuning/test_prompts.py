@@ -132,7 +132,7 @@ def test_length_out_of_range(length):
         TuningOptions(prompt_length=length)
 
 
-@pytest.mark.parametrize("layer", [LAYERS, -1])
+@pytest.mark.parametrize("layer", [LAYERS, LAYERS + 4])
 def test_layer_that_does_not_exist(tiny_backbones, layer):
     path = tiny_backbones["clip"]
     model = LongTailClassifier.from_backbone(path, NAMES)

@@ -131,7 +131,7 @@ def test_small_values_are_kept_beside_half_precision_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparse_ratio": 0.0}, r"sparse_ratio is 0\.0; set it above 0, to 1 at most"),
+        ({"sparse_ratio": 0.0}, r"sparse_ratio is 0\.0; set it to a number above 0 and at most 1"),
         ({"sparse_ratio": 1.5}, r"sparse_ratio is 1\.5; set it"),
         ({"sparse_ratio": float("nan")}, r"sparse_ratio is nan; set it"),
         ({"sparse_seed": -1}, r"sparse_seed is -1; set it to a whole number from 0"),

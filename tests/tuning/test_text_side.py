@@ -188,7 +188,7 @@ def test_context_that_is_too_long(folders):
     [
         ({"context_position": "back"}, "context_position is 'back'; choose one of end, middle, front"),
         ({"context_length": 0}, "context_length is 0; set it to 1 or more"),
-        ({"clip_adapter_ratio": 1.5}, "clip_adapter_ratio is 1.5; set it to a share from 0 to 1"),
+        ({"clip_adapter_ratio": 1.5}, "clip_adapter_ratio is 1.5; set it to a number from 0 to 1"),
         ({"clip_adapter_reduction": 0}, "clip_adapter_reduction is 0; set it to 1 or more"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compiled import draw_as_eager, unwrapped
-from ..model_info import ModelInfo, inspect_model
+from ..model_info import ModelInfo, inspect_model, refuse_split
 from .rules import sum_dtype
 
 
@@ -88,8 +88,14 @@ class GradientPair(ABC):
         return list(self.info.trained)
 
     def prepare(self) -> None:
-        """Look at the model again; `start` does so."""
-        self.info = inspect_model(self.model)
+        """Look at the model again; `start` does so.
+
+        Raises:
+            ValueError: If it is spread over devices, or an optimizer steps in the backward pass.
+        """
+        before, self.info = self.info.trained, inspect_model(self.model)
+        if self.info.trained.keys() != before.keys():
+            refuse_split(self.model, self.info)
 
     def start(self) -> None:
         """Begin an optimizer step with nothing collected."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..compiled import is_compiled, keep_graphs
-from ..model_info import refuse_split
 from ..perturbation import total_norm
 from .base import BatchLosses, GradientPair, gradients_apart, sum_of
 from .second_backward import weighted_gradient
@@ -37,9 +36,6 @@ class WeightedGradient(GradientPair):
         model (`nn.Module`): As for `GradientPair`.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is: say, a
             loss by which the samples of a batch interact.
-
-    Raises:
-        ValueError: From `start`, if the model is spread over devices or an optimizer steps in the backward pass.
     """
 
     def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
@@ -150,7 +146,6 @@ class WeightedGradient(GradientPair):
             self._separate(self._interaction_of(self.info.batch_norms[0]))
 
     def _plan_anew(self) -> None:
-        refuse_split(self.model, self.info)
         trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         self._single = SingleBackward(self.model, trained)
         self._batch_norms = self.info.batch_norms
