@@ -54,4 +54,4 @@ def told_in_one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit("Error: " + " ".join(line.strip() for line in str(error).splitlines()))
+        sys.exit("Error: " + printable(" ".join(line.strip() for line in str(error).splitlines())))
