@@ -4,10 +4,11 @@ A call of a module whose output depends on no trained parameter gives the same a
 keeps the outputs of such calls that anything else reads (of a ViT whose upper blocks train, that of the last frozen
 block), and the second pass returns them instead of calling the module.
 
-Which calls these are is found in the first step, whose second pass computes everything, compares each output bit for
-bit with that of the first pass, and sees which of them are read outside such calls. The others are replaced by NaN in
-later steps: if one were read after all, the gradient would not be finite, the step be skipped and the prefix computed
-again from then on.
+Which calls these are is found in the first two steps that perturb: their second passes compute everything, compare the
+outputs bit for bit with those of the first pass, and see which of them are read outside such calls. Two steps, because
+what starts at zero has no gradient, and no perturbation, in the first one. The others are replaced by NaN in later
+steps: if one were read after all, the gradient would not be finite, the step be skipped and the prefix computed again
+from then on.
 """
 
 import logging
@@ -80,17 +81,23 @@ class FrozenPrefix:
         self._trained: list[Tensor] = []
         self._accelerators: list[torch.device] = []
         self._is_known = False
+        self._step = 0
+        self._first_compared: int | None = None  # the step of the first comparison
         self._draws = False  # whether a frozen call draws random numbers
         self.calls: dict[Call, bool] = {}
 
     def prepare(self, info: ModelInfo) -> None:
         """Take note of what trains; where that has changed, the frozen calls are looked for again."""
+        self._step += 1
         self._accelerators = info.accelerators
         trained = list(info.trained)
         if len(trained) != len(self._trained) or any(a is not b for a, b in zip(trained, self._trained, strict=True)):
             self._trained = trained
-            self._is_known = False
+            self._look_again()
             self._is_off = self._is_off or any(getattr(m, "gradient_checkpointing", False) for m in self._modules())
+
+    def _look_again(self) -> None:
+        self._is_known, self._first_compared = False, None
 
     def turn_off(self, reason: str) -> None:
         """Compute everything again from now on."""
@@ -118,9 +125,10 @@ class FrozenPrefix:
             yield record
 
     @contextmanager
-    def second(self, record: PrefixRecord | None) -> Iterator[None]:
-        """Around the forward pass over the same batch at w + epsilon."""
-        if record is None or self._is_off:
+    def second(self, record: PrefixRecord | None, *, is_perturbed: bool = True) -> Iterator[None]:
+        """Around the forward pass over the same batch at w + epsilon; at w, where equal outputs show nothing, without
+        `is_perturbed`."""
+        if record is None or self._is_off or not is_perturbed:
             yield
             return
         if record.is_whole:
@@ -128,7 +136,7 @@ class FrozenPrefix:
                 yield
             return
         if record.outputs.keys() != self.calls.keys() or record.was_changed():
-            self._is_known = False  # other calls than in the step that was looked at: look again in the next one
+            self._look_again()  # other calls than in the steps that were looked at
             yield
             return
         numbers: dict[nn.Module, int] = {}
@@ -233,7 +241,9 @@ class FrozenPrefix:
                 stack.callback(module.register_forward_hook(end).remove)
             with watch:
                 yield
-        self._is_known = True
+        if self._first_compared is None:
+            self._first_compared = self._step
+        self._is_known = self._step > self._first_compared
         self.calls = {call: call in watch.consumed for call in seen}
         if differing or record.was_changed() or seen != list(record.outputs):
             name = next((n for n, m in self._model.named_modules() if m in differing), "a module")

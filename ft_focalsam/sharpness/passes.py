@@ -139,10 +139,10 @@ class SecondPass(Pass):
         super().__init__(first.weights, first.count)
         self._first = first
         self._statistics = statistics
-        self._contributes = contributes
+        self.contributes = contributes
 
     def _value(self, batch: BatchLosses) -> Tensor:
-        if not self._contributes:
+        if not self.contributes:
             return batch.losses.sum() * 0
         loss = batch.weighted()
         self._statistics.add_sharpness(loss.detach() - self._first.loss)
@@ -154,7 +154,7 @@ class SecondPass(Pass):
         super().finish()
 
     def _differentiate(self, batch: BatchLosses) -> None:
-        batch.backward(batch.weighted() if self._contributes else batch.losses.sum() * 0)
+        batch.backward(batch.weighted() if self.contributes else batch.losses.sum() * 0)
 
 
 class WeightedPass(Pass):

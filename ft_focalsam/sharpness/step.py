@@ -282,7 +282,8 @@ class SharpnessStep:
             self._moved(self._epsilon, is_over=is_last, synchronises=is_last),
             self._finished(second),
         ):
-            with gradients_apart(self.parameters) as added, self._prefix.second(batch.prefix):
+            prefix = self._prefix.second(batch.prefix, is_perturbed=second.contributes)
+            with gradients_apart(self.parameters) as added, prefix:
                 yield
             batch.prefix = None  # and its memory
             if added and is_last and world_size() > 1:

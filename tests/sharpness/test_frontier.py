@@ -177,6 +177,34 @@ def test_what_cannot_be_replayed_is_computed(model, is_replayed, caplog):
     assert ("does not give the same twice" in caplog.text) == (not is_replayed)
 
 
+class Detached(nn.Module):
+    """A frozen module that reads, without gradient, what a weight gives that moves from the second step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.gate = nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+        self.frozen, self.head = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, len(COUNTS))
+
+    def forward(self, x):
+        hidden = self.trained(x)
+        return self.head(self.frozen(hidden.detach()) + self.gate * hidden)
+
+
+def test_what_depends_on_trained_weights_without_gradient_is_not_replayed():
+    torch.manual_seed(0)
+    model = Detached().double()
+    step, other = (SharpnessStep(model, C, rho=0.1, reuse_prefix=reuses) for reuses in (True, False))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x, y = torch.randn(6, 8, dtype=torch.float64), torch.randint(len(COUNTS), (6,))
+        actual, expected = (run_step(each, model, x, y, losses_of=plain_losses) for each in (step, other))
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p -= 0.1 * actual.get(name, 0)
+    assert not step._prefix.is_replayed
+
+
 def plain_losses(model, x, y):
     return F.cross_entropy(model(x), y, reduction="none")
 
