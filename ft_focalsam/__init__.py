@@ -3,7 +3,7 @@
 from .losses import make_loss
 from .models import LongTailClassifier, LongTailClassifierConfig
 from .predicting import ImageClassifier
-from .sharpness import ClassConditionalSAM, Economy, FocalSAM, class_weights, scheduled_rho
+from .sharpness import ClassConditionalSAM, FocalSAM, class_weights, scheduled_rho
 from .trainer import FocalSAMTrainer
 from .training_args import FocalSAMTrainingArguments
 from .tuning import TuningOptions, apply_tuning
@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClassConditionalSAM",
-    "Economy",
     "FocalSAM",
     "FocalSAMTrainer",
     "FocalSAMTrainingArguments",

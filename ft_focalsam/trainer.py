@@ -23,21 +23,22 @@ from .nonfinite import NonFiniteSteps
 from .resumable import ResumableTrainer
 from .sharpness import (
     ClassConditionalSAM,
+    Evaluation,
+    GradientCheck,
     LossContractError,
     SharpnessStep,
-    SharpnessUpdate,
-    class_weights,
     scheduled_rho,
 )
+from .sharpness.evaluations import Run
 from .sharpness.step import IGNORED
-from .sharpness.update import Run
+from .sharpness.step_statistics import StepStatistics
 from .trainer_checks import class_counts_of, refuse_what_is_not_exact
 from .trainer_loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
-from .training_args import CC_SAM, FocalSAMTrainingArguments
+from .training_args import FocalSAMTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# In a checkpoint: what an economy of the sharpness step carries from step to step.
+# In a checkpoint: what the direction of the perturbation carries from step to step.
 DIRECTION_NAME = "sharpness_direction.safetensors"
 
 
@@ -141,14 +142,16 @@ class FocalSAMTrainer(ResumableTrainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._nonfinite_steps = NonFiniteSteps(self)
-        self._update: SharpnessUpdate | None = None
-        self._class_conditional: ClassConditionalSAM | None = None
+        self._trained_model: nn.Module | None = None  # with its wrappers, in the run under way or the latest one
+        self._evaluation: Evaluation | ClassConditionalSAM | None = None  # None for plain training
+        self._gradient_check: GradientCheck | None = None
+        self._statistics = StepStatistics()
         self._resumed_from: str | None = None
 
     @property
     def sharpness_step(self) -> SharpnessStep | None:
-        """The step of the training under way, or the latest one; None before training."""
-        return None if self._update is None else self._update.step
+        """The step of the run under way, or of the latest one; None before a run, in plain training and in CC-SAM."""
+        return getattr(self._evaluation, "step", None)
 
     # ---- what the Trainer calls ----
 
@@ -170,41 +173,33 @@ class FocalSAMTrainer(ResumableTrainer):
         pass over it and, with the last batch of the optimizer step, the second passes over all of them.
 
         Returns:
-            `Tensor` without dimensions: L(w), detached, of this batch; with the economy "split_batch" and with CC-SAM,
-            the loss that was differentiated.
+            `Tensor` without dimensions: L(w), detached, of this batch; in CC-SAM and in one pass, the loss that was
+            differentiated.
         """
         model.train()  # before the step looks for batch normalisation that is in training mode
-        if self._update is None or self._update.step.model is not model:
-            self._make_update(model)
-        step = self._update.step
-        if step.is_plain_method and self._class_conditional is None:
-            return self._end_step(super().training_step(model, inputs, num_items_in_batch), inputs)
-        if "labels" not in inputs:
-            raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
+        if self._trained_model is not model:
+            self._make_evaluation(model)
         whole_pass = super().training_step
 
-        def whole(index: Tensor | None) -> Tensor:
-            return whole_pass(model, select_samples(inputs, index), num_items_in_batch)
+        def whole() -> Tensor:
+            return whole_pass(model, inputs, num_items_in_batch)
 
-        def forward(index: Tensor | None) -> None:
-            batch = self._prepare_inputs(select_samples(inputs, index))
+        def forward(rows: Tensor | None) -> None:
+            batch = self._prepare_inputs(select_samples(inputs, rows))
             with self.compute_loss_context_manager():
                 self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
 
-        step.rho = self._current_rho()
-        if self._class_conditional is not None:
-            self._class_conditional.rho = step.rho
-            with self._class_conditional.watch():
-                loss = whole(None)
-                if not self._class_conditional.was_used:
-                    raise LossContractError(
-                        "compute_loss returned a loss that is not made of the losses of the samples, which cc_sam "
-                        "needs; let it call super().compute_loss(...), or set sharpness to 'none'."
-                    )
-            return self._end_step(loss, inputs)
-        number, is_last = self.state.global_step, self.accelerator.sync_gradients
-        targets = as_targets(inputs["labels"])
-        loss = self._update.micro_batch(targets, Run(whole, forward), number=number, is_last=is_last)
+        if self._evaluation is None:
+            return self._end_step(whole(), inputs)
+        if "labels" not in inputs:
+            raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
+        self._evaluation.rho = self._current_rho()
+        loss = self._evaluation.micro_batch(
+            as_targets(inputs["labels"]),
+            Run(whole, forward, takes_rows=True),
+            number=self.state.global_step,
+            is_last=self.accelerator.sync_gradients,
+        )
         return self._end_step(loss, inputs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
@@ -255,12 +250,12 @@ class FocalSAMTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside a training loss what the sharpness step did since the last time."""
-        if self._update is not None and "loss" in logs:
-            statistics = self._update.step.statistics.pop()
-            if self.args.sharpness == "none":
+        if self._trained_model is not None and "loss" in logs:
+            statistics = self._statistics.pop()
+            if self._evaluation is None:
                 logs = {**logs, "skipped_steps": statistics["skipped_steps"]}
             else:
-                logs = {**logs, "rho": self._update.step.rho, **statistics}
+                logs = {**logs, "rho": self._evaluation.rho, **statistics}
         super().log(logs, start_time)
 
     def _prepare_for_training(self, *args):
@@ -271,15 +266,15 @@ class FocalSAMTrainer(ResumableTrainer):
         return super()._prepare_for_training(*args)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save, beside the optimizer's state, what an economy carries from step to step."""
+        """Save, beside the optimizer's state, what the direction carries from step to step."""
         super()._save_optimizer_and_scheduler(output_dir)
-        direction = {} if self._update is None else self._update.state_dict()
+        direction = {} if self._evaluation is None else self._evaluation.state_dict()
         if direction and self.args.should_save:
             save_file({n: t.contiguous() for n, t in direction.items()}, Path(output_dir) / DIRECTION_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._update = self._class_conditional = None  # every training begins with a step of its own
+        self._trained_model = self._evaluation = None  # every run begins with a step of its own
         self._resumed_from = checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -313,8 +308,7 @@ class FocalSAMTrainer(ResumableTrainer):
         is_left_out = is_left_out.reshape(len(labels), -1).all(dim=1)
         if count is not None and labels.ndim == 2:
             count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
-        is_plain = self._update is None or self._update.step.is_plain_method
-        if losses.ndim == 0 and is_plain and self._class_conditional is None:
+        if losses.ndim == 0 and self._evaluation is None:
             if count is None or self._loss.takes_count:
                 return losses
             return losses * (~is_left_out).sum().to(losses.dtype) / count  # the share of a mean in that of the step
@@ -324,40 +318,28 @@ class FocalSAMTrainer(ResumableTrainer):
                 '(reduction="none").'
             )
         losses = losses.masked_fill(is_left_out, 0)
-        if self._update is None:
+        if self.sharpness_step is None:
             return losses.sum() / (losses.numel() if count is None else count)
-        return self._update.step.reduce(losses, count)
+        return self.sharpness_step.reduce(losses, count)
 
     def _losses(self, outputs, labels: Tensor, count) -> Tensor:
         def losses_of(logits: Tensor) -> Tensor:
             return self._loss(with_logits(outputs, logits), labels, progress=self._progress(), count=count)
 
-        if self._class_conditional is None or not self._class_conditional.is_watching:
-            return self._loss(outputs, labels, progress=self._progress(), count=count)
-        return self._class_conditional.losses(logits_of(outputs), labels, losses_of)
+        if isinstance(self._evaluation, ClassConditionalSAM) and self._evaluation.is_watching:
+            return self._evaluation.losses(logits_of(outputs), labels, losses_of)
+        return self._loss(outputs, labels, progress=self._progress(), count=count)
 
-    def _make_update(self, model: nn.Module) -> None:
-        args = self.args
-        is_cc_sam = args.sharpness == CC_SAM
-        hyperparameters = {"gamma": args.focal_gamma, "lam": args.focal_lambda, "eta": args.imbsam_eta}
-        step = SharpnessStep(
-            model,
-            class_weights("none" if is_cc_sam else args.sharpness, self.class_counts, hyperparameters),
-            rho=args.rho,
-            adaptive=args.adaptive_rho,
-            scope=args.perturbation_scope,
-            separate_reason=self._interaction(),
-            reuse_prefix=args.reuse_frozen_prefix,
-        )
-        self._update = SharpnessUpdate(step, args.make_economy())
-        if is_cc_sam:
-            self._class_conditional = ClassConditionalSAM(
-                model, class_counts=self.class_counts, rho=args.rho, ratio=args.cc_sam_ratio
-            )
-            self._class_conditional.statistics = step.statistics
+    def _make_evaluation(self, model: nn.Module) -> None:
+        self._trained_model, self._statistics = model, StepStatistics()
+        self._gradient_check = GradientCheck(model)
+        self._evaluation = self.args.make_evaluation(model, self.class_counts, separate_reason=self._interaction())
+        if self._evaluation is None:
+            return
+        self._evaluation.statistics = self._statistics
         path = None if self._resumed_from is None else Path(self._resumed_from) / DIRECTION_NAME
         if path is not None and path.is_file():
-            self._update.load_state_dict(load_file(path))
+            self._evaluation.load_state_dict(load_file(path))
 
     def _interaction(self) -> str | None:
         """Why the samples of a batch interact, if the loss makes them."""
@@ -378,10 +360,13 @@ class FocalSAMTrainer(ResumableTrainer):
     def _end_step(self, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
         """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""
         if not self.accelerator.sync_gradients:
-            return loss
+            return self._finite(loss)
         # Loss scaling has to see what overflowed, to shrink.
         is_scaled = self.accelerator.scaler is not None
-        is_skipped = self._update.step.drop_if_not_finite(drop=not is_scaled)
+        if self.sharpness_step is None:
+            is_skipped = self._gradient_check.drop_if_not_finite(self._statistics, drop=not is_scaled)
+        else:
+            is_skipped = self.sharpness_step.drop_if_not_finite(drop=not is_scaled)
         if is_skipped:
             logger.warning(
                 "Step %d is skipped: its gradient is not finite%s.",
@@ -389,4 +374,10 @@ class FocalSAMTrainer(ResumableTrainer):
                 " at this loss scale" if is_scaled else "; the learning rate may be too high",
             )
         self._nonfinite_steps.add(not is_skipped, loss, inputs.get("labels"))
-        return loss
+        return self._finite(loss)
+
+    def _finite(self, loss: Tensor) -> Tensor:
+        """The loss, or, where it is not finite, the mean of those since the latest log: what the Trainer's
+        `logging_nan_inf_filter` makes of it, without waiting for the device."""
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(torch.isfinite(loss), loss, mean.to(loss))

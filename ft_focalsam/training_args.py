@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from .argument_checks import check_optimizer, check_report_to, check_trainer_numbers
@@ -13,8 +14,21 @@ from .data.samplers import SAMPLERS
 from .hub.trainer_push import check_hub_arguments
 from .losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
 from .ranges import Range
-from .sharpness import SHARPNESS_METHODS, Economy, scheduled_rho
-from .sharpness.perturbation import PERTURBATION_SCOPES
+from .sharpness import (
+    DIRECTIONS,
+    EVALUATIONS,
+    SHARPNESS_METHODS,
+    TARGETS,
+    ClassConditionalSAM,
+    Direction,
+    Evaluation,
+    SharpnessStep,
+    class_weights,
+    scheduled_rho,
+)
+from .sharpness.collectives import PERTURBATION_SCOPES
+from .sharpness.directions import make_direction
+from .sharpness.step import check_choices
 
 # A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
 CC_SAM = "cc_sam"
@@ -25,7 +39,9 @@ class FocalSAMTrainingArguments(TrainingArguments):
     """Arguments of `FocalSAMTrainer`: those of `transformers.TrainingArguments` and the following.
 
     Defaults that differ from the Trainer's: `remove_unused_columns` is False, because images are decoded by transforms
-    that need their column, `label_names` is ["labels"], and `dataloader_pin_memory` is False on the CPU.
+    that need their column, `label_names` is ["labels"], `dataloader_pin_memory` is False on the CPU, and
+    `logging_nan_inf_filter` is False, because `FocalSAMTrainer` filters the training loss itself, without waiting for
+    the device.
 
     > Parameters that control the sharpness step
 
@@ -56,17 +72,22 @@ class FocalSAMTrainingArguments(TrainingArguments):
         reuse_frozen_prefix (`bool`, defaults to `True`):
             Compute the part of the model before everything that trains once a step, and not in both passes.
 
-    > Parameters that make steps cheaper
+    > Parameters that choose another perturbation
 
     Args:
-        economy (`str`, defaults to `"none"`):
-            Cheaper schedule of the sharpness step: none, every_k, look_sam or split_batch.
-        economy_interval (`int`, >= 1, defaults to `5`):
-            Number of steps k of which every_k and look_sam perturb one.
-        look_alpha (`float`, >= 0, defaults to `0.7`):
-            Weight alpha of the kept direction in the steps of look_sam in between.
-        average_decay (`float`, 0 to below 1, defaults to `0.9`):
-            Share of the running average of the ascent direction that split_batch keeps in a step.
+        perturb (`str`, defaults to `"trained"`):
+            What is perturbed: trained (all that trains), norms (scales and shifts of normalisation layers) or merged
+            (the merged weight of each linear layer with an adapter such as LoRA).
+        ascent (`str`, defaults to `"gradient"`):
+            Direction of the perturbation: gradient, friendly, momentum or gaussian.
+        ascent_decay (`float`, 0 to below 1, defaults to `0.9`):
+            Share of the moving average of gradients that friendly and momentum keep in a step.
+        friendly_sigma (`float`, >= 0, defaults to `1.0`):
+            Share sigma of that average which friendly takes out of the gradient.
+        evaluation (`str`, defaults to `"two_point"`):
+            How the perturbed loss is evaluated: two_point (two passes) or one_pass (one, with momentum or gaussian).
+        ascent_interval (`int`, >= 1, defaults to `1`):
+            One step in so many perturbs the weights, the others are plain.
 
     > Parameters that control the loss
 
@@ -165,6 +186,11 @@ class FocalSAMTrainingArguments(TrainingArguments):
         default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Filter losses that are not finite out of the log once more, which waits for the device."},
+    )
+
     sharpness: str = field(
         default="focal_sam",
         metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam."},
@@ -216,19 +242,33 @@ class FocalSAMTrainingArguments(TrainingArguments):
             "help": "Compute the part of the model before everything that trains once a step, and not in both passes."
         },
     )
-    economy: str = field(
-        default="none",
-        metadata={"help": "Cheaper schedule of the sharpness step: none, every_k, look_sam or split_batch."},
+    perturb: str = field(
+        default="trained",
+        metadata={
+            "help": "What is perturbed: trained (all that trains), norms (scales and shifts of normalisation layers) "
+            "or merged (the merged weight of each linear layer with an adapter such as LoRA)."
+        },
     )
-    economy_interval: int = field(
-        default=5, metadata={"help": "Number of steps k of which every_k and look_sam perturb one."}
+    ascent: str = field(
+        default="gradient",
+        metadata={"help": "Direction of the perturbation: gradient, friendly, momentum or gaussian."},
     )
-    look_alpha: float = field(
-        default=0.7, metadata={"help": "Weight alpha of the kept direction in the steps of look_sam in between."}
-    )
-    average_decay: float = field(
+    ascent_decay: Annotated[float, Range(0, 1, open_high=True)] = field(
         default=0.9,
-        metadata={"help": "Share of the running average of the ascent direction that split_batch keeps in a step."},
+        metadata={"help": "Share of the moving average of gradients that friendly and momentum keep in a step."},
+    )
+    friendly_sigma: Annotated[float, Range(0)] = field(
+        default=1.0, metadata={"help": "Share sigma of that average which friendly takes out of the gradient."}
+    )
+    evaluation: str = field(
+        default="two_point",
+        metadata={
+            "help": "How the perturbed loss is evaluated: two_point (two passes) or one_pass (one, with momentum or "
+            "gaussian)."
+        },
+    )
+    ascent_interval: Annotated[int, Range(1)] = field(
+        default=1, metadata={"help": "One step in so many perturbs the weights, the others are plain."}
     )
     loss: str = field(
         default="cross_entropy",
@@ -337,6 +377,9 @@ class FocalSAMTrainingArguments(TrainingArguments):
         choices = {
             "sharpness": (*SHARPNESS_METHODS, CC_SAM),
             "perturbation_scope": PERTURBATION_SCOPES,
+            "perturb": TARGETS,
+            "ascent": DIRECTIONS,
+            "evaluation": EVALUATIONS,
             "loss": LOSSES,
             "train_sampler": SAMPLERS,
         }
@@ -345,7 +388,7 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         check_trainer_numbers(self)
         scheduled_rho(self.rho_schedule, self.rho, progress=0.0, initial=self.rho_initial, step_at=self.rho_step_at)
-        self._check_economy()
+        self._check_perturbation()
         self.make_loss([1, 1])
         self._check_sampler()
         if self.make_mixing().is_on and self.sharpness == CC_SAM:
@@ -380,14 +423,38 @@ class FocalSAMTrainingArguments(TrainingArguments):
                     f"{name} at {default!r}, or leave the function out."
                 )
 
-    def make_economy(self) -> Economy:
-        """The cheaper schedule that these arguments describe."""
-        return Economy(
-            self.economy,
-            interval=self.economy_interval,
-            look_alpha=self.look_alpha,
-            average_decay=self.average_decay,
+    def make_direction(self) -> Direction:
+        """The direction of the perturbation that these arguments describe."""
+        settings = {"sigma": self.friendly_sigma, "decay": self.ascent_decay, "seed": self.seed}
+        return make_direction(self.ascent, settings)
+
+    def make_evaluation(
+        self, model: nn.Module, class_counts, *, separate_reason: str | None = None
+    ) -> Evaluation | ClassConditionalSAM | None:
+        """The sharpness-aware update that these arguments describe; None for plain training.
+
+        Args:
+            model (`nn.Module`): The model that the loss calls, with its wrappers.
+            class_counts (sequence of `int`, shape (C,)): Training samples per class.
+            separate_reason (`str`, *optional*): See `SharpnessStep`.
+        """
+        if self.sharpness == "none":
+            return None
+        if self.sharpness == CC_SAM:
+            return ClassConditionalSAM(model, class_counts=class_counts, rho=self.rho, ratio=self.cc_sam_ratio)
+        hyperparameters = {"gamma": self.focal_gamma, "lam": self.focal_lambda, "eta": self.imbsam_eta}
+        step = SharpnessStep(
+            model,
+            class_weights(self.sharpness, class_counts, hyperparameters),
+            rho=self.rho,
+            adaptive=self.adaptive_rho,
+            scope=self.perturbation_scope,
+            perturb=self.perturb,
+            direction=self.make_direction(),
+            separate_reason=separate_reason,
+            reuse_prefix=self.reuse_frozen_prefix,
         )
+        return EVALUATIONS[self.evaluation](step, interval=self.ascent_interval)
 
     def make_loss(self, class_counts, *, head_scale: float = 1.0) -> PerSampleLoss:
         """The loss that these arguments describe.
@@ -447,11 +514,17 @@ class FocalSAMTrainingArguments(TrainingArguments):
                 f"{self.train_sampling_strategy!r}; set one of the two and leave the other at its default."
             )
 
-    def _check_economy(self) -> None:
-        economy = self.make_economy()
-        if economy.name != "none" and self.sharpness == CC_SAM:
-            raise ValueError(
-                f"economy is {economy.name!r}, and cc_sam takes one forward and one backward pass already; set "
-                "economy to 'none'."
-            )
-        economy.check_scope(self.perturbation_scope)
+    def _check_perturbation(self) -> None:
+        """Raise a `ValueError` for choices of the perturbation that do not go together."""
+        direction = self.make_direction()
+        check_choices(
+            scope=self.perturbation_scope, perturb=self.perturb, direction=direction, adaptive=self.adaptive_rho
+        )
+        EVALUATIONS[self.evaluation].check(direction)
+        for name in ("perturb", "ascent", "evaluation", "ascent_interval"):
+            default = type(self).__dataclass_fields__[name].default
+            if self.sharpness == CC_SAM and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, and cc_sam perturbs the classifier by the gradient of each "
+                    f"class in every step; leave {name} at {default!r}, or choose another sharpness."
+                )

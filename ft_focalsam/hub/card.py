@@ -45,9 +45,17 @@ HYPERPARAMETERS = {
     "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
     "cc_sam": ("rho", "cc_sam_ratio"),
 }
-ECONOMIES = {"every_k": ("economy_interval",), "look_sam": ("economy_interval", "look_alpha")}
-ECONOMIES["split_batch"] = ("average_decay",)
-SCHEDULES = {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}
+# Choices of the perturbation that the card names where they are not the default: key, title, value -> its settings.
+CHOICES = (
+    ("rho_schedule", "schedule of ρ", {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}),
+    ("perturb", "perturbed", {"norms": (), "merged": ()}),
+    (
+        "ascent",
+        "direction",
+        {"friendly": ("friendly_sigma", "ascent_decay"), "momentum": ("ascent_decay",), "gaussian": ()},
+    ),
+    ("evaluation", "evaluation", {"one_pass": ()}),
+)
 CITATION = """\
 @inproceedings{li2025focalsam,
   title     = {Focal-{SAM}: Focal Sharpness-Aware Minimization for Long-Tailed Classification},
@@ -162,9 +170,13 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
     if name != "none":
         if method["adaptive_rho"]:
             lines.append("- adaptive: ρ is relative to each weight (ASAM)")
-        for key, title, extras in (("rho_schedule", "schedule of ρ", SCHEDULES), ("economy", "economy", ECONOMIES)):
-            if method[key] in extras:
-                lines.append(f"- {title}: {method[key]}, {_values(method, extras[method[key]])}")
+        for key, title, extras in CHOICES:
+            if method.get(key) in extras:  # not in a run file of an earlier version
+                lines.append(
+                    f"- {title}: " + ", ".join(filter(None, (method[key], _values(method, extras[method[key]]))))
+                )
+        if method.get("ascent_interval", 1) > 1:
+            lines.append(f"- perturbed in one step of {method['ascent_interval']}")
         if method["perturbation_scope"] != "global":
             lines.append("- each process and micro-batch perturbed by its own gradient (local)")
     epochs = f"{method['num_train_epochs']:g} epochs" if method["max_steps"] <= 0 else f"{method['max_steps']:,} steps"

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from .classifier_input import ClassifierInput
+from .evaluations import Run
+from .passes import LossContractError
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .weights import as_class_counts
@@ -72,6 +74,21 @@ class ClassConditionalSAM:
         """Note what reaches the classifier in the forward pass inside the block, for `losses` there."""
         self.was_used = False
         return self._input.watch()
+
+    def micro_batch(self, labels: Tensor, run: Run, *, number: int, is_last: bool = True) -> Tensor:
+        """The pass over a batch, as an `Evaluation` has it; `losses` is to be called in it."""
+        with self.watch():
+            loss = run.whole()
+        if not self.was_used:
+            raise LossContractError(
+                "compute_loss returned a loss that is not made of the losses of the samples, which cc_sam needs; let "
+                "it call super().compute_loss(...), or set sharpness to 'none'."
+            )
+        return loss
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing is carried from step to step."""
+        return {}
 
     def losses(self, logits: Tensor, labels: Tensor, losses_of: Callable[[Tensor], Tensor]) -> Tensor:
         """(1 - r) l_n(w) + r l_n(w + eps_{y_n}) of each sample.

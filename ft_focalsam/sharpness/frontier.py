@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .collectives import is_sharded
 from .compiled import is_compiled, unwrapped
 from .model_info import ModelInfo
-from .perturbation import is_sharded
-from .randomness import RandomState, random_state, set_random_state
+from .randomness import RandomState, is_same_state, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class FrozenPrefix:
             for call in list(record.outputs)[inner:]:
                 del record.outputs[call]
             record.keep((module, number), output)
-            self._draws |= not _same(before, random_state(self._accelerators))
+            self._draws |= not is_same_state(before, random_state(self._accelerators))
 
         for module in self._modules():
             if module in large and module is not self._model:
@@ -302,7 +302,3 @@ def _equal(a: Any, b: Any) -> bool:
         else torch.equal(x, y)
         for x, y in pairs
     )
-
-
-def _same(a: RandomState, b: RandomState) -> bool:
-    return all(torch.equal(a[key], b[key]) if isinstance(a[key], Tensor) else str(a[key]) == str(b[key]) for key in a)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .economy import Economy
+from .collectives import world_size
+from .directions import Direction
+from .evaluations import EVALUATIONS, Run
 from .passes import LossContractError
 from .schedules import check_rho
-from .step import SharpnessStep, world_size
-from .update import Run, SharpnessUpdate
+from .step import SharpnessStep
 from .weights import class_weights as weights_of
 
 # Of what FocalSAM adds to the base optimizer's state.
@@ -72,7 +73,11 @@ class FocalSAM(torch.optim.Optimizer):
             family, instead of `class_counts`, `gamma` and `lam`; see `ft_focalsam.class_weights`.
         adaptive (`bool`): ASAM's element-wise radius.
         perturbation_scope (`str`): "global" or "local", see `SharpnessStep`.
-        economy (`Economy`, *optional*): A cheaper schedule; it needs the closure.
+        perturb (`str`): What is perturbed, see `SharpnessStep`.
+        direction (`Direction`, *optional*): In which direction, one of `DIRECTIONS`; by default that of grad L_c.
+        evaluation (`str`): "two_point", the paper's, or "one_pass", which needs the closure and a direction that is
+            known before the batch.
+        ascent_interval (`int`, >= 1): With a closure, one step in so many perturbs the weights, the others are plain.
         reuse_prefix (`bool`): See `SharpnessStep`.
 
     Raises:
@@ -95,7 +100,10 @@ class FocalSAM(torch.optim.Optimizer):
         class_weights: Tensor | None = None,
         adaptive: bool = False,
         perturbation_scope: str = "global",
-        economy: Economy | None = None,
+        perturb: str = "trained",
+        direction: Direction | None = None,
+        evaluation: str = "two_point",
+        ascent_interval: int = 1,
         reuse_prefix: bool = True,
     ):
         if (class_counts is None) == (class_weights is None):
@@ -113,9 +121,14 @@ class FocalSAM(torch.optim.Optimizer):
             rho=rho,
             adaptive=adaptive,
             scope=perturbation_scope,
+            perturb=perturb,
+            direction=direction,
             reuse_prefix=reuse_prefix,
         )
-        self._update = SharpnessUpdate(self.sharpness_step, economy)
+        if evaluation not in EVALUATIONS:
+            raise ValueError(f"evaluation is {evaluation!r}; choose one of {', '.join(EVALUATIONS)}.")
+        self._evaluation_name = evaluation
+        self._evaluation = EVALUATIONS[evaluation](self.sharpness_step, interval=ascent_interval)
         # In a mapping, because Lightning's wrapper shares attributes by copying them.
         self._counts = {"steps": 0, "second_passes": 0}
         self.base_optimizer = base_optimizer
@@ -149,7 +162,10 @@ class FocalSAM(torch.optim.Optimizer):
             "rho": self.defaults["rho"],
             "adaptive": step.adaptive,
             "perturbation_scope": step.scope,
-            "economy": self._update.economy,
+            "perturb": step.perturb,
+            "direction": step.direction,
+            "evaluation": self._evaluation_name,
+            "ascent_interval": self._evaluation.interval,
             "reuse_prefix": self._reuse_prefix,
             STATE_KEY: self._own_state(),
         }
@@ -167,13 +183,12 @@ class FocalSAM(torch.optim.Optimizer):
 
         Args:
             closure (`Callable`, *optional*): With `labels`: runs the model and returns the losses of the samples,
-                shape (B,), without backward; with the economy "split_batch" it is called with a tensor of indices and
-                returns the losses of those samples. Without `labels`: torch's usual closure, run once before the step.
+                shape (B,), without backward. Without `labels`: torch's usual closure, run once before the step.
             labels (`Tensor` of shape (B,) or (B, C), *optional*): Class indices or probabilities of the samples.
 
         Returns:
-            With `labels`, a `Tensor` without dimensions: the mean loss at w, detached (see
-            `SharpnessUpdate.micro_batch` for "split_batch"); without, what the closure returned.
+            With `labels`, a `Tensor` without dimensions: the mean loss at w (with "one_pass", where the samples were
+            evaluated), detached; without, what the closure returned.
         """
         loss = None
         if labels is not None:
@@ -206,20 +221,18 @@ class FocalSAM(torch.optim.Optimizer):
         self._counts["second_passes"] = 0
         self.sharpness_step.forget()
 
-    def _whole_update(self, closure: Callable[..., Tensor], labels: Tensor) -> Tensor:
-        def forward(index: Tensor | None) -> Tensor:
-            splits = self._update.economy.name == "split_batch"
-            everything = torch.arange(len(labels), device=labels.device)
-            return self.reduce(closure(everything if index is None else index) if splits else closure())
+    def _whole_update(self, closure: Callable[[], Tensor], labels: Tensor) -> Tensor:
+        def forward(rows: Tensor | None = None) -> Tensor:
+            return self.reduce(closure())
 
-        def whole(index: Tensor | None) -> Tensor:
-            loss = forward(index)
+        def whole() -> Tensor:
+            loss = forward()
             loss.backward()
             return loss
 
         self.zero_grad()
         self._begin_step()
-        return self._update.micro_batch(labels, Run(whole, forward), number=self._counts["steps"]).detach()
+        return self._evaluation.micro_batch(labels, Run(whole, forward), number=self._counts["steps"]).detach()
 
     @contextmanager
     def first_pass(self, labels: Tensor) -> Iterator[None]:
@@ -228,9 +241,10 @@ class FocalSAM(torch.optim.Optimizer):
         Args:
             labels (`Tensor` of shape (B,) or (B, C)): Class indices of the samples, or class probabilities.
         """
-        if self._update.economy.name != "none":
+        if self._evaluation_name != "two_point" or self._evaluation.interval > 1:
             raise ValueError(
-                f"The economy {self._update.economy.name} needs a closure; call optimizer.step(closure, labels)."
+                f"The evaluation {self._evaluation_name} with ascent_interval {self._evaluation.interval} needs a "
+                "closure; call optimizer.step(closure, labels)."
             )
         if self._counts["second_passes"] > 0:
             self._begin_anew()  # of a step that was never taken
@@ -307,7 +321,7 @@ class FocalSAM(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """State of the base optimizer, with `rho`, `gamma` and `lam` in its parameter groups, and under "sharpness"
-        the number of steps taken and what an economy carries from step to step."""
+        the number of steps taken and what the direction carries from step to step."""
         return {**self.base_optimizer.state_dict(), STATE_KEY: self._own_state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -319,12 +333,12 @@ class FocalSAM(torch.optim.Optimizer):
         self._load_own_state(state_dict.get(STATE_KEY, {"steps": 0, "direction": {}}))
 
     def _own_state(self) -> dict[str, Any]:
-        return {"steps": self._counts["steps"], "direction": self._update.state_dict()}
+        return {"steps": self._counts["steps"], "direction": self._evaluation.state_dict()}
 
     def _load_own_state(self, own: dict[str, Any]) -> None:
         self._begin_anew()
         self._counts["steps"] = own["steps"]
-        self._update.load_state_dict(own["direction"])
+        self._evaluation.load_state_dict(own["direction"])
 
 
 def _refuse_needing_closure(optimizer: torch.optim.Optimizer) -> None:

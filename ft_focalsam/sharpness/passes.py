@@ -8,6 +8,7 @@ the weights) goes to `p.grad` by the driver's own backward pass: it is a part of
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from .gradients import BatchLosses, GradientPair
@@ -132,20 +133,24 @@ class SecondPass(Pass):
     Args:
         first (`FirstPass`): Whose factor multiplies the loss where the driver runs no backward pass of its own.
         statistics (`StepStatistics`): Takes L_c(w + epsilon) - L_c(w).
-        contributes (`bool`): False where the perturbation was skipped, and the pass only synchronises processes.
+        rows (`Tensor` of shape (b,), *optional*): The samples of the batch that the pass runs over, all others having
+            c(n) = 0.
+        usable (`Tensor` without dimensions, *optional*): Whether epsilon could be formed; where it could not, or none
+            was tried (None), the pass only synchronises processes.
     """
 
-    def __init__(self, first: FirstPass, statistics: StepStatistics, *, contributes: bool):
-        super().__init__(first.weights, first.count)
+    def __init__(
+        self, first: FirstPass, statistics: StepStatistics, *, rows: Tensor | None = None, usable: Tensor | None
+    ):
+        super().__init__(first.weights if rows is None else first.weights[rows], first.count)
         self._first = first
         self._statistics = statistics
-        self.contributes = contributes
+        self._usable = usable
 
     def _value(self, batch: BatchLosses) -> Tensor:
-        if not self.contributes:
-            return batch.losses.sum() * 0
-        loss = batch.weighted()
-        self._statistics.add_sharpness(loss.detach() - self._first.loss)
+        loss = self._contribution(batch)
+        if self._usable is not None:
+            self._statistics.add_sharpness(torch.where(self._usable, loss.detach() - self._first.loss, 0))
         return loss
 
     def finish(self) -> None:
@@ -154,7 +159,10 @@ class SecondPass(Pass):
         super().finish()
 
     def _differentiate(self, batch: BatchLosses) -> None:
-        batch.backward(batch.weighted() if self.contributes else batch.losses.sum() * 0)
+        batch.backward(self._contribution(batch))
+
+    def _contribution(self, batch: BatchLosses) -> Tensor:
+        return batch.losses.sum() * 0 if self._usable is None else batch.weighted() * self._usable
 
 
 class WeightedPass(Pass):

@@ -34,6 +34,13 @@ def set_random_state(state: RandomState, accelerators: Sequence[torch.device]) -
         torch.get_device_module(device).set_rng_state(state[str(device)], device)
 
 
+def is_same_state(a: RandomState, b: RandomState) -> bool:
+    """Whether nothing was drawn between two calls of `random_state`."""
+    return all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else str(a[key]) == str(b[key]) for key in a
+    )
+
+
 @contextmanager
 def drawing_from(state: RandomState, accelerators: Sequence[torch.device]) -> Iterator[None]:
     """Draw random numbers from a state inside the block, and afterwards as if there had been no block."""

@@ -1,38 +1,40 @@
-"""The two passes of a sharpness-aware update; `update.py` decides which optimizer steps take them.
+"""The passes of a sharpness-aware update; `evaluations.py` decides which of them an optimizer step takes.
 
 With c(n) the sharpness weight of sample n's class and L_c(w) = 1/B sum_n c(n) l_n(w), the base optimizer steps on
 
     g = grad L(w) - grad L_c(w) + grad L_c(w + eps),     eps = rho * grad L_c(w) / ||grad L_c(w)||
 
 (Focal-SAM, arXiv 2505.01660, algorithm 1), which takes two forward and two backward passes: the first backward pass
-gives both gradients at w (`gradients/`). `passes.py` has the formula of each pass.
+gives both gradients at w (`gradients/`). `passes.py` has the formula of each pass, `targets.py` what else eps may
+move, `directions.py` where else it may point.
 """
 
-import logging
-import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .batch_statistics import kept_broadcast, kept_running_statistics
+from .collectives import PERTURBATION_SCOPES, average_over_ranks, is_sharded, world_size
+from .directions import Direction, Gradient, Parts, unit_direction
 from .frontier import FrozenPrefix, PrefixRecord
+from .gradient_check import GradientCheck
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
 from .model_info import refuse_wrapped
-from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass, WeightedPass
-from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
-from .randomness import RandomState, drawing_from, random_state
+from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass
+from .per_sample import perturbed_per_sample
+from .randomness import RandomState, drawing_from, is_same_state, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
-
-logger = logging.getLogger(__name__)
+from .targets import TARGETS, Target, perturbed
 
 # The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
 IGNORED = -100
+# Up to this share of a batch with c(n) > 0, the second pass runs over these samples alone.
+FEW_ROWS = 0.6
 
 
 @dataclass
@@ -42,10 +44,11 @@ class _MicroBatch:
     first: FirstPass
     random_state: RandomState
     prefix: PrefixRecord | None
+    draws: bool  # whether the model drew random numbers
 
 
 class SharpnessStep:
-    """The two passes of an update. For each optimizer step, a driver does
+    """The passes of an update. For each optimizer step, a driver does
 
         step.start()
         for batch in micro_batches:
@@ -72,6 +75,8 @@ class SharpnessStep:
         scope (`str`): "global" perturbs by the gradient of all samples of the step, on all processes, so that N
             processes of b samples do what one of N * b does; "local" perturbs each process by its own gradient,
             without communication.
+        perturb (`str`): What is perturbed, a name in `TARGETS`: "trained", "norms" or "merged".
+        direction (`Direction`, *optional*): The direction of the perturbation; by default that of grad L_c.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is; without
             it, the first steps find out.
         reuse_prefix (`bool`): Let the second pass take over what depends on no trained parameter, see `FrozenPrefix`.
@@ -81,8 +86,8 @@ class SharpnessStep:
             it always is where all classes have the same weight (SAM).
 
     Raises:
-        ValueError: If an argument is out of range, or the model is wrapped in `nn.DataParallel` or sharded. From
-            `start`, if it is spread over devices.
+        ValueError: If an argument is out of range, two of them do not go together, or the model is wrapped in
+            `nn.DataParallel` or sharded. From `start`, if it is spread over devices, or has nothing to perturb.
     """
 
     def __init__(
@@ -93,32 +98,33 @@ class SharpnessStep:
         rho: float = 0.05,
         adaptive: bool = False,
         scope: str = "global",
+        perturb: str = "trained",
+        direction: Direction | None = None,
         separate_reason: str | None = None,
         reuse_prefix: bool = True,
     ):
+        direction = Gradient() if direction is None else direction
         check_rho(rho)
-        if scope not in PERTURBATION_SCOPES:
-            raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
+        check_choices(scope=scope, perturb=perturb, direction=direction, adaptive=adaptive)
         refuse_wrapped(model)
         if is_sharded(model.parameters()):
-            if scope == "local":
-                raise ValueError(
-                    "perturbation_scope is 'local' and the model is sharded over processes, none of which has a "
-                    "gradient of its own; set it to 'global'."
-                )
+            _check_sharded(scope, perturb, direction)
             separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
         self._given_reason = separate_reason
         self.rho = rho
         self.adaptive = adaptive
         self.scope = scope
+        self.perturb = perturb
+        self.direction = direction
         self.statistics = StepStatistics()
+        self._check = GradientCheck(model)
         self._prefix = FrozenPrefix(model, is_off=not reuse_prefix)
-        self._has_warned = False  # of parameters that no gradient reaches
         self._has_looked = False  # at the model, in the optimizer step under way
         self._micro_batches: list[_MicroBatch] = []
         self._left: list[tuple[Tensor, Tensor, int]] = []  # gradients as the first passes left them
-        self._epsilon: list[Tensor] | None = None
+        self._epsilon: Parts | None = None
+        self._is_usable: Tensor | None = None  # whether epsilon could be formed
         self._pass: Pass | None = None
         self._gradients: GradientPair
         self.set_class_weights(class_weights)
@@ -129,13 +135,18 @@ class SharpnessStep:
         self._class_weights = class_weights  # where and as the model needs them
         self._has_weights = bool(class_weights.any())
         if (class_weights == class_weights[0]).all():
-            self._gradients = ScaledGradient(self.model, float(class_weights[0]))
+            self._gradients = ScaledGradient(self.model, float(class_weights[0]), perturb=self.perturb)
         else:
-            self._gradients = WeightedGradient(self.model, separate_reason=self._given_reason)
+            self._gradients = WeightedGradient(self.model, separate_reason=self._given_reason, perturb=self.perturb)
 
     @property
     def separate_reason(self) -> str | None:
         return self._gradients.separate_reason
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its wrappers."""
+        return self._gradients.model
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -143,14 +154,19 @@ class SharpnessStep:
         return self._gradients.parameters
 
     @property
+    def target(self) -> Target:
+        """What is perturbed, as of the step under way."""
+        return self._gradients.target
+
+    @property
+    def accelerators(self) -> list[torch.device]:
+        """The devices that draw random numbers of their own beside the CPU."""
+        return self._gradients.info.accelerators
+
+    @property
     def backward_passes(self) -> int:
         """Backward passes the latest first pass took: 1, or more where L_c had one of its own."""
         return self._gradients.backward_passes
-
-    @property
-    def is_plain_method(self) -> bool:
-        """Whether c = 0, whatever rho may become."""
-        return not self._has_weights
 
     @property
     def is_plain(self) -> bool:
@@ -168,7 +184,8 @@ class SharpnessStep:
 
     def weighted_gradient(self) -> list[Tensor]:
         """Gradient of L_c at w for each of `parameters`, on this process, after the first passes."""
-        return self._gradients.gradients()
+        collected = self._gradients.gradients()
+        return [collected[parameter] for parameter in self.parameters]
 
     def look_at_model(self) -> None:
         """Note what trains; `start` does so by itself."""
@@ -186,7 +203,7 @@ class SharpnessStep:
         """Give up what first passes have collected, until the next `start`."""
         self._micro_batches.clear()
         self._left.clear()
-        self._epsilon = None
+        self._epsilon = self._is_usable = None
         self._gradients.release()
 
     def verify_gradients(self, labels: Tensor, run: Callable[[], object]) -> None:
@@ -204,15 +221,32 @@ class SharpnessStep:
             return
         weights, state = self.sample_weights(labels), self._random_state()
         while self._gradients.needs_verification(len(labels)):
-            with (
-                kept_broadcast(self.model),
-                self._no_sync(),
-                drawing_from(state, self._gradients.info.accelerators),
-                kept_running_statistics(self._gradients.info.batch_norms),
-                gradients_apart(self.parameters),
-                self._watched(VerificationPass(weights, len(labels), self._gradients)),
-            ):
+            under_way = VerificationPass(weights, len(labels), self._gradients)
+            with self.rehearsal(state), self._gradients.reaching_frozen(), self._watched(under_way):
                 run()
+
+    @contextmanager
+    def rehearsal(self, state: RandomState | None = None) -> Iterator[dict[Tensor, Tensor]]:
+        """A pass of which nothing remains but the yielded gradients of the trained parameters, filled when the block
+        ends; random numbers are those of the pass that comes next."""
+        with (
+            kept_broadcast(self.model),
+            self._no_sync(),
+            drawing_from(state or self._random_state(), self.accelerators),
+            kept_running_statistics(self._gradients.info.batch_norms),
+            gradients_apart(self.parameters) as found,
+        ):
+            yield found
+
+    @contextmanager
+    def under_way(self, one: Pass) -> Iterator[None]:
+        """Let `reduce` be that of a pass inside the block, and differentiate when it ends."""
+        self._pass = one
+        try:
+            yield
+        finally:
+            self._pass = None
+        one.finish()
 
     @contextmanager
     def first_pass(self, labels: Tensor) -> Iterator[None]:
@@ -228,62 +262,84 @@ class SharpnessStep:
         self._check_untouched()
         first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
         state = self._random_state()
-        with self._no_sync(), self._watched(first), self._prefix.first() as prefix:
+        with (
+            self._no_sync(),
+            self._gradients.reaching_frozen(),
+            self._watched(first),
+            self._prefix.first() as prefix,
+        ):
             yield
-        self._micro_batches.append(_MicroBatch(first, state, prefix))
+        draws = not is_same_state(state, self._random_state())
+        self._micro_batches.append(_MicroBatch(first, state, prefix, draws))
         self._left = [(p, p.grad, p.grad._version) for p in self.parameters if p.grad is not None]
 
-    def ascend(self) -> bool:
+    def ascend(self) -> None:
         """Turn the collected gradient of L_c into epsilon, and take it out of `p.grad`.
 
-        Returns:
-            `bool`: Whether the weights will be perturbed. They are not where ||grad L_c|| is 0 or not finite; the
-            step is then that of plain training, `p.grad` holds it already, and second passes are needed only to
-            synchronise it (`needs_second_pass`).
+        Where ||grad L_c|| is 0 or not finite, epsilon is 0 and `p.grad` stays that of plain training, to which the
+        second pass adds nothing: a skipped perturbation. Nothing here waits for the device.
 
         Raises:
             LossContractError: If gradients were changed since the first passes.
         """
         self._check_untouched()
         self._left.clear()
-        parameters, gradients = self.parameters, self.weighted_gradient()
-        ascent = average_over_ranks(gradients) if self.scope == "global" else gradients
-        direction, norm = ascent_direction(parameters, ascent, adaptive=self.adaptive)
-        if not 0 < float(norm) < float("inf"):
-            self.statistics.skipped_perturbations += 1
-            return False
-        with_gradient = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None]
-        if with_gradient:
-            torch._foreach_sub_(*map(list, zip(*with_gradient, strict=True)))
+        collected = self._gradients.gradients()
+        ascent = self._averaged(collected)
+        chosen = self.direction.choose(self.target, ascent)
+        self._take_direction(chosen)
+        self.direction.learn(self.target, ascent)
+        if self._is_usable is None:
+            return
+        taken = [
+            (p.grad, torch.where(self._is_usable, collected[p], 0)) for p in self.parameters if p.grad is not None
+        ]
+        if taken:
+            torch._foreach_sub_(*map(list, zip(*taken, strict=True)))
         self._gradients.release()
-        torch._foreach_mul_(direction, self.rho)
-        self._epsilon = direction
-        self.statistics.add_perturbation(self._epsilon)
-        return True
 
-    @property
-    def needs_second_pass(self) -> bool:
-        """Whether second passes have something to do: to perturb, or at least to synchronise the processes."""
-        return self._epsilon is not None or world_size() > 1
+    def rows_of_second_pass(self, index: int) -> Tensor | None:
+        """The samples of micro-batch `index` that the second pass need only run over, those with c(n) > 0 (ImbSAM);
+        None for all of them.
+
+        All are needed where samples interact, where the model draws random numbers, which would be others for fewer
+        samples, and where the frozen prefix is still looked for.
+        """
+        batch = self._micro_batches[index]
+        is_known = batch.prefix is None or not batch.prefix.is_whole
+        if bool((self.class_weights > 0).all()) or batch.draws or not is_known or self._interacts():
+            return None
+        rows = batch.first.weights.nonzero().flatten()
+        if len(rows) > FEW_ROWS * len(batch.first.weights):
+            return None
+        is_alone = world_size() == 1
+        return rows if len(rows) or is_alone else rows.new_zeros(1)  # every process takes part in the all-reduce
 
     @contextmanager
-    def second_pass(self, index: int) -> Iterator[None]:
+    def second_pass(self, index: int, rows: Tensor | None = None) -> Iterator[None]:
         """Forward and backward of L_c at w + epsilon, over micro-batch `index` of this step; at w again afterwards.
 
         The last one synchronises the gradients and ends the step. After a skipped ascent it contributes nothing else.
         Inside the block only the reduced loss counts, whether it is differentiated there or not.
+
+        Args:
+            index (`int`): Of the first pass over the same batch, counted from 0.
+            rows (`Tensor` of shape (b,), *optional*): The samples that the block runs over, as `rows_of_second_pass`
+                gives them; all if not given.
         """
         batch = self._micro_batches[index]
         is_last = index == len(self._micro_batches) - 1
-        second = SecondPass(batch.first, self.statistics, contributes=self._epsilon is not None)
+        second = SecondPass(batch.first, self.statistics, rows=rows, usable=self._is_usable)
+        prefix = None if rows is not None else batch.prefix
         with (
-            drawing_from(batch.random_state, self._gradients.info.accelerators),
+            drawing_from(batch.random_state, self.accelerators),
             kept_running_statistics(self._gradients.info.batch_norms),
-            self._moved(self._epsilon, is_over=is_last, synchronises=is_last),
-            self._finished(second),
+            nullcontext() if is_last else self._no_sync(),
+            nullcontext() if self._epsilon is None else perturbed(self.target, self._epsilon),
+            self.under_way(second),
         ):
-            prefix = self._prefix.second(batch.prefix, is_perturbed=second.contributes)
-            with gradients_apart(self.parameters) as added, prefix:
+            replayed = self._prefix.second(prefix, is_perturbed=self._epsilon is not None)
+            with gradients_apart(self.parameters) as added, replayed:
                 yield
             batch.prefix = None  # and its memory
             if added and is_last and world_size() > 1:
@@ -292,39 +348,38 @@ class SharpnessStep:
                     "would sum up twice; call backward on reduce(losses) alone there."
                 )
 
-    @contextmanager
-    def weighted_pass(
-        self, weights: Tensor, count: float, *, epsilon: list[Tensor] | None, synchronises: bool
-    ) -> Iterator[None]:
-        """Forward and backward of 1/count sum_n u_n l_n, at w + epsilon if given; at w again afterwards.
+    # ---- one pass, where the direction is known before the batch ----
 
-        Args:
-            weights (`Tensor` of shape (b,)): u_n of each sample that the pass runs over.
-            count (`float`): What `reduce` divides by, unless it is told otherwise.
-            epsilon (list of `Tensor`, *optional*): Shapes as `parameters`.
-            synchronises (`bool`): Whether the processes all-reduce their gradients.
-        """
-        norms = [] if epsilon is None else self._gradients.info.batch_norms
-        with (
-            kept_running_statistics(norms),
-            self._moved(epsilon, is_over=False, synchronises=synchronises),
-            self._finished(WeightedPass(weights, count)),
-            gradients_apart(self.parameters) as added,
-        ):
-            yield
-        if added:
-            raise LossContractError(
-                "A term was added to the loss that has no samples, and split_batch has no pass over all of them; set "
-                "economy to 'none'."
-            )
+    def foresee(self) -> None:
+        """Form epsilon before the first batch of a step; there is none as long as no direction is known."""
+        self._take_direction(self.direction.choose(self.target, None))
+
+    @contextmanager
+    def evaluated_once(self, labels: Tensor) -> Iterator[None]:
+        """Inside the block, sample n is run at w + c(n) epsilon; gradients are not synchronised."""
+        with self._no_sync():
+            if self._epsilon is None:
+                yield
+                return
+            with perturbed_per_sample(self.bare_model, self.target, self._epsilon, self.sample_weights(labels)):
+                yield
+
+    def learn(self) -> None:
+        """After the passes of a step: let the direction take note of the gradient, and average over processes."""
+        if self.direction.learns:
+            self.direction.learn(self.target, self._averaged(self._gradients.gradients()))
+        if world_size() > 1:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            for parameter, gradient in zip(self.parameters, average_over_ranks(gradients), strict=True):
+                parameter.grad = gradient
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
         """The loss whose backward pass the driver is to run: that of the pass under way, else the mean.
 
         Args:
             losses (`Tensor` of shape (B,)): One loss per sample.
-            count (`Tensor` or `float`, *optional*): What sums over samples are divided by; B if not given (in a
-                weighted pass, its `count`). Under gradient accumulation, the number of samples of the whole step.
+            count (`Tensor` or `float`, *optional*): What sums over samples are divided by; B if not given.
+                Under gradient accumulation, the number of samples of the whole step.
 
         Returns:
             `Tensor` without dimensions.
@@ -337,40 +392,37 @@ class SharpnessStep:
         return self._pass.reduce(losses, count)
 
     def drop_if_not_finite(self, *, drop: bool = True) -> bool:
-        """After the passes: whether the gradient has an infinite entry or one that is not a number, on which no
-        optimizer is to step. It is then counted as a skipped step and, with `drop`, set to None."""
+        """After the passes: see `GradientCheck.drop_if_not_finite`."""
         if not self._has_looked:
             self.look_at_model()
         self._has_looked = False
-        self._warn_of_unreached()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients or math.isfinite(total_norm(gradients)):
-            return False
-        self.statistics.skipped_steps += 1
-        if drop and self._prefix.is_replayed:  # loss scaling overflows on its way to a scale
+        is_dropped = self._check.drop_if_not_finite(self.statistics, self.parameters, drop=drop)
+        if is_dropped and drop and self._prefix.is_replayed:  # loss scaling overflows on its way to a scale
             self._prefix.turn_off("a gradient was not finite")
-        if drop:
-            for parameter in self.parameters:
-                parameter.grad = None
-        return True
+        return is_dropped
 
     # ---- details ----
 
-    def _warn_of_unreached(self) -> None:
-        """Once: name trained parameters that no gradient reaches, as those of an adapter around a layer that its
-        parent never calls."""
-        if self._has_warned:
+    def _averaged(self, collected: Parts) -> Parts:
+        """grad L_c of what is perturbed, over all processes where the scope is global; without loss scaling where it
+        is kept."""
+        tensors = list(self.target.names)
+        found = [collected[tensor] for tensor in tensors]
+        if self.direction.learns:
+            found = torch._foreach_div(found, self._micro_batches[-1].first.factor)
+        return dict(zip(tensors, average_over_ranks(found) if self.scope == "global" else found, strict=True))
+
+    def _take_direction(self, chosen: Parts | None) -> None:
+        if chosen is None:
             return
-        self._has_warned = True
-        unreached = [name for name, p in self.named_trained_parameters() if p.grad is None]
-        if unreached:
-            logger.warning(
-                "No gradient reaches %d of %d trained parameters, among them %s: the model does not use them, so they "
-                "stay as they are.",
-                len(unreached),
-                len(self.parameters),
-                unreached[0],
-            )
+        direction, norm = unit_direction(chosen, adaptive=self.adaptive)
+        self._is_usable = torch.isfinite(norm) & (norm > 0)
+        self._epsilon = dict(zip(direction, torch._foreach_mul(list(direction.values()), self.rho), strict=True))
+        self.statistics.add_perturbation(list(self._epsilon.values()), self._is_usable)
+
+    def _interacts(self) -> bool:
+        """Whether the loss or batch normalisation may make the samples of a batch interact."""
+        return bool(self._given_reason or self.separate_reason or self._gradients.info.batch_norms)
 
     def _check_untouched(self) -> None:
         """That gradients are as the first passes left them."""
@@ -385,26 +437,7 @@ class SharpnessStep:
     @contextmanager
     def _watched(self, first: FirstPass) -> Iterator[None]:
         """A first pass whose losses the gradients are collected from when the block ends."""
-        with self._gradients.watch(first.weights), self._finished(first), self._gradients.undisturbed():
-            yield
-
-    @contextmanager
-    def _finished(self, under_way: Pass) -> Iterator[None]:
-        """Let `reduce` be that of a pass inside the block, and differentiate when it ends."""
-        self._pass = under_way
-        try:
-            yield
-        finally:
-            self._pass = None
-        under_way.finish()
-
-    @contextmanager
-    def _moved(self, epsilon: list[Tensor] | None, *, is_over: bool, synchronises: bool) -> Iterator[None]:
-        """At w + epsilon if given, which nothing needs afterwards if `is_over`."""
-        with ExitStack() as stack:
-            stack.enter_context(nullcontext() if synchronises else self._no_sync())
-            if epsilon is not None:
-                stack.enter_context(perturbed(self.parameters, epsilon, consume=is_over))
+        with self._gradients.watch(first.weights), self.under_way(first), self._gradients.undisturbed():
             yield
 
     def sample_weights(self, labels: Tensor) -> Tensor:
@@ -431,9 +464,34 @@ class SharpnessStep:
         return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
 
     def _random_state(self) -> RandomState:
-        return random_state(self._gradients.info.accelerators)
+        return random_state(self.accelerators)
 
 
-def world_size() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def check_choices(*, scope: str, perturb: str, direction: Direction, adaptive: bool) -> None:
+    """Raise a `ValueError` for choices that are unknown or do not go together."""
+    if scope not in PERTURBATION_SCOPES:
+        raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
+    if perturb not in TARGETS:
+        raise ValueError(f"perturb is {perturb!r}; choose one of {', '.join(TARGETS)}.")
+    name = type(direction).__name__.lower()
+    if direction.learns and scope == "local":
+        raise ValueError(
+            f"ascent is '{name}', which carries one direction for all processes, and perturbation_scope is 'local'; "
+            "set it to 'global'."
+        )
+    if adaptive and (perturb == "merged" or name == "gaussian"):
+        what = "perturb is 'merged', whose weights stand nowhere" if perturb == "merged" else "ascent is 'gaussian'"
+        raise ValueError(f"adaptive_rho measures the radius relative to each weight, and {what}; set it to false.")
+
+
+def _check_sharded(scope: str, perturb: str, direction: Direction) -> None:
+    if scope == "local":
+        raise ValueError(
+            "perturbation_scope is 'local' and the model is sharded over processes, none of which has a gradient of "
+            "its own; set it to 'global'."
+        )
+    if perturb != "trained" or not isinstance(direction, Gradient):
+        raise ValueError(
+            f"perturb is {perturb!r} and ascent '{type(direction).__name__.lower()}', and the model is sharded over "
+            "processes; set them to 'trained' and 'gradient', or use plain data parallelism."
+        )

@@ -10,7 +10,6 @@ from models import COUNTS, losses_of, make_batch, make_model, naive_gradient, re
 from torch.utils.data import DataLoader, TensorDataset
 
 from ft_focalsam import FocalSAM, class_weights
-from ft_focalsam.sharpness import Economy
 
 WEIGHTS = class_weights("focal_sam", COUNTS, {"gamma": 1.5, "lam": 0.7})
 BASES = {
@@ -285,10 +284,10 @@ def test_without_sharpness_torchs_own_closure_is_run_once_before_the_base_optimi
     assert all(torch.equal(p, q) for p, q in zip(trained(model), trained(twin), strict=True))
 
 
-def test_an_economy_without_closure_is_refused():
+def test_an_interval_without_closure_is_refused():
     model = make_model("vit", "lora")
-    optimizer = FocalSAM(BASES["sgd"](trained(model)), model, class_counts=COUNTS, economy=Economy("every_k"))
-    with pytest.raises(ValueError, match="every_k needs a closure"), optimizer.first_pass(torch.tensor([0])):
+    optimizer = FocalSAM(BASES["sgd"](trained(model)), model, class_counts=COUNTS, ascent_interval=2)
+    with pytest.raises(ValueError, match="ascent_interval 2 needs a closure"), optimizer.first_pass(torch.tensor([0])):
         pass
 
 

@@ -339,7 +339,7 @@ def collect(collector, model, x, y, weights):
     with collector.watch(weights):
         collector.backward(BatchLosses(F.cross_entropy(model(x), y, reduction="none"), weights, len(y)))
     names = {p: name for name, p in model.named_parameters()}
-    weighted = dict(zip([names[p] for p in collector.parameters], collector.gradients(), strict=True))
+    weighted = {names[p]: gradient for p, gradient in collector.gradients().items()}
     return {name: p.grad for name, p in model.named_parameters()}, weighted
 
 

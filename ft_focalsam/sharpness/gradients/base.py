@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..compiled import draw_as_eager, unwrapped
 from ..model_info import ModelInfo, inspect_model, refuse_split
+from ..targets import TARGETS, Target
+from .merged import watched_output
 from .rules import sum_dtype
 
 
@@ -65,10 +68,13 @@ class GradientPair(ABC):
     Args:
         model (`nn.Module`): The model, wrapped for data parallelism or compiled or not. The trained parameters are
             those that require a gradient when a step begins.
+        perturb (`str`): What the gradient of L_c is collected for beside them, a name in `TARGETS`.
 
     Attributes:
         model (`nn.Module`): The model without its wrappers.
         info (`ModelInfo`): What is known of it, as of the latest `prepare`.
+        target (`Target`): What is perturbed.
+        names (`dict[Tensor, str]`): What the gradient of L_c is collected for: all that trains or is perturbed.
         separate_reason (`str` or `None`): Why L_c needs a backward pass of its own; None while one is enough for both.
         backward_passes (`int`): Backward passes that the latest `backward` took.
     """
@@ -76,16 +82,24 @@ class GradientPair(ABC):
     separate_reason: str | None = None
     backward_passes = 1
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, perturb: str = "trained"):
         draw_as_eager(model)
         self.model = unwrapped(model)
         self.info = ModelInfo({}, [], [])
-        self._sums: dict[Tensor, Tensor] = {}  # trained parameter -> gradient of L_c so far
+        self.target = Target()
+        self.names: dict[Tensor, str] = {}
+        self._perturb = perturb
+        self._sums: dict[Tensor, Tensor] = {}  # of `names` -> gradient of L_c so far
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The trained parameters, in the order of `gradients()`."""
+        """The trained parameters."""
         return list(self.info.trained)
+
+    @property
+    def frozen(self) -> list[Tensor]:
+        """What is perturbed and does not train."""
+        return [tensor for tensor in self.target.names if tensor not in self.info.trained]
 
     def prepare(self) -> None:
         """Look at the model again; `start` does so.
@@ -96,6 +110,9 @@ class GradientPair(ABC):
         before, self.info = self.info.trained, inspect_model(self.model)
         if self.info.trained.keys() != before.keys():
             refuse_split(self.model, self.info)
+            self.target = TARGETS[self._perturb](self.model)
+            trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+            self.names = trained | self.target.names
 
     def start(self) -> None:
         """Begin an optimizer step with nothing collected."""
@@ -127,8 +144,30 @@ class GradientPair(ABC):
         """p.grad += grad of L, times the factor of the batch; that of L_c is added to what was collected."""
 
     @abstractmethod
-    def gradients(self) -> list[Tensor]:
-        """Gradient of L_c for each of `parameters`, summed over the batches since `start()`; 0 where none arrived."""
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Gradient of L_c for each of `names`, summed over the batches since `start()`; 0 where none arrived."""
+
+    @contextmanager
+    def reaching_frozen(self) -> Iterator[None]:
+        """Let backward passes inside the block reach what is perturbed and does not train, and throw away what they
+        leave in its `.grad`."""
+        frozen = self.frozen
+        try:
+            for tensor in frozen:
+                tensor.requires_grad_(True)
+            with gradients_apart(frozen):
+                yield
+        finally:
+            for tensor in frozen:
+                tensor.requires_grad_(False)
+
+    @contextmanager
+    def _merged_weights_watched(self) -> Iterator[None]:
+        """Let autograd's own gradient reach the merged weights."""
+        with ExitStack() as stack:
+            for layer, weight in self.target.layers.items():
+                stack.callback(layer.register_forward_hook(partial(watched_output, weight), with_kwargs=True).remove)
+            yield
 
     def _add(self, found: dict[Tensor, Tensor]) -> None:
         for parameter, gradient in found.items():

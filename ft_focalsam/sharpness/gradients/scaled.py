@@ -1,5 +1,7 @@
 """Where c(n) is the same number for all samples, as in SAM: the gradient of L_c is that multiple of the one of L."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
@@ -13,18 +15,23 @@ class ScaledGradient(GradientPair):
     Args:
         model (`nn.Module`): As for `GradientPair`.
         weight (`float`): c(n). A sample that is to have none of it has to have a loss of 0.
+        perturb (`str`): As for `GradientPair`.
     """
 
-    def __init__(self, model: nn.Module, weight: float):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, weight: float, *, perturb: str = "trained"):
+        super().__init__(model, perturb=perturb)
         self._weight = weight
 
+    def watch(self, weights: Tensor) -> AbstractContextManager[None]:
+        return self._merged_weights_watched()
+
     def backward(self, batch: BatchLosses) -> None:
-        with gradients_apart(self.info.trained) as found:
+        with gradients_apart(self.names) as found:
             batch.backward(batch.mean())
         self._add({p: self._weight * gradient.to(sum_dtype(p)) for p, gradient in found.items()})
         for parameter, gradient in found.items():
-            parameter.grad = sum_of(parameter.grad, gradient, like=gradient)
+            if parameter in self.info.trained:
+                parameter.grad = sum_of(parameter.grad, gradient, like=gradient)
 
-    def gradients(self) -> list[Tensor]:
-        return [self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.parameters]
+    def gradients(self) -> dict[Tensor, Tensor]:
+        return {p: self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.names}

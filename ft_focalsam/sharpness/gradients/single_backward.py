@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from ..collectives import is_sharded
 from ..model_info import enclosing
-from ..perturbation import is_sharded
 from .base import sum_of
+from .merged import watched_output
 from .rules import find_rule, is_buffer_of, make_buffer, rows_per_sample, spread
 
 # Name of a module that collects, and the rows that each sample has in what it sees
@@ -37,38 +38,41 @@ class SingleBackward:
 
     Args:
         model (`nn.Module`): The model without wrappers.
-        trained (`dict[Tensor, str]`): Its trained parameters and their names.
+        names (`dict[Tensor, str]`): What is collected for, and the names: parameters and merged weights.
+        layers (`dict[nn.Module, Tensor]`): Adapted layer -> its merged weight, see `Target`.
 
     Attributes:
-        buffers (`dict[Tensor, Tensor]`): Trained parameter -> leaf whose `.grad` receives its weighted gradient.
+        buffers (`dict[Tensor, Tensor]`): Each of these -> leaf whose `.grad` receives its weighted gradient.
         lost (`set[Tensor]`): Parameters whose module saw a tensor without batch dimension in the latest pass.
         layouts (`set[Layout]`): How the rows of what the modules saw in the latest pass belong to samples.
         reduced_precision (`bool`): Whether a module ever computed in half precision.
     """
 
-    def __init__(self, model: nn.Module, trained: dict[Tensor, str]):
+    def __init__(self, model: nn.Module, names: dict[Tensor, str], layers: dict[nn.Module, Tensor]):
         self.model = model
-        self.names = trained
-        self.buffers = {parameter: make_buffer(parameter) for parameter in trained}
+        self.names = names
+        self.layers = layers
+        self.buffers = {parameter: make_buffer(parameter) for parameter in names}
         self.lost: set[Tensor] = set()
         self.layouts: set[Layout] = set()
         self.reduced_precision = False
-        self._owners = {parameter: enclosing(model, name) for parameter, name in trained.items()}
+        merged_weights = set(layers.values())
+        self._owners = {p: enclosing(model, name) for p, name in names.items() if p not in merged_weights}
         self._forwards: dict[nn.Module, Callable] | None = None  # modules with a rule -> what stands in for forward
         self._without_rule: dict[nn.Module, tuple[str, list[Tensor]]] = {}  # those that the general rule collects at
         self._weights: Tensor | None = None  # of the pass under way
         self._is_paused = False
 
-    def fits(self, trained: dict[Tensor, None]) -> bool:
-        """Whether these are still the parameters that train, as they were."""
-        return trained.keys() == self.names.keys() and all(is_buffer_of(b, p) for p, b in self.buffers.items())
+    def fits(self, names: dict[Tensor, str]) -> bool:
+        """Whether these are still what is collected for, as it was."""
+        return names.keys() == self.names.keys() and all(is_buffer_of(b, p) for p, b in self.buffers.items())
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> dict[Tensor, Tensor]:
         """What was collected for each parameter; 0 where nothing was."""
-        return [
-            sum_of(None, buffer.grad, like=parameter if is_sharded([parameter]) else buffer)
+        return {
+            parameter: sum_of(None, buffer.grad, like=parameter if is_sharded([parameter]) else buffer)
             for parameter, buffer in self.buffers.items()
-        ]
+        }
 
     def release(self) -> None:
         """Forget what was collected."""
@@ -76,9 +80,10 @@ class SingleBackward:
             buffer.grad = None
 
     def hand_over(self, parameters: list[Tensor]) -> Tensor | None:
-        """Let the enclosing module collect for each parameter; returns one that only the whole model encloses."""
+        """Let the enclosing module collect for each parameter; returns one that only the whole model encloses, or
+        that has no other place."""
         for parameter in parameters:
-            owner = enclosing(self.model, self._owners[parameter])
+            owner = self._owners.get(parameter) and enclosing(self.model, self._owners[parameter])
             if not owner:
                 return parameter
             self._owners[parameter] = owner
@@ -104,6 +109,8 @@ class SingleBackward:
             for module, (owner, parameters) in self._without_rule.items():
                 hook = partial(self._by_local_backward, stack, weights, owner, parameters)
                 stack.callback(module.register_forward_hook(hook).remove)
+            for layer in self.layers:
+                stack.callback(layer.register_forward_hook(self._at_adapted_layer, with_kwargs=True).remove)
             try:
                 yield
             finally:
@@ -153,6 +160,20 @@ class SingleBackward:
             handle = tensor.register_hook(partial(self._local_backward, edge, weights, parameters))
             # Removing the hook also breaks the cycle from the graph node over the hook to its edge.
             stack.callback(handle.remove)
+
+    def _at_adapted_layer(self, layer, args, kwargs, output) -> Tensor:
+        """Forward hook for the merged weight."""
+        weight = self.layers[layer]
+        if not self._has_batch(self.names[weight], output, self._weights):
+            self.lost.add(weight)
+            return watched_output(weight, layer, args, kwargs, output)
+        buffer = self.buffers[weight]
+        return watched_output(
+            weight, layer, args, kwargs, output, buffer=buffer, weights=self._weights, is_reference=self._is_reference
+        )
+
+    def _is_reference(self) -> bool:
+        return self._is_paused
 
     def _has_batch(self, owner: str, tensor, weights: Tensor) -> bool:
         """Whether the batch is in front of a tensor; notes the layout and the precision."""

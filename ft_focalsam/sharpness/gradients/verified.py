@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..collectives import total_norm
 from ..compiled import is_compiled, keep_graphs
-from ..perturbation import total_norm
 from .base import BatchLosses, GradientPair, gradients_apart, sum_of
 from .second_backward import weighted_gradient
 from .single_backward import Layout, SingleBackward
@@ -36,14 +36,15 @@ class WeightedGradient(GradientPair):
         model (`nn.Module`): As for `GradientPair`.
         separate_reason (`str`, *optional*): Why L_c needs a backward pass of its own whatever the model is: say, a
             loss by which the samples of a batch interact.
+        perturb (`str`): As for `GradientPair`.
     """
 
-    def __init__(self, model: nn.Module, *, separate_reason: str | None = None):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, *, separate_reason: str | None = None, perturb: str = "trained"):
+        super().__init__(model, perturb=perturb)
         keep_graphs()
         self._is_compiled = is_compiled(model)
         self._given_reason = separate_reason
-        self._single = SingleBackward(self.model, {})
+        self._single = SingleBackward(self.model, {}, {})
         self._batch_norms: list[nn.Module] = []
         self._unchecked: set[Tensor] = set()  # parameters not compared yet
         self._known_layouts: set[Layout] = set()
@@ -56,10 +57,6 @@ class WeightedGradient(GradientPair):
 
     # ---- what a step uses ----
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        return list(self._single.names)
-
     def start(self) -> None:
         super().start()
         if self._unchecked and self._patience > 0:
@@ -70,13 +67,13 @@ class WeightedGradient(GradientPair):
         super().release()
         self._single.release()
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> dict[Tensor, Tensor]:
         if self._unchecked and self._patience == 0 and self._gradients_woke():
             self._patience = PATIENCE
-        return [
-            sum_of(self._sums.get(parameter), gradient, like=gradient) if parameter in self._sums else gradient
-            for parameter, gradient in zip(self.parameters, self._single.gradients(), strict=True)
-        ]
+        return {
+            parameter: gradient + self._sums[parameter] if parameter in self._sums else gradient
+            for parameter, gradient in self._single.gradients().items()
+        }
 
     def needs_verification(self, batch_size: int) -> bool:
         # One sample alone cannot show whether samples are told apart, so it is no batch to compare on.
@@ -93,6 +90,8 @@ class WeightedGradient(GradientPair):
                 if has_rules:
                     stack.enter_context(self._single.rules(self._rule_weights))
                     self._watch_batch_norms(stack)
+                else:
+                    stack.enter_context(self._merged_weights_watched())
                 yield
         finally:
             self._rule_weights = None
@@ -138,7 +137,7 @@ class WeightedGradient(GradientPair):
 
     def prepare(self) -> None:
         super().prepare()
-        if not self._single.fits(self.info.trained) or self.info.batch_norms != self._batch_norms:
+        if not self._single.fits(self.names) or self.info.batch_norms != self._batch_norms:
             self._plan_anew()
         if self._given_reason and self.separate_reason is None:
             self._separate(self._given_reason)
@@ -146,12 +145,11 @@ class WeightedGradient(GradientPair):
             self._separate(self._interaction_of(self.info.batch_norms[0]))
 
     def _plan_anew(self) -> None:
-        trained = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-        self._single = SingleBackward(self.model, trained)
+        self._single = SingleBackward(self.model, self.names, self.target.layers)
         self._batch_norms = self.info.batch_norms
         self._known_layouts.clear()
         self.separate_reason = None
-        self._compare_from_now_on(trained)
+        self._compare_from_now_on(self.names)
 
     def _compare_from_now_on(self, parameters) -> None:
         self._unchecked.intersection_update(self._single.names)
