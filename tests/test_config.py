@@ -17,7 +17,7 @@ from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
 from ft_focalsam.ranges import Range
-from ft_focalsam.sharpness import ECONOMIES, RHO_SCHEDULES, SHARPNESS_METHODS
+from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, RHO_SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ft_focalsam.training_args import CC_SAM
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
 from ft_focalsam.tuning.options import LORA_INITS
@@ -512,7 +512,9 @@ def test_docstring_agrees_with_help_and_defaults():
     [
         (FocalSAMTrainingArguments, "sharpness", [*SHARPNESS_METHODS, CC_SAM]),
         (FocalSAMTrainingArguments, "rho_schedule", RHO_SCHEDULES),
-        (FocalSAMTrainingArguments, "economy", ECONOMIES),
+        (FocalSAMTrainingArguments, "perturb", TARGETS),
+        (FocalSAMTrainingArguments, "ascent", DIRECTIONS),
+        (FocalSAMTrainingArguments, "evaluation", EVALUATIONS),
         (FocalSAMTrainingArguments, "loss", LOSSES),
         (FocalSAMTrainingArguments, "train_sampler", SAMPLERS),
         (ModelArguments, "tuning", TUNING_METHODS),

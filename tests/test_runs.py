@@ -21,7 +21,7 @@ from ft_focalsam.manifest import MANIFEST_NAME, Manifest
 from ft_focalsam.run_lock import LOCK_NAME, one_writer
 from ft_focalsam.run_settings import describe_differences, differences, fingerprint
 
-RUN = {"max_steps": 6, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "economy": "look_sam"}
+RUN = {"max_steps": 6, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "ascent": "momentum"}
 
 
 def begin(folder, *, tuning="lora", **changes):

@@ -44,8 +44,12 @@ class Direction(ABC):
         """What is carried to the next step; empty where there is nothing."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Tensor], target: Target) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: If it does not fit what is perturbed.
+        """
         return
 
 
@@ -76,19 +80,21 @@ class _Average(Direction):
         self.average: dict[str, Tensor] = {}  # by names, as states are saved
 
     def learn(self, target: Target, gradients: Parts) -> None:
+        before = self._parts(target) or {tensor: torch.zeros_like(gradient) for tensor, gradient in gradients.items()}
         is_finite = torch.isfinite(total_norm(list(gradients.values())))
-        for tensor, gradient in gradients.items():
-            name = target.names[tensor]
-            old = self.average.get(name)
-            if old is None or old.shape != gradient.shape:
-                old = torch.zeros_like(gradient)
-            new = self.decay * old.to(gradient.device) + (1 - self.decay) * gradient
-            self.average[name] = torch.where(is_finite, new, old.to(gradient.device))
+        self.average = {
+            target.names[tensor]: torch.where(is_finite, self.decay * old + (1 - self.decay) * gradients[tensor], old)
+            for tensor, old in before.items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.average)
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], target: Target) -> None:
+        shapes = {name: tensor.shape for tensor, name in target.names.items()} if state else {}
+        wrong = sorted(shapes.keys() ^ state.keys()) or [n for n in shapes if shapes[n] != state[n].shape]
+        if wrong:
+            raise ValueError(f"The saved direction does not fit what is perturbed, at {wrong[0]!r}.")
         self.average = dict(state)
 
     def _parts(self, target: Target) -> Parts | None:
@@ -155,7 +161,7 @@ class Gaussian(Direction):
     def state_dict(self) -> dict[str, Tensor]:
         return {"draws": torch.tensor(self.draws)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], target: Target) -> None:
         self.draws = int(state["draws"]) if state else 0
 
 

@@ -110,8 +110,13 @@ class Evaluation(ABC):
         return self.step.direction.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.step.direction.load_state_dict(state)
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: If it does not fit what is perturbed.
+        """
+        self.step.look_at_model()
+        self.step.direction.load_state_dict(state, self.step.target)
 
     @abstractmethod
     def _evaluate(self, labels: Tensor, run: Run, is_last: bool) -> Tensor:
@@ -204,15 +209,17 @@ class OnePass(Evaluation):
 
     def _verify(self, labels: Tensor, run: Run) -> None:
         """Compare, for a large random perturbation, with passes at weights that are really moved."""
-        target = self.step.target
+        step, target = self.step, self.step.target
         verdict = self._agrees(labels, run, target.names)
         if verdict is False:
+            if step.batch_norms:
+                raise NotPerSampleError(step.batch_norms[0])
             wrong = (
                 name
-                for name, tensors in owner_types(self.step.bare_model, target).items()
+                for name, tensors in owner_types(step.bare_model, target).items()
                 if self._agrees(labels, run, tensors) is False
             )
-            raise NotPerSampleError(next(wrong, type(self.step.bare_model).__name__))
+            raise NotPerSampleError(next(wrong, type(step.bare_model).__name__))
         self._is_verified = verdict is True and len(labels) > 1
 
     def _agrees(self, labels: Tensor, run: Run, tensors: Iterable[Tensor]) -> bool | None:

@@ -144,7 +144,7 @@ class NotPerSampleError(ValueError):
         name = module if isinstance(module, str) else type(module).__name__
         super().__init__(
             f"evaluation is 'one_pass', and the weights of {name} cannot be perturbed for each sample by itself (its "
-            "output is not linear in them, has no batch in front, or they are used elsewhere); set evaluation to "
+            "output is not linear in them, has no batch in front or mixes samples, or they are used elsewhere); set evaluation to "
             "'two_point', or perturb something else."
         )
 

@@ -164,6 +164,11 @@ class SharpnessStep:
         return self._gradients.info.accelerators
 
     @property
+    def batch_norms(self) -> list[nn.Module]:
+        """Batch normalisations in training mode, which make samples interact."""
+        return self._gradients.info.batch_norms
+
+    @property
     def backward_passes(self) -> int:
         """Backward passes the latest first pass took: 1, or more where L_c had one of its own."""
         return self._gradients.backward_passes
@@ -233,7 +238,7 @@ class SharpnessStep:
             kept_broadcast(self.model),
             self._no_sync(),
             drawing_from(state or self._random_state(), self.accelerators),
-            kept_running_statistics(self._gradients.info.batch_norms),
+            kept_running_statistics(self.batch_norms),
             gradients_apart(self.parameters) as found,
         ):
             yield found
@@ -333,7 +338,7 @@ class SharpnessStep:
         prefix = None if rows is not None else batch.prefix
         with (
             drawing_from(batch.random_state, self.accelerators),
-            kept_running_statistics(self._gradients.info.batch_norms),
+            kept_running_statistics(self.batch_norms),
             nullcontext() if is_last else self._no_sync(),
             nullcontext() if self._epsilon is None else perturbed(self.target, self._epsilon),
             self.under_way(second),
@@ -422,7 +427,7 @@ class SharpnessStep:
 
     def _interacts(self) -> bool:
         """Whether the loss or batch normalisation may make the samples of a batch interact."""
-        return bool(self._given_reason or self.separate_reason or self._gradients.info.batch_norms)
+        return bool(self._given_reason or self.separate_reason or self.batch_norms)
 
     def _check_untouched(self) -> None:
         """That gradients are as the first passes left them."""

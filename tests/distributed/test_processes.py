@@ -40,11 +40,18 @@ SAME = {
         batches(2),
     ),
     "joint, adaptive radius": ({"tuning": "lora", **GLOBAL, "adaptive_rho": True}, batches(12), batches(6)),
-    "joint, look_sam": (
-        {"tuning": "lora", **GLOBAL, "economy": "look_sam", "economy_interval": 3},
-        batches(12),
-        batches(6),
-    ),
+}
+# Other choices of the perturbation.
+SAME |= {
+    f"joint, {name}": ({"tuning": "lora", **GLOBAL, **changes}, *sizes)
+    for name, changes, sizes in (
+        ("friendly", {"ascent": "friendly"}, (batches(12), batches(6))),
+        ("momentum, interval", {"ascent": "momentum", "ascent_interval": 2}, (batches(12), batches(6))),
+        ("merged", {"perturb": "merged"}, (batches(6, 2), batches(3, 2))),
+        ("norms, sam", {"perturb": "norms", "sharpness": "sam"}, (batches(12), batches(6))),
+        ("momentum, one pass", {"ascent": "momentum", "evaluation": "one_pass"}, (batches(6, 2), batches(3, 2))),
+        ("gaussian, one pass", {"ascent": "gaussian", "evaluation": "one_pass"}, (batches(12), batches(6))),
+    )
 }
 # A subclass's penalty on the weights, which no sample has.
 SAME |= {
@@ -102,8 +109,6 @@ NORMALISED = {
 # Each process draws, or perturbs, for itself.
 OWN = {
     "local, nothing left": {"tuning": "full", **LOCAL, **batches(5, 2)},
-    "split_batch": {"tuning": "lora", "economy": "split_batch", **batches(3, 2)},
-    "split_batch, sam": {"tuning": "lora", "economy": "split_batch", "sharpness": "sam", **batches(5)},
     "cc_sam": {"tuning": "full", "sharpness": "cc_sam", **batches(5)},
 }
 COUNTED = {

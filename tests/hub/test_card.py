@@ -65,7 +65,7 @@ def test_data_and_method_are_those_of_the_run(pushed):
     assert [int(row[3].replace(",", "")) for row in rows] == images
     assert f"(imbalance factor {counts.max() / counts.min():.1f}); tested on 100 images" in card.text
     assert "**Focal-SAM** ([paper](https://arxiv.org/abs/2505.01660)): ρ (rho) = 0.05, " in card.text
-    assert "γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7\n" in card.text and "economy" not in card.text
+    assert "γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7\n" in card.text and "direction" not in card.text
     assert "loss: logit\\_adjusted; sampler: instance; 3 steps; seed 0" in card.text
     assert "tuned by: lora, rank 8, alpha 8" in card.text and "head: cosine, scale 25" in card.text
     assert card.data.base_model is None and card.data.license == "apache-2.0"
@@ -111,7 +111,10 @@ def test_run_json_has_no_token_and_no_folder_of_this_machine(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "texts"),
     [
-        (["--economy", "look_sam", "--adaptive_rho", "true"], ["economy: look_sam, economy_interval = 5, look_alpha"]),
+        (["--ascent", "friendly"], ["direction: friendly, friendly_sigma = 1, ascent_decay = 0.9\n"]),
+        (["--ascent", "gaussian", "--evaluation", "one_pass", "--ascent_interval", "2"],
+         ["- direction: gaussian\n- evaluation: one_pass\n- perturbed in one step of 2\n"]),
+        (["--perturb", "norms"], ["- perturbed: norms\n"]),
         (["--adaptive_rho", "true"], ["adaptive: ρ is relative to each weight (ASAM)"]),
         (["--rho_schedule", "step"], ["schedule of ρ: step, rho_initial = 0, rho_step_at = 0.5"]),
         (["--sharpness", "none"], ["**Plain training**\n"]),
