@@ -76,8 +76,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
 
     Args:
         perturb (`str`, defaults to `"trained"`):
-            What is perturbed: trained (all that trains), norms (scales and shifts of normalisation layers) or merged
-            (the merged weight of each linear layer with an adapter such as LoRA).
+            What is perturbed: trained, norms or merged; norms are scales and shifts of normalisation layers, merged
+            the weights of linear layers with an adapter such as LoRA.
         ascent (`str`, defaults to `"gradient"`):
             Direction of the perturbation: gradient, friendly, momentum or gaussian.
         ascent_decay (`float`, 0 to below 1, defaults to `0.9`):
@@ -85,7 +85,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
         friendly_sigma (`float`, >= 0, defaults to `1.0`):
             Share sigma of that average which friendly takes out of the gradient.
         evaluation (`str`, defaults to `"two_point"`):
-            How the perturbed loss is evaluated: two_point (two passes) or one_pass (one, with momentum or gaussian).
+            How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and needs ascent
+            momentum or gaussian.
         ascent_interval (`int`, >= 1, defaults to `1`):
             One step in so many perturbs the weights, the others are plain.
 
@@ -245,8 +246,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
     perturb: str = field(
         default="trained",
         metadata={
-            "help": "What is perturbed: trained (all that trains), norms (scales and shifts of normalisation layers) "
-            "or merged (the merged weight of each linear layer with an adapter such as LoRA)."
+            "help": "What is perturbed: trained, norms or merged; norms are scales and shifts of normalisation "
+            "layers, merged the weights of linear layers with an adapter such as LoRA."
         },
     )
     ascent: str = field(
@@ -263,8 +264,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
     evaluation: str = field(
         default="two_point",
         metadata={
-            "help": "How the perturbed loss is evaluated: two_point (two passes) or one_pass (one, with momentum or "
-            "gaussian)."
+            "help": "How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and "
+            "needs ascent momentum or gaussian."
         },
     )
     ascent_interval: Annotated[int, Range(1)] = field(

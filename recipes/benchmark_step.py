@@ -4,8 +4,8 @@
 
 The kinds of step are interleaved in one process on the same random batch and random weights. Prints the median CPU
 time (CUDA time on a GPU) of a step relative to plain training, images per second, the peak memory of a step beyond the
-weights, and, for plain training, the share of the device's measured matrix rate. Other kinds: the cheaper schedules
-(mean over an interval of steps) and CC-SAM.
+weights, and, for plain training, the share of the device's measured matrix rate. Other kinds: other choices of the
+perturbation, ImbSAM and CC-SAM.
 """
 
 import argparse
@@ -23,10 +23,12 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
 from ft_focalsam.models import choose_family
 from ft_focalsam.models.backbones.timm_models import create as create_timm
-from ft_focalsam.sharpness import ClassConditionalSAM, Economy, class_weights
+from ft_focalsam.sharpness import EVALUATIONS, ClassConditionalSAM, SharpnessStep, class_weights
+from ft_focalsam.sharpness.directions import make_direction
+from ft_focalsam.sharpness.evaluations import Run
 from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
 
-CLASSES, RHO, INTERVAL = 100, 0.05, 5
+CLASSES, RHO = 100, 0.05
 COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)]
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
 VIT_S = {"hidden_size": 384, "num_attention_heads": 6}
@@ -39,10 +41,22 @@ VISION_MODELS = {
         lambda side: create_timm("vit_small_patch16_224", pretrained=False, img_size=side),
     ),
 }
-KINDS = ["plain", "sam", "three_backward", "focal_sam", "no_reuse", "every_k", "look_sam", "split_batch", "cc_sam"]
+# Other choices of Focal-SAM's perturbation
+CHOICES = {
+    "no_reuse": {"reuse_prefix": False},
+    "norms": {"perturb": "norms"},
+    "merged": {"perturb": "merged"},
+    "friendly": {"direction": "friendly"},
+    "momentum": {"direction": "momentum", "evaluation": "one_pass"},
+    "gaussian": {"direction": "gaussian", "evaluation": "one_pass"},
+}
+KINDS = ["plain", "sam", "three_backward", "focal_sam", *CHOICES, "imbsam", "cc_sam"]
 LABELS = {
     "sam": "SAM",
     "no_reuse": "Focal-SAM, all twice",
+    "momentum": "momentum, one pass",
+    "gaussian": "gaussian, one pass",
+    "imbsam": "ImbSAM, 10 % rare",
     "three_backward": "Focal-SAM, 3 backwards",
     "focal_sam": "Focal-SAM, ours",
     "cc_sam": "CC-SAM",
@@ -96,14 +110,25 @@ def make_steps(
     def losses(index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         return F.cross_entropy(run(index), labels[index], reduction="none")
 
-    def ours(economy: str) -> Callable[[], None]:
-        settings = Economy(economy, interval=INTERVAL)
-        focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, economy=settings, **HYPERPARAMETERS)
+    def ours(direction: str = "gradient", **choices) -> Callable[[], None]:
+        choices["direction"] = make_direction(direction)
+        focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, **choices, **HYPERPARAMETERS)
         return lambda: focal_sam.step(losses, labels=labels)
 
-    def no_reuse() -> Callable[[], None]:
-        focal_sam = FocalSAM(optimizer, model, class_counts=counts, rho=RHO, reuse_prefix=False, **HYPERPARAMETERS)
-        return lambda: focal_sam.step(losses, labels=labels)
+    def imbsam() -> Callable[[], None]:
+        """With a tenth of the images in classes that are perturbed."""
+        rare = (torch.arange(len(labels), device=labels.device) < max(1, len(labels) // 10)).long()
+        evaluation = EVALUATIONS["two_point"](SharpnessStep(model, torch.tensor([0.0, 1.0]), rho=RHO))
+
+        def forward(rows: torch.Tensor | None = None) -> torch.Tensor:
+            return evaluation.step.reduce(losses(slice(None) if rows is None else rows))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            evaluation.micro_batch(rare, Run(lambda: forward().backward(), forward, takes_rows=True), number=0)
+            optimizer.step()
+
+        return step
 
     def plain() -> None:
         optimizer.zero_grad()
@@ -136,15 +161,15 @@ def make_steps(
         values.mean().backward()
         optimizer.step()
 
-    economies = {name: ours(name) for name in ("every_k", "look_sam", "split_batch")}
-    named = {
+    return {
         "plain": plain,
         "sam": sam,
         "three_backward": three_backward,
-        "focal_sam": ours("none"),
-        "no_reuse": no_reuse(),
+        "focal_sam": ours(),
+        **{name: ours(**choices) for name, choices in CHOICES.items()},
+        "imbsam": imbsam(),
+        "cc_sam": class_conditional,
     }
-    return {**named, **economies, "cc_sam": class_conditional}
 
 
 def seconds(step: Callable[[], None], device: str) -> float:
@@ -226,8 +251,7 @@ def main() -> None:
     times = {kind: [] for kind in steps}
     for _ in range(args.steps):
         for kind, step in steps.items():
-            repeats = INTERVAL if kind in ("every_k", "look_sam") else 1
-            times[kind].append(statistics.mean(seconds(step, device) for _ in range(repeats)))
+            times[kind].append(seconds(step, device))
     memory = {kind: peak_bytes(step, device) for kind, step in steps.items()}
     median = {kind: statistics.median(values) for kind, values in times.items()}
     tuning = "full" if args.model == "resnet32" else args.tuning

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..registry import Registry
+from ..sharpness.per_sample import per_sample_rule
 
 # A head is a class built as (feature_size, num_classes, scale). What it needs for its starts (`head_start.py`):
 #   start_from(vectors, length=1)  sets it up to answer by the similarity of a feature to one vector a class; `length`
@@ -122,6 +123,23 @@ class CosineHead(nn.Module):
     def start_from_fit(self, weight: Tensor, bias: None) -> None:
         """Take the directions of W, shape (C, D); their lengths have no place in the head."""
         self.start_from(weight)
+
+
+@per_sample_rule(CosineHead)
+def cosine_per_sample(head, parts, weights: Tensor, output: Tensor, features: Tensor) -> Tensor:
+    """Logits of sample n for the class weights w_i + u_n e_i, whose lengths come from |w|^2, w . e and |e|^2.
+
+    Args:
+        parts (mapping): "weight" -> e, shape (C, D).
+        weights (`Tensor` of shape (B,)): u.
+        output (`Tensor` of shape (B, C)): Logits for w; not used, because they are not linear in w.
+        features (`Tensor` of shape (B, D)): f.
+    """
+    w, e, u = head.weight, parts["weight"].to(head.weight.dtype), weights.to(features.dtype)[:, None]
+    directions = F.normalize(features, dim=-1)
+    products = F.linear(directions, w) + u * F.linear(directions, e)
+    squares = w.square().sum(dim=-1) + 2 * u * (w * e).sum(dim=-1) + u.square() * e.square().sum(dim=-1)
+    return products / squares.sqrt() * head.scale
 
 
 @register_head("l2_normalized")

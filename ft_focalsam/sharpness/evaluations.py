@@ -16,7 +16,7 @@ from torch import Tensor
 from .directions import Direction
 from .gradients.base import sum_of
 from .passes import WeightedPass
-from .per_sample import NotPerSampleError, agree, owner_types, perturbed_per_sample, random_perturbation
+from .per_sample import NotPerSampleError, agree, owners_by_type, perturbed_per_sample, random_perturbation
 from .randomness import random_state
 from .step import SharpnessStep
 from .step_statistics import StepStatistics
@@ -212,14 +212,9 @@ class OnePass(Evaluation):
         step, target = self.step, self.step.target
         verdict = self._agrees(labels, run, target.names)
         if verdict is False:
-            if step.batch_norms:
-                raise NotPerSampleError(step.batch_norms[0])
-            wrong = (
-                name
-                for name, tensors in owner_types(step.bare_model, target).items()
-                if self._agrees(labels, run, tensors) is False
-            )
-            raise NotPerSampleError(next(wrong, type(step.bare_model).__name__))
+            owners = [] if step.batch_norms else owners_by_type(step.bare_model, target)
+            wrong = (module for module, tensors in owners if self._agrees(labels, run, tensors) is False)
+            raise NotPerSampleError(step.bare_model, next(wrong, *step.batch_norms[:1] or [step.bare_model]))
         self._is_verified = verdict is True and len(labels) > 1
 
     def _agrees(self, labels: Tensor, run: Run, tensors: Iterable[Tensor]) -> bool | None:

@@ -9,6 +9,7 @@ nn.Linear that is x W^T + c(n) x E^T. A module type whose output is not linear i
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,26 +50,26 @@ def perturbed_per_sample(
         weights (`Tensor` of shape (B,)): u_n.
     """
     with ExitStack() as stack:
-        for module, parts in _owners(model, target, epsilon).items():
-            hook = partial(_move_output, _rule_of(module), parts, weights)
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        for module, parts in _owners(model, epsilon).items():
+            hook = partial(_move_output, model, _rule_of(module), parts, weights)
+            handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)  # of the output as it is
+            stack.callback(handle.remove)
         for layer, weight in target.layers.items():
-            hook = partial(_move_adapted, epsilon[weight], weights)
+            hook = partial(_move_adapted, model, epsilon[weight], weights)
             stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
         yield
 
 
-def owner_types(model: nn.Module, target: Target) -> dict[str, list[Tensor]]:
-    """The perturbed tensors by the types of the modules that own them."""
-    found: dict[str, list[Tensor]] = {}
-    for module, parts in _owners(model, target, {tensor: tensor for tensor in target.names}).items():
-        found.setdefault(type(module).__name__, []).extend(parts.values())
-    if target.layers:
-        found["adapted layer"] = list(target.layers.values())
-    return found
+def owners_by_type(model: nn.Module, target: Target) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """For each type of module that owns perturbed tensors: the first such module, and the tensors of all of them."""
+    owners = {module: list(parts.values()) for module, parts in _owners(model, {t: t for t in target.names}).items()}
+    owners |= {layer: [*owners.get(layer, []), weight] for layer, weight in target.layers.items()}
+    for kind in dict.fromkeys(map(type, owners)):
+        alike = {module: tensors for module, tensors in owners.items() if type(module) is kind}
+        yield next(iter(alike)), [tensor for tensors in alike.values() for tensor in tensors]
 
 
-def _owners(model: nn.Module, target: Target, epsilon: Mapping[Tensor, Tensor]) -> dict[nn.Module, dict[str, Tensor]]:
+def _owners(model: nn.Module, epsilon: Mapping[Tensor, Tensor]) -> dict[nn.Module, dict[str, Tensor]]:
     """Module -> its part of epsilon, by the names that its parameters have in it; a parameter that several modules
     share is in each of them."""
     found: dict[nn.Module, dict[str, Tensor]] = {}
@@ -89,19 +90,36 @@ def _rule_of(module: nn.Module) -> PerSampleRule:
     return linear_in_weights
 
 
-def _move_output(rule, parts, weights, module, args, kwargs, output) -> Tensor:
+def _move_output(model, rule, parts, weights, module, args, kwargs, output) -> Tensor:
     """Forward hook of a module with perturbed parameters."""
-    if rows_per_sample(output, weights) is None:
-        raise NotPerSampleError(module)
+    _check_batch(model, module, weights, output)
     return rule(module, parts, weights, output, *args, **kwargs)
 
 
-def _move_adapted(part, weights, layer, args, kwargs, output) -> Tensor:
+def _move_adapted(model, part, weights, layer, args, kwargs, output) -> Tensor:
     """Forward hook of an adapted layer."""
-    if rows_per_sample(output, weights) is None:
-        raise NotPerSampleError(layer)
+    _check_batch(model, layer, weights, output)
     x = layer_input(args, kwargs)
-    return output + spread(weights, output) * F.linear(x, part.to(x.dtype)).to(output.dtype)
+    return with_part(output, weights, F.linear(x, part.to(x.dtype)))
+
+
+def _check_batch(model: nn.Module, module: nn.Module, weights: Tensor, output: Any) -> None:
+    """One that is the same for all samples, shape (1, ...), becomes one for each."""
+    is_shared = isinstance(output, Tensor) and output.ndim > 1 and len(output) == 1
+    if not is_shared and rows_per_sample(output, weights) is None:
+        raise NotPerSampleError(model, module)
+
+
+def with_part(output: Tensor, weights: Tensor, part: Tensor) -> Tensor:
+    """output + u_n part, sample by sample.
+
+    Args:
+        output, part (`Tensor` of shape (B, ...), (B * T, ...) or (1, ...)): As the module returns them.
+        weights (`Tensor` of shape (B,)): u_n.
+    """
+    is_shared = len(output) == 1
+    shares = weights.to(output.dtype).view(-1, *[1] * (output.ndim - 1)) if is_shared else spread(weights, output)
+    return output + shares * part.to(output.dtype)
 
 
 def random_perturbation(target: Target) -> dict[Tensor, Tensor]:
@@ -137,15 +155,17 @@ class NotPerSampleError(ValueError):
     """A module cannot be evaluated at weights of its own for each sample.
 
     Args:
-        module (`nn.Module` or `str`): The module, or the name of its type.
+        model (`nn.Module`): The model.
+        module (`nn.Module`): A module of it.
     """
 
-    def __init__(self, module: nn.Module | str):
-        name = module if isinstance(module, str) else type(module).__name__
+    def __init__(self, model: nn.Module, module: nn.Module):
+        path = next(name for name, candidate in model.named_modules() if candidate is module)
+        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
         super().__init__(
             f"evaluation is 'one_pass', and the weights of {name} cannot be perturbed for each sample by itself (its "
-            "output is not linear in them, has no batch in front or mixes samples, or they are used elsewhere); set evaluation to "
-            "'two_point', or perturb something else."
+            "output is not linear in them, has no batch in front or mixes samples, or they are used elsewhere); set "
+            "evaluation to 'two_point', or perturb something else."
         )
 
 
@@ -157,7 +177,7 @@ def linear_in_weights(module, parts, weights, output, *args, **kwargs) -> Tensor
     }
     moved = {f"module.{name}": part for name, part in parts.items()}
     difference = functional_call(bare, moved, args, kwargs) - functional_call(bare, zeros, args, kwargs)
-    return output + spread(weights, output) * difference.to(output.dtype)
+    return with_part(output, weights, difference)
 
 
 class _Bare(nn.Module):
@@ -181,7 +201,7 @@ def _product_rule(product: Callable) -> PerSampleRule:
         dtype = module.weight.dtype
         bias = parts.get("bias")
         moved = product(module, weight.to(dtype), None if bias is None else bias.to(dtype), x)
-        return output + spread(weights, output) * moved.to(output.dtype)
+        return with_part(output, weights, moved)
 
     return rule
 

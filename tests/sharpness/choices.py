@@ -33,7 +33,7 @@ class NaiveUpdate:
                 f"{path}.{name}": p
                 for path, module in model.named_modules()
                 if isinstance(module, (nn.LayerNorm, nn.GroupNorm))
-                for name, p in module.named_parameters()
+                for name, p in module.named_parameters(recurse=False)
             }
         elif perturb == "merged":
             adapted = {n: m for n, m in model.named_modules() if hasattr(m, "base_layer")}

@@ -229,7 +229,7 @@ class OverSamples(nn.Module):
 class Table(nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, 8, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.randn(8, dtype=torch.float64))
 
     def forward(self):
         return self.weight
@@ -251,7 +251,7 @@ def test_what_one_pass_cannot_evaluate_is_refused_by_name_in_the_first_step(modu
     before = copy.deepcopy(model.state_dict())
     x, labels = torch.randn(6, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])
     losses = lambda model, x, y: F.cross_entropy(model(x), y, reduction="none")  # noqa: E731
-    with pytest.raises(NotPerSampleError, match=f"the weights of {name} cannot be perturbed for each sample"):
+    with pytest.raises(NotPerSampleError, match=rf"the weights of \S+ \({name}\) cannot be perturbed for each sample"):
         run_update(update, model, x, labels, losses=losses)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
