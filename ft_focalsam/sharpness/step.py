@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .batch_statistics import kept_broadcast, kept_running_statistics
 from .frontier import FrozenPrefix, PrefixRecord
+from .gradient_sync import first_pass_sync, no_sync
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
 from .model_info import refuse_wrapped
@@ -206,7 +207,7 @@ class SharpnessStep:
         while self._gradients.needs_verification(len(labels)):
             with (
                 kept_broadcast(self.model),
-                self._no_sync(),
+                no_sync(self.model),
                 drawing_from(state, self._gradients.info.accelerators),
                 kept_running_statistics(self._gradients.info.batch_norms),
                 gradients_apart(self.parameters),
@@ -228,7 +229,8 @@ class SharpnessStep:
         self._check_untouched()
         first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
         state = self._random_state()
-        with self._no_sync(), self._watched(first), self._prefix.first() as prefix:
+        sync = first_pass_sync(self.model, is_separate=self.separate_reason is not None)
+        with sync, self._watched(first), self._prefix.first() as prefix:
             yield
         self._micro_batches.append(_MicroBatch(first, state, prefix))
         self._left = [(p, p.grad, p.grad._version) for p in self.parameters if p.grad is not None]
@@ -402,7 +404,7 @@ class SharpnessStep:
     def _moved(self, epsilon: list[Tensor] | None, *, is_over: bool, synchronises: bool) -> Iterator[None]:
         """At w + epsilon if given, which nothing needs afterwards if `is_over`."""
         with ExitStack() as stack:
-            stack.enter_context(nullcontext() if synchronises else self._no_sync())
+            stack.enter_context(nullcontext() if synchronises else no_sync(self.model))
             if epsilon is not None:
                 stack.enter_context(perturbed(self.parameters, epsilon, consume=is_over))
             yield
@@ -426,9 +428,6 @@ class SharpnessStep:
         labels = labels.long()
         ignored = labels == IGNORED
         return self._class_weights[labels.masked_fill(ignored, 0)].masked_fill(ignored, 0)
-
-    def _no_sync(self):
-        return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
 
     def _random_state(self) -> RandomState:
         return random_state(self._gradients.info.accelerators)
