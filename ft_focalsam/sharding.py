@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
@@ -17,8 +18,9 @@ def choose_layers_to_shard(plugin: FullyShardedDataParallelPlugin, model: nn.Mod
     """Name them where the configuration does not (`fsdp_transformer_layer_cls_to_wrap`): Accelerate would take those
     that the model must not split, which of most vision models includes the embeddings that Accelerate shards by
     themselves, so that it would shard some parameters twice (1.15)."""
+    layers = layers_to_shard(model)
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = layers_to_shard(model)
+        plugin.transformer_cls_names_to_wrap = layers
 
 
 def layers_to_shard(model: nn.Module) -> list[str]:
@@ -44,10 +46,17 @@ def layers_to_shard(model: nn.Module) -> list[str]:
     return sorted({type(layer).__name__ for layer in layers if all(m is not embeddings for m in layer.modules())})
 
 
+def shard_without_optimizer(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Shard a model for evaluation before training; Accelerate does so only along with an optimizer (1.15)."""
+    model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    accelerator._optimizers.clear()  # of which there was none
+    return model
+
+
 @contextmanager
 def frozen_without_state(model: nn.Module, checkpoint: Path) -> Iterator[None]:
-    """Inside the block, freeze the trained parameters that a checkpoint has no optimizer state of: those that no gradient
-    has reached, for which torch asks otherwise."""
+    """Inside the block, freeze the trained parameters that a checkpoint has no optimizer state of, as no gradient has
+    reached them: torch refuses to load what lacks the state of a parameter that trains."""
     saved = _names_with_state(checkpoint)
     without = [
         parameter

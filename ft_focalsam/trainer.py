@@ -22,7 +22,7 @@ from .evaluation import LongTailMetrics
 from .files import check_writable
 from .nonfinite import NonFiniteSteps
 from .resumable import ResumableTrainer
-from .sharding import choose_layers_to_shard, frozen_without_state
+from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
 from .sharpness import (
     ClassConditionalSAM,
     LossContractError,
@@ -49,7 +49,8 @@ class FocalSAMTrainer(ResumableTrainer):
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has
     `logits`, is a tuple that begins with them, or is the logits. Labels are class indices or, from a collator that
     mixes images, class probabilities; they reach the loss, not the model. Samples with the label -100 are left out.
-    All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting.
+    All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting, and
+    FSDP of version 2 with every class-wise method.
 
     A sharpness step needs one loss per sample. A subclass may override `compute_loss` and add a penalty on the weights
     to what `super().compute_loss(...)` returns: it is trained on, and not perturbed. A loss that is not made of the
@@ -289,13 +290,9 @@ class FocalSAMTrainer(ResumableTrainer):
         self._resumed_from = checkpoint
 
     def evaluation_loop(self, *args, **kwargs):
-        """As the Trainer does. FSDP2's models are sharded along with an optimizer only (Accelerate 1.15), which there is
-        none of before training."""
+        """As the Trainer does, also before training where FSDP2 shards the model."""
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
-            optimizer = torch.optim.SGD(self.model.parameters())
-            self.model, _ = self.accelerator.prepare(self.model, optimizer)
-            self.model_wrapped = self.model
-            self.accelerator._optimizers.clear()
+            self.model = self.model_wrapped = shard_without_optimizer(self.accelerator, self.model)
         return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -61,8 +61,8 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
 
 
 def _refuse_sharding(trainer: Trainer) -> None:
-    """FSDP2 gives the gradient of each backward pass in `p.grad`; other ways to shard do not, and some methods want more
-    than that."""
+    """FSDP2 leaves the gradient of each backward pass in `p.grad`. Other ways to shard do not, and some methods need
+    more than that."""
     args = trainer.args
     if trainer.is_deepspeed_enabled:
         raise ValueError(
@@ -80,8 +80,8 @@ def _refuse_sharding(trainer: Trainer) -> None:
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError(
-            "fsdp_offload_params keeps parameters on the CPU, where the sharpness step cannot weigh losses that are on "
-            "the GPU; set it to false."
+            "fsdp_offload_params keeps parameters on the CPU, where the sharpness step cannot weigh losses that are "
+            "on the GPU; set it to false."
         )
     unsharded = "use accelerate_configs/multi_gpu.yaml (plain data parallelism)"
     if args.sharpness == CC_SAM:
@@ -96,8 +96,8 @@ def _refuse_sharding(trainer: Trainer) -> None:
         )
     if args.economy not in ("none", "every_k"):
         raise ValueError(
-            f"economy is {args.economy!r}, whose direction FSDP would shard and a checkpoint could not hold; set it to "
-            f"'none' or 'every_k', or {unsharded}."
+            f"economy is {args.economy!r}, whose direction FSDP would shard and a checkpoint could not hold; set it "
+            f"to 'none' or 'every_k', or {unsharded}."
         )
 
 

@@ -32,8 +32,8 @@ class ModelInfo(NamedTuple):
 def inspect_model(model: nn.Module) -> ModelInfo:
     """Walk over a model; several times faster than `named_parameters()`, which matters where steps are short.
 
-    Parameters of FSDP2 are sharded ones afterwards: a forward pass without a backward pass, as in an evaluation, leaves
-    some of them whole, which are not those that an optimizer steps on.
+    FSDP2 shards the parameters again that a forward pass without a backward pass, as in an evaluation, left whole: an
+    optimizer steps on the sharded ones.
     """
     trained: dict[Tensor, None] = {}
     devices: dict[torch.device, None] = {}
@@ -82,8 +82,8 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def refuse_split(model: nn.Module, info: ModelInfo) -> None:
-    """Raise a `ValueError` for a model that is spread over devices or sharded in part, or whose parameters an optimizer
-    steps on in the backward pass."""
+    """Raise a `ValueError` for a model that is spread over devices or sharded in part, or one whose parameters an
+    optimizer steps on in the backward pass."""
     if len(info.devices) > 1:
         raise ValueError(
             f"The parameters of the model are on {', '.join(map(str, info.devices))}; the sharpness step needs all of "
@@ -93,8 +93,8 @@ def refuse_split(model: nn.Module, info: ModelInfo) -> None:
     for name, parameter in model.named_parameters():
         if is_sharded and parameter.requires_grad and not isinstance(parameter, DTensor):
             raise ValueError(
-                f"The parameter {name} trains and is not sharded as others are, so that each process would have its own "
-                "gradient for it; let fully_shard take it too (no ignored modules), or freeze it."
+                f"The parameter {name} trains and is not sharded as others are, so that each process would have its "
+                "own gradient for it; let fully_shard take it too (no ignored modules), or freeze it."
             )
         if parameter.requires_grad and parameter._post_accumulate_grad_hooks:
             raise ValueError(

@@ -44,9 +44,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """What `model.state_dict()` holds, on every process."""
-    return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()
-    }
+    parts = model.state_dict()
+    return {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts.items()}
 
 
 def shard(model: nn.Module) -> None:

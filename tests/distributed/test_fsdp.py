@@ -1,23 +1,29 @@
 """Two real processes over gloo whose model FSDP2 shards, against one process with the same images.
 
-What Accelerate does under `fsdp_version: 2` runs as on GPUs (`sharded.py` says what stands in for them): it wraps, clips,
-saves and loads.
+Accelerate wraps, clips, saves and loads as it does on GPUs; `sharded.py` says how it is brought to.
 """
 
 import pytest
 import torch
 import yaml
-from distributed.launching import CONFIGS, Launched, batches, distance, moved
+from distributed.launching import CONFIGS, HERE, Launched, batches, distance, environments, moved
 from peft import PeftModel
+from running import QUICKSTART, finetune, processes
+from safetensors.torch import load_file
 from sharpness.models import BACKBONES, make_model, relative_error
+from test_trainer import trainer_for
 from transformers import Dinov2ForImageClassification
+
+from ft_focalsam.models import LongTailClassifier
+from ft_focalsam.sharding import layers_to_shard
+from ft_focalsam.trainer_checks import refuse_what_is_not_exact
 
 METHODS = ("sam", "weighted_sam", "imbsam", "focal_sam")
 TUNINGS = ("lora", "full")
 CLIPPED = {"max_grad_norm": 0.5}  # below the norms that occur
-STEPS = 4
+SHORT = {"max_steps": 3, "learning_rate": 0.005}
 RECOMPUTES = {"FSDP_ACTIVATION_CHECKPOINTING": "true"}
-# The weights with the highest loss: those of step 1, and not of step 4
+# The weights with the highest loss: those of step 1, and not of step 3
 BEST = {
     "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.02,
     "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True,
@@ -26,7 +32,7 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 
 # Name -> (settings, batches of one process, batches of each of two that see the same images in each optimizer step)
 SAME = {
-    f"{method}, {tuning}{name}": ({"sharpness": method, "tuning": tuning, **CLIPPED}, *sizes)
+    f"{method}, {tuning}{name}": ({"sharpness": method, "tuning": tuning, "imbsam_eta": 3, **CLIPPED}, *sizes)
     for method in ("none", *METHODS)
     for tuning in TUNINGS
     for name, sizes in {
@@ -41,7 +47,7 @@ SAME |= {
         ("every_k", {"economy": "every_k", "economy_interval": 2}, (batches(4, 3), batches(2, 3))),
         ("uneven, part", {}, (batches(14), batches(7))),
         ("uneven, nothing", {}, (batches(10, 2), batches(5, 2))),
-        ("skipping", {"sharpness": "imbsam", "imbsam_eta": 3, "max_steps": 12}, (batches(2, 2), batches(1, 2))),
+        ("skipping", {"sharpness": "imbsam", "imbsam_eta": 3, "max_steps": 8}, (batches(2, 2), batches(1, 2))),
         ("evaluated", EVALUATED, (batches(12), batches(6))),
         ("evaluated, accumulated", {**EVALUATED, "tuning": "full"}, (batches(6, 2), batches(3, 2))),
         ("recomputed", {"tuning": "full", "environment": RECOMPUTES}, (batches(12), batches(6))),
@@ -79,21 +85,26 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    runs = {name: {"max_steps": STEPS, **settings, **alone} for name, (settings, alone, _) in SAME.items()} | LOOPS
+    runs = {name: {**SHORT, **settings, **alone} for name, (settings, alone, _) in SAME.items()} | LOOPS
     return Launched(tmp_path_factory.mktemp("one") / "runs", runs)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Under fsdp2.yaml, with two processes on the CPU."""
-    folder = tmp_path_factory.mktemp("two")
-    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())
-    config |= {"use_cpu": True, "mixed_precision": "no", "num_processes": 2}
-    (folder / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-    runs = {name: {"max_steps": STEPS, **settings, **each} for name, (settings, _, each) in SAME.items()}
+def config(tmp_path_factory):
+    """fsdp2.yaml for two processes on the CPU."""
+    path = tmp_path_factory.mktemp("config") / "fsdp2.yaml"
+    content = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())
+    content |= {"use_cpu": True, "mixed_precision": "no", "num_processes": 2}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(config, tmp_path_factory):
+    runs = {name: {**SHORT, **settings, **each} for name, (settings, _, each) in SAME.items()}
     runs |= LOOPS | RESUMED
     runs |= {name: {"tuning": "lora", "is_refused": True, **settings} for name, (settings, _) in REFUSED.items()}
-    return Launched(folder / "runs", runs, folder / "fsdp2.yaml")
+    return Launched(tmp_path_factory.mktemp("two") / "runs", runs, config)
 
 
 def check_equal(alone, several, tuning):
@@ -146,7 +157,7 @@ def test_gradients_are_sharded_no_more_often_than_needed(method, accumulation, e
 
     (units, *_), _ = numbers("none", 1)  # each of the modules that FSDP2 shards by itself has its own
     assert units > 1
-    assert numbers(method, accumulation) == [[expected * units] * STEPS] * 2
+    assert numbers(method, accumulation) == [[expected * units] * 3] * 2
 
 
 # ---- checkpoints ----
@@ -180,6 +191,47 @@ def test_a_saved_model_is_whole(tuning, layout, two):
     assert all(torch.equal(saved[name].double(), trained[name].to(saved[name].dtype).double()) for name in changed)
 
 
+# ---- the recipe ----
+
+
+def test_the_recipe_shards_its_classifier_and_saves_it_whole(config, tmp_path):
+    """Evaluated before and after training; LoRA's B starts at 0, so that it is what was learnt."""
+    options = ["--max_steps", "3", "--save_strategy", "no", "--use_cpu", "true", "--augmentation", "none"]
+    sizes = ["--per_device_train_batch_size", "16"], ["--per_device_train_batch_size", "32"]
+    arguments = [[*options, *size, "--output_dir", str(tmp_path / size[1])] for size in sizes]
+    sharded = processes(environments(config), HERE / "finetune_sharded.py", QUICKSTART, *arguments[0])
+    for result in (*sharded, finetune(*arguments[1])):
+        assert result.returncode == 0, result.stderr[-4000:]
+    several, alone = (load_file(tmp_path / size[1] / "model.safetensors") for size in sizes)
+    learnt = [name for name in alone if "lora_B" in name]
+    assert several.keys() == alone.keys() and len(learnt) > 4
+    assert relative_error({n: several[n] for n in learnt}, {n: alone[n] for n in learnt}) <= 1e-3
+    loaded = LongTailClassifier.from_pretrained(tmp_path / sizes[0][1]).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in several.items())
+
+
+# ---- which layers are sharded by themselves ----
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: make_model("vit", "lora"), ["ViTLayer"]),
+        (lambda: make_model("dinov2", "full"), ["Dinov2Layer"]),
+        (lambda: LongTailClassifier.from_backbone("tiny_clip", ["a", "b"]), ["CLIPEncoderLayer"]),
+        (lambda: LongTailClassifier.from_backbone("scratch:resnet32", ["a", "b"]), []),
+        (lambda: torch.nn.Linear(2, 2), []),
+    ],
+)
+def test_transformer_blocks_are_sharded_by_themselves(build, expected):
+    assert layers_to_shard(build()) == expected
+
+
+def test_a_model_that_accelerate_cannot_shard_is_refused():
+    with pytest.raises(ValueError, match=r"does not name its input embeddings, .* returns None, or use"):
+        layers_to_shard(make_model("clip", "full"))
+
+
 # ---- what is refused ----
 
 
@@ -187,3 +239,13 @@ def test_a_saved_model_is_whole(tuning, layout, two):
 def test_what_is_not_exact_is_refused_before_training(name, two):
     for rank in range(2):
         assert REFUSED[name][1] in (two.folder / f"{name} {rank}.txt").read_text()
+
+
+def test_deepspeed_is_refused_with_the_reason(tmp_path):
+    """It is not installed for the tests, so the Trainer is told that it is on."""
+    trainer = trainer_for(make_model("vit", "lora", dtype=torch.float32), tmp_path)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match=r"DeepSpeed reduces gradients into buffers of its own .* or fsdp2.yaml"):
+        refuse_what_is_not_exact(trainer)
+    trainer.args.sharpness = "none"
+    refuse_what_is_not_exact(trainer)
