@@ -89,7 +89,7 @@ def refuse_split(model: nn.Module, info: ModelInfo) -> None:
             f"The parameters of the model are on {', '.join(map(str, info.devices))}; the sharpness step needs all of "
             "them on one device: load the model without device_map, or use several processes."
         )
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in info.trained)
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     for name, parameter in model.named_parameters():
         if is_sharded and parameter.requires_grad and not isinstance(parameter, DTensor):
             raise ValueError(

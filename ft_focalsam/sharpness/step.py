@@ -23,7 +23,7 @@ from .frontier import FrozenPrefix, PrefixRecord
 from .gradient_sync import first_pass_sync, no_sync
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
-from .model_info import refuse_wrapped
+from .model_info import inspect_model, refuse_wrapped
 from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass, WeightedPass
 from .perturbation import PERTURBATION_SCOPES, ascent_direction, average_over_ranks, is_sharded, perturbed, total_norm
 from .randomness import RandomState, drawing_from, random_state
@@ -101,7 +101,7 @@ class SharpnessStep:
         if scope not in PERTURBATION_SCOPES:
             raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
         refuse_wrapped(model)
-        if is_sharded(model.parameters()):
+        if is_sharded(inspect_model(model).trained):
             if scope == "local":
                 raise ValueError(
                     "perturbation_scope is 'local' and the model is sharded over processes, none of which has a "

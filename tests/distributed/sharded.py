@@ -48,31 +48,41 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts.items()}
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, *, reshards: bool) -> None:
     """Over all processes, block by block, as FSDP2 is meant to be used."""
     mesh = init_device_mesh("cpu", (PartialState().num_processes,))
-    for module in list(model.modules()):
-        if type(module).__name__ == "Dinov2Layer":
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    blocks = [module for module in model.modules() if type(module).__name__ == "Dinov2Layer"]
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshards)
     assert is_sharded(model)
 
 
-def train_in_a_loop(tuning: str, gamma: float, evaluates: bool = False) -> dict[str, Tensor]:
-    """Weights after four steps of FocalSAM on the same eight images, which the processes share."""
+def train_in_a_loop(tuning: str, gamma: float, evaluates: bool) -> dict[str, Tensor]:
+    """Weights after four steps of FocalSAM on the same eight images, which the processes share.
+
+    Args:
+        evaluates: Run the model between the steps and before the first one, each time with its parameters left whole.
+    """
     state, model = PartialState(), make_model("dinov2", tuning)
     if state.num_processes > 1:
-        shard(model)
-    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    optimizer = FocalSAM(sgd, model, class_counts=COUNTS, rho=0.05, gamma=gamma, lam=1.1)
+        shard(model, reshards=not evaluates)
     each = 8 // state.num_processes
     mine = slice(each * state.process_index, each * (state.process_index + 1))
     images, labels = (tensor[mine] for tensor in make_batch(8))
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model(images)
+        assert not is_sharded(model)
+
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    if evaluates:
+        evaluate()
+    optimizer = FocalSAM(sgd, model, class_counts=COUNTS, rho=0.05, gamma=gamma, lam=1.1)
     for _ in range(4):
         optimizer.step(lambda: F.cross_entropy(model(images).logits, labels, reduction="none"), labels=labels)
         if evaluates:
-            with torch.no_grad():
-                model(images)
+            evaluate()
     step = optimizer.sharpness_step
     assert (step.separate_reason is not None) == (state.num_processes > 1 and gamma > 0)
     assert step.statistics.pop()["skipped_perturbations"] == 0
