@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback
 
@@ -21,6 +22,7 @@ from .evaluation import LongTailMetrics
 from .files import check_writable
 from .nonfinite import NonFiniteSteps
 from .resumable import ResumableTrainer
+from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
 from .sharpness import (
     ClassConditionalSAM,
     Evaluation,
@@ -48,7 +50,8 @@ class FocalSAMTrainer(ResumableTrainer):
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has
     `logits`, is a tuple that begins with them, or is the logits. Labels are class indices or, from a collator that
     mixes images, class probabilities; they reach the loss, not the model. Samples with the label -100 are left out.
-    All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting.
+    All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting, and
+    FSDP of version 2 with every class-wise method.
 
     A sharpness step needs one loss per sample. A subclass may override `compute_loss` and add a penalty on the weights
     to what `super().compute_loss(...)` returns: it is trained on, and not perturbed. A loss that is not made of the
@@ -126,6 +129,8 @@ class FocalSAMTrainer(ResumableTrainer):
         self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
         refuse_what_is_not_exact(self)
+        if self.is_fsdp_enabled:
+            choose_layers_to_shard(self.accelerator.state.fsdp_plugin, self.model)
         self.class_counts = class_counts_of(self, class_counts)
         self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
         self._has_checked_probabilities = False
@@ -273,9 +278,28 @@ class FocalSAMTrainer(ResumableTrainer):
             save_file({n: t.contiguous() for n, t in direction.items()}, Path(output_dir) / DIRECTION_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        is_sharded = checkpoint is not None and self.accelerator.is_fsdp2
+        with frozen_without_state(self.model, Path(checkpoint)) if is_sharded else nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
         self._trained_model = self._evaluation = None  # every run begins with a step of its own
         self._resumed_from = checkpoint
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As the Trainer does, also before training where FSDP2 shards the model."""
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            self.model = self.model_wrapped = shard_without_optimizer(self.accelerator, self.model)
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer does; one whole model also where checkpoints are sharded, where it would write nothing."""
+        if not self.accelerator.is_fsdp2 or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        plugin = self.accelerator.state.fsdp_plugin
+        layout, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+        try:
+            super().save_model(output_dir)
+        finally:
+            plugin.state_dict_type = layout
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in

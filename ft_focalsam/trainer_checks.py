@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from .data.labels import LABEL_KEYS, count_classes
+from .training_args import CC_SAM
 
 
 def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> np.ndarray | None:
@@ -54,12 +56,49 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
             f"{args.n_gpu} GPUs are visible to one process, which would train in nn.DataParallel; start the script "
             "with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES."
         )
-    for enabled, name in ((trainer.is_fsdp_enabled, "FSDP"), (trainer.is_deepspeed_enabled, "DeepSpeed")):
-        if enabled and args.sharpness != "none":
+    if args.sharpness != "none":
+        _refuse_sharding(trainer)
+
+
+def _refuse_sharding(trainer: Trainer) -> None:
+    """FSDP2 leaves the gradient of each backward pass in `p.grad`. Other ways to shard do not, and some methods need
+    more than that."""
+    args = trainer.args
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "DeepSpeed reduces gradients into buffers of its own in the backward pass, where those at w and at "
+            "w + epsilon cannot be taken apart; use accelerate_configs/multi_gpu.yaml or fsdp2.yaml, or set sharpness "
+            "to 'none'."
+        )
+    if not trainer.is_fsdp_enabled:
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP of version 1 flattens the parameters that the sharpness step perturbs one by one; set fsdp_version "
+            "to 2, as in accelerate_configs/fsdp2.yaml."
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError(
+            "fsdp_offload_params keeps parameters on the CPU, where the sharpness step cannot weigh losses that are "
+            "on the GPU; set it to false."
+        )
+    unsharded = "use accelerate_configs/multi_gpu.yaml (plain data parallelism)"
+    if args.sharpness == CC_SAM:
+        raise ValueError(
+            f"cc_sam runs the classifier head by itself, of which FSDP leaves a part on each process; {unsharded}, or "
+            "another sharpness."
+        )
+    if args.perturbation_scope == "local":
+        raise ValueError(
+            "perturbation_scope is 'local', and under FSDP no process has a whole gradient of its own; set it to "
+            f"'global', or {unsharded}."
+        )
+    for name, value in (("perturb", "trained"), ("ascent", "gradient"), ("evaluation", "two_point")):
+        if getattr(args, name) != value:
             raise ValueError(
-                f"{name} shards what the sharpness step perturbs or takes apart, which is not supported; use "
-                "accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism), or set sharpness to "
-                "'none'."
+                f"{name} is {getattr(args, name)!r}, and FSDP leaves a part of what that needs on each process; set "
+                f"it to {value!r}, or {unsharded}."
             )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, default_data_collator, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -267,13 +268,17 @@ def train_and_judge(
 
 
 def save(
-    trainer: FocalSAMTrainer, data: ImageData | StreamedData, metrics: dict, verdicts: dict[str, Verdict]
+    trainer: FocalSAMTrainer,
+    weights: dict[str, Tensor],
+    data: ImageData | StreamedData,
+    metrics: dict,
+    verdicts: dict[str, Verdict],
 ) -> None:
-    """Write the model, its predictions and the report to the output folder."""
+    """Write the model with these weights, its predictions and the report to the output folder."""
     args, name = trainer.args, short_name(data.name)
     records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
     with written_aside(args.output_dir) as folder:
-        trainer.model.save_pretrained(folder)
+        trainer.model.save_pretrained(folder, state_dict=weights)
         trainer.processing_class.save_pretrained(folder)
         predictions = list(verdicts.values())[-1].predictions
         predictions.save(Path(folder, PREDICTIONS, file_name(name, ".safetensors")))
@@ -349,9 +354,10 @@ def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer])
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
     trainer, test = make_trainer(data, options, trainer_type=trainer_type)
     metrics, verdicts = train_and_judge(trainer, data, test, before=ROW_BEFORE[head_start], say=say)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):
-            save(trainer, data, metrics, verdicts)
+            save(trainer, weights, data, metrics, verdicts)
             write_run(args.output_dir, describe_run(trainer, options=options, argv=argv))
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
         if args.push_to_hub:

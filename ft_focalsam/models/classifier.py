@@ -187,6 +187,9 @@ class LongTailClassifier(PreTrainedModel):
         if not self.family.set_gradient_checkpointing(self.backbone, enable):
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
+    def get_input_embeddings(self) -> None:
+        """None: images are no tokens that are looked up."""
+
     # ---- what is added to the backbone ----
 
     def check_is_new(self) -> None:
@@ -266,7 +269,7 @@ class LongTailClassifier(PreTrainedModel):
         trained = self.trained_state_dict()
         if state_dict is not None:
             trained = {name: state_dict[name] for name in trained}
-        self.config.architectures = [type(self).__name__]
+        self.config.architectures = [type(self).__name__.removeprefix("FSDP")]  # fully_shard makes a subclass
         # All of it, for peft to pick its own: that may be more than what trains.
         values = self.state_dict() if state_dict is None else state_dict
         with written_aside(save_directory) as folder:

@@ -21,9 +21,10 @@ from .collectives import PERTURBATION_SCOPES, average_over_ranks, is_sharded, wo
 from .directions import Direction, Gradient, Parts, unit_direction
 from .frontier import FrozenPrefix, PrefixRecord
 from .gradient_check import GradientCheck
+from .gradient_sync import first_pass_sync, no_sync
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
-from .model_info import refuse_wrapped
+from .model_info import inspect_model, refuse_wrapped
 from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass
 from .per_sample import perturbed_per_sample
 from .randomness import RandomState, drawing_from, is_same_state, random_state
@@ -107,7 +108,7 @@ class SharpnessStep:
         check_rho(rho)
         check_choices(scope=scope, perturb=perturb, direction=direction, adaptive=adaptive)
         refuse_wrapped(model)
-        if is_sharded(model.parameters()):
+        if is_sharded(inspect_model(model).trained):
             _check_sharded(scope, perturb, direction)
             separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
@@ -236,7 +237,7 @@ class SharpnessStep:
         ends; random numbers are those of the pass that comes next."""
         with (
             kept_broadcast(self.model),
-            self._no_sync(),
+            no_sync(self.model),
             drawing_from(state or self._random_state(), self.accelerators),
             kept_running_statistics(self.batch_norms),
             gradients_apart(self.parameters) as found,
@@ -268,7 +269,7 @@ class SharpnessStep:
         first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
         state = self._random_state()
         with (
-            self._no_sync(),
+            first_pass_sync(self.model, is_separate=self.separate_reason is not None),
             self._gradients.reaching_frozen(),
             self._watched(first),
             self._prefix.first() as prefix,
@@ -339,7 +340,7 @@ class SharpnessStep:
         with (
             drawing_from(batch.random_state, self.accelerators),
             kept_running_statistics(self.batch_norms),
-            nullcontext() if is_last else self._no_sync(),
+            nullcontext() if is_last else no_sync(self.model),
             nullcontext() if self._epsilon is None else perturbed(self.target, self._epsilon),
             self.under_way(second),
         ):
@@ -362,7 +363,7 @@ class SharpnessStep:
     @contextmanager
     def evaluated_once(self, labels: Tensor) -> Iterator[None]:
         """Inside the block, sample n is run at w + c(n) epsilon; gradients are not synchronised."""
-        with self._no_sync():
+        with no_sync(self.model):
             if self._epsilon is None:
                 yield
                 return
@@ -464,9 +465,6 @@ class SharpnessStep:
         labels = labels.long()
         ignored = labels == IGNORED
         return self._class_weights[labels.masked_fill(ignored, 0)].masked_fill(ignored, 0)
-
-    def _no_sync(self):
-        return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
 
     def _random_state(self) -> RandomState:
         return random_state(self.accelerators)

@@ -3,24 +3,11 @@
 The command itself starts those of test_recipes.py, test_resumable.py and test_configurations.py.
 """
 
-import json
-import os
-from pathlib import Path
-
 import pytest
-import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
-from running import processes, ranks
-from sharpness.models import make_model, relative_error
+from distributed.launching import CONFIGS, Launched, batches, distance, moved
+from sharpness.models import relative_error
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parents[1] / "accelerate_configs"
 GLOBAL, LOCAL = {"perturbation_scope": "global"}, {"perturbation_scope": "local"}
-
-
-def batches(size: int, accumulation: int = 1) -> dict:
-    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
 
 
 # Name -> (settings, batches of one process, batches of each of two that see the same images in each optimizer step).
@@ -123,43 +110,6 @@ COUNTED = {
 SCALING = ["--tunings", "adaptformer", "--image_size", "28", "--batch_size", "2", "--steps", "1", "--gpus", "1", "64"]
 
 
-def environments(config) -> list[dict]:
-    """What `accelerate launch --config_file` sets for each process that it starts."""
-    command = launch_command_parser().parse_args(
-        ["--config_file", str(config), "--main_process_port", "0", "train.py"]
-    )
-    args, _, _ = _validate_launch_command(command)
-    assert args.multi_gpu or args.use_fsdp
-    changes = prepare_multi_gpu_env(args).items() - os.environ.items()
-    return ranks(args.num_processes, **dict(changes))
-
-
-def start(folder, runs, config=None, *arguments):
-    """Run `train.py` in the processes of an accelerate configuration, or else in one; returns how each ended."""
-    folder.mkdir()
-    (folder / "runs.json").write_text(json.dumps(runs))
-    return processes([{}] if config is None else environments(config), HERE / "train.py", folder, *arguments)
-
-
-class Launched:
-    """What the processes of one launch left behind."""
-
-    def __init__(self, folder, runs, config=None, *arguments):
-        self.folder, self.processes = folder, 1 if config is None else 2
-        results = start(folder, runs, config, *arguments)
-        assert [result.returncode for result in results] == [0] * self.processes, results[-1].stderr[-4000:]
-        self.output = "".join(result.stdout for result in results)
-
-    def weights(self, name: str) -> list[dict]:
-        return [torch.load(self.folder / f"{name} {rank}.pt", weights_only=True) for rank in range(self.processes)]
-
-    def reports(self, name: str) -> list[dict]:
-        found = [json.loads((self.folder / f"{name} {rank}.json").read_text()) for rank in range(self.processes)]
-        assert [report["processes"] for report in found] == [self.processes] * self.processes
-        assert all(report["separate_reason"] is None for report in found)
-        return found
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     runs = {name: {**settings, **alone} for name, (settings, alone, _) in SAME.items()}
@@ -173,21 +123,12 @@ def two(tmp_path_factory):
     return Launched(tmp_path_factory.mktemp("two") / "runs", runs, CONFIGS / "multi_cpu.yaml", *SCALING)
 
 
-def distance(a, b):
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
-def moved(weights, tuning):
-    before = make_model("dinov2", tuning).state_dict()
-    return {name: weights[name] - before[name] for name in weights}
-
-
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_do_what_one_does_with_the_same_images(name, one, two):
     (alone,) = one.weights(name)
     change = moved(alone, SAME[name][0]["tuning"])
     assert max(float(value.abs().max()) for value in change.values()) > 0.01  # it did train
-    one.reports(name), two.reports(name)
+    assert all(report["separate_reason"] is None for report in [*one.reports(name), *two.reports(name)])
     for weights in two.weights(name):
         assert relative_error(moved(weights, SAME[name][0]["tuning"]), change) <= 1e-10
 
@@ -284,56 +225,3 @@ def test_the_benchmark_counts_what_is_sent_and_works_out_what_follows(two):
     sent = 126 * (2e-5 + 4 * trained / 64 / 2.5e10)
     assert local_time == pytest.approx(128 / rate + sent, rel=1e-3)
     assert 64 * 128 / float(global_rate[3].replace(",", "")) == pytest.approx(128 / rate + 2 * sent, rel=1e-3)
-
-
-# ---- processes that shard the model ----
-
-
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_sharded_by_fsdp2_two_processes_do_what_one_does(tuning, gamma, one, two):
-    (alone,) = one.weights(f"sharded, {tuning}, {gamma}")
-    before = dict(make_model("dinov2", tuning).named_parameters())
-    change = {name: (value - before[name]).detach() for name, value in alone.items()}
-    assert max(float(value.abs().max()) for value in change.values()) > 0.01
-    for weights in two.weights(f"sharded, {tuning}, {gamma}"):
-        got = {name: (value - before[name]).detach() for name, value in weights.items()}
-        assert relative_error(got, change) <= 1e-10
-
-
-FSDP2 = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-use_cpu: {use_cpu}
-num_machines: 1
-num_processes: {processes}
-machine_rank: 0
-mixed_precision: "no"
-rdzv_backend: static
-same_network: true
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_transformer_layer_cls_to_wrap: Dinov2Layer
-  fsdp_reshard_after_forward: true
-  fsdp_state_dict_type: FULL_STATE_DICT
-"""
-
-
-def test_on_the_cpu_accelerate_runs_fsdp_as_plain_data_parallelism(two, tmp_path):
-    """So there is nothing to refuse: the weights are not sharded, and come out the same."""
-    (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="true", processes=2))
-    (settings, _, each) = SAME["joint"]
-    fsdp = Launched(tmp_path / "runs", {"joint": {**settings, **each}}, tmp_path / "fsdp.yaml")
-    assert [report["wrapper"] for report in fsdp.reports("joint")] == ["DistributedDataParallel"] * 2
-    assert distance(fsdp.weights("joint")[0], two.weights("joint")[0]) == 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate shards on accelerators only")
-def test_fsdp_is_refused_with_what_to_use(tmp_path):
-    (tmp_path / "fsdp.yaml").write_text(FSDP2.format(use_cpu="false", processes=1))
-    runs = {"joint": {"tuning": "lora", "use_cpu": False}}
-    (result,) = start(tmp_path / "runs", runs, tmp_path / "fsdp.yaml")
-    assert result.returncode != 0
-    assert "FSDP shards what the sharpness step perturbs or takes apart, which is not supported" in result.stderr
-    assert "use accelerate_configs/multi_gpu.yaml or multi_node.yaml (plain data parallelism)" in result.stderr

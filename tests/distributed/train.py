@@ -1,5 +1,5 @@
 """What each process of the tests runs: `train.py output_dir [arguments of benchmark_scaling]`, where runs.json in that
-folder holds the trainings to do, by name."""
+folder holds the trainings to do, by name. Where the launcher says FSDP, the model is sharded."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import torch
 from accelerate import PartialState
 from benchmark_scaling import Collectives
 from benchmark_scaling import main as benchmark_scaling
-from distributed.sharded import train_sharded
+from distributed.sharded import ReduceScatters, is_sharded, sharding, train_in_a_loop, whole_weights
 from sharpness.models import make_model
-from test_trainer import Images, arguments, trainer_for
+from test_trainer import Images, arguments
 from torch.utils.data import IterableDataset
 
 from ft_focalsam import FocalSAMTrainer
@@ -31,6 +31,22 @@ def count_collectives(trainer) -> list[list[tuple[int, int]]]:
 
     trainer.training_step = counted
     return steps
+
+
+def count_reduce_scatters(trainer) -> list[int]:
+    """How many of them each optimizer step to come has, inside the Trainer's training steps."""
+    numbers, training_step = [0], trainer.training_step
+
+    def counted(*args, **kwargs):
+        with ReduceScatters() as found:
+            loss = training_step(*args, **kwargs)
+        numbers[-1] += found.number
+        if trainer.accelerator.sync_gradients:
+            numbers.append(0)
+        return loss
+
+    trainer.training_step = counted
+    return numbers
 
 
 def note_images(trainer) -> list[list[float]]:
@@ -93,6 +109,11 @@ def build(tuning: str) -> torch.nn.Module:
     return Normalised() if tuning == "batch_norm" else make_model("dinov2", tuning)
 
 
+def trainer_type(*, penalises: bool) -> type[FocalSAMTrainer]:
+    kind = Penalised if penalises else FocalSAMTrainer
+    return sharding(kind) if os.environ.get("ACCELERATE_USE_FSDP") == "true" else kind
+
+
 def train(
     folder: Path,
     name: str,
@@ -103,40 +124,49 @@ def train(
     cut_at: int | None = None,
     softens: bool = False,
     streams: bool = False,
+    evaluates_first: bool = False,
+    saves_model: bool = False,
+    environment: dict[str, str] | None = None,
     **changes,
 ) -> None:
     """Train, also with a stop at a step and a new start from its checkpoint, and leave behind what came of it."""
+    os.environ.update(environment or {})
     settings = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 0.003, "seed": 0, "disable_tqdm": True}
     settings |= {"ddp_find_unused_parameters": tuning == "full", **changes}
-    checkpoint = None
+    kind, output, checkpoint = trainer_type(penalises=penalises), folder / name, None
+    images = Images(torch.float64)
+    data = {"train_dataset": images, "eval_dataset": images}
     if cut_at is not None:
         saves = {"save_strategy": "steps", "save_steps": cut_at}
-        trainer_for(build(tuning), folder / name, dataset=Images(torch.float64), **settings, **saves).train()
-        checkpoint = str(folder / name / f"checkpoint-{cut_at}")
-    model = build(tuning)
-    images = Images(torch.float64)
+        kind(build(tuning), arguments(output, **settings, **saves), **data).train()
+        checkpoint = str(output / f"checkpoint-{cut_at}")
     if streams:
-        args = arguments(folder, **settings)
-        trainer = FocalSAMTrainer(model, args, class_counts=[10, 6, 4, 3, 1], train_dataset=Stream(images))
-    elif penalises:
-        trainer = Penalised(model, arguments(folder, **settings), train_dataset=images)
-    else:
-        trainer = trainer_for(model, folder, dataset=images, **settings)
+        data = {"train_dataset": Stream(images), "class_counts": [10, 6, 4, 3, 1]}
+    model = build(tuning)
+    trainer = kind(model, arguments(output, **settings), **data)
     if softens:
         soften_labels(trainer)
     collectives = count_collectives(trainer) if count else []
+    reduce_scatters = count_reduce_scatters(trainer)
     seen = note_images(trainer)
+    if evaluates_first:
+        trainer.evaluate()
     trainer.train(checkpoint)
+    if saves_model:
+        trainer.save_model(str(output / "model"))
     rank = trainer.args.process_index
-    torch.save(model.state_dict(), folder / f"{name} {rank}.pt")
+    torch.save(whole_weights(model), folder / f"{name} {rank}.pt")
     report = {
         "processes": trainer.args.world_size,
         "wrapper": type(trainer.model_wrapped).__name__,
+        "is_sharded": is_sharded(model),
         "separate_reason": trainer.sharpness_step.separate_reason,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "evaluations": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seen": seen,
         "collectives": [step for step in collectives if step],
+        "reduce_scatters": reduce_scatters[:-1],
     }
     (folder / f"{name} {rank}.json").write_text(json.dumps(report))
 
@@ -144,13 +174,20 @@ def train(
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    PartialState(cpu=True)
+    rank = PartialState(cpu=True).process_index
+    before = dict(os.environ)
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
-        train(folder, name, **settings)
-    for tuning in ("lora", "full"):
-        for gamma in (0.0, 2.0):
-            weights = train_sharded(tuning, gamma)
-            torch.save(weights, folder / f"sharded, {tuning}, {gamma} {PartialState().process_index}.pt")
+        os.environ.update(before)
+        if settings.pop("in_a_loop", False):
+            torch.save(train_in_a_loop(**settings), folder / f"{name} {rank}.pt")
+            continue
+        is_refused = settings.pop("is_refused", False)
+        try:
+            train(folder, name, **settings)
+        except ValueError as error:
+            if not is_refused:
+                raise
+            (folder / f"{name} {rank}.txt").write_text(str(error))
     if sys.argv[2:]:  # those of the benchmark, as starting processes for it takes longer than to run it
         sys.argv[1:] = sys.argv[2:]
         benchmark_scaling()

@@ -420,18 +420,31 @@ def test_bad_arguments_are_refused(build, message):
         build(nn.Linear(2, 2))
 
 
-def test_local_scope_is_refused_for_a_sharded_model(tmp_path):
+@pytest.fixture
+def process_group(tmp_path):
+    """Of this process alone."""
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
-    try:
-        model = make_model("vit", "lora", dtype=torch.float32)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match=r"is 'local' and the model is sharded .*set it to 'global'"):
-            SharpnessStep(model, METHODS["sam"], scope="local")
-        step = SharpnessStep(model, METHODS["focal_sam"])
+    yield
+    dist.destroy_process_group()
+
+
+def test_local_scope_is_refused_for_a_sharded_model(process_group):
+    model = make_model("vit", "lora", dtype=torch.float32)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(ValueError, match=r"is 'local' and the model is sharded .*set it to 'global'"):
+        SharpnessStep(model, METHODS["sam"], scope="local")
+    step = SharpnessStep(model, METHODS["focal_sam"])
+    step.start()
+    assert "sharded" in step.separate_reason
+
+
+def test_a_model_that_is_sharded_in_part_is_refused(process_group):
+    model = make_model("vit", "lora", dtype=torch.float32)
+    ignored = {p for name, p in model.named_parameters() if name.endswith("lora_B.default.weight")}
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params=ignored)
+    step = SharpnessStep(model, METHODS["sam"])
+    with pytest.raises(ValueError, match=r"lora_B.default.weight trains and is not sharded .* or freeze it"):
         step.start()
-        assert "sharded" in step.separate_reason
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_reduced_loss_is_refused():
