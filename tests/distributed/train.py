@@ -160,7 +160,7 @@ def train(
         "processes": trainer.args.world_size,
         "wrapper": type(trainer.model_wrapped).__name__,
         "is_sharded": is_sharded(model),
-        "separate_reason": trainer.sharpness_step.separate_reason,
+        "separate_reason": getattr(trainer.sharpness_step, "separate_reason", None),
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "evaluations": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
