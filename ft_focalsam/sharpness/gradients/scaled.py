@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .base import BatchLosses, GradientPair, gradients_apart, sum_of
+from .base import BatchLosses, GradientPair, add_to, gradients_apart
 from .rules import sum_dtype
 
 
@@ -22,9 +22,14 @@ class ScaledGradient(GradientPair):
     def backward(self, batch: BatchLosses) -> None:
         with gradients_apart(self.info.trained) as found:
             batch.backward(batch.mean())
-        self._add({p: self._weight * gradient.to(sum_dtype(p)) for p, gradient in found.items()})
-        for parameter, gradient in found.items():
-            parameter.grad = sum_of(parameter.grad, gradient, like=gradient)
+        if not found:
+            return
+        weighted = torch._foreach_mul([gradient.to(sum_dtype(p)) for p, gradient in found.items()], self._weight)
+        self._add(dict(zip(found, weighted, strict=True)))
+        sums = {p: p.grad for p in found if p.grad is not None}
+        add_to(sums, found)
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
 
     def gradients(self) -> list[Tensor]:
         return [self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.parameters]
