@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from peer_steps import PEERS, make_peer_step, refuse_missing
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +32,7 @@ from ft_focalsam.tuning import TUNING_METHODS, describe_parameters
 CLASSES, RHO = 100, 0.05
 COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)]
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
+TRAINER_HYPERPARAMETERS = {"focal_gamma": HYPERPARAMETERS["gamma"], "focal_lambda": HYPERPARAMETERS["lam"]}
 VIT_S = {"hidden_size": 384, "num_attention_heads": 6}
 # name -> family, side of a picture in pixels -> vision model
 VISION_MODELS = {
@@ -60,6 +62,7 @@ LABELS = {
     "three_backward": "Focal-SAM, 3 backwards",
     "focal_sam": "Focal-SAM, ours",
     "cc_sam": "CC-SAM",
+    **PEERS,
 }
 
 
@@ -219,12 +222,19 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="images a step")
     parser.add_argument("--image_size", type=int, help="side of the pictures in pixels; by default 224, ResNet's 32")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4], help="kinds of step, beside plain")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=[*KINDS, *PEERS], default=KINDS[:4], help="kinds of step, beside plain"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
     parser.add_argument("--compile", action="store_true", help="time the model as torch.compile makes it")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--profile", action="store_true", help="list what the operators of plain and our steps take")
     args = parser.parse_args()
+    peers = [kind for kind in args.kinds if kind in PEERS]
+    for reason in filter(None, map(refuse_missing, peers)):
+        parser.error(reason)
+    if args.compile and peers:
+        parser.error(f"--compile compiles the model of the other steps alone; leave out --compile or {peers[0]}.")
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = args.image_size or (32 if args.model == "resnet32" else 224)
@@ -241,6 +251,9 @@ def main() -> None:
         return logits.float()
 
     steps = {k: step for k, step in make_steps(model, run, labels).items() if k == "plain" or k in args.kinds}
+    inputs, settings = {"pixel_values": images, "labels": labels}, {"rho": RHO, **TRAINER_HYPERPARAMETERS}
+    for kind in peers:
+        steps[kind] = make_peer_step(kind, model, run, inputs, counts=COUNTS, settings=settings, is_half=is_half)
     with FlopCounterMode(display=False) as counter:
         steps["plain"]()
     if args.compile:  # only now, for what is compiled hides its operations from the counter

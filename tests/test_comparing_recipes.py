@@ -48,6 +48,25 @@ def test_the_benchmark_knows_every_kind_of_step():
     assert "aten::convolution" in output
 
 
+def test_the_benchmark_compares_with_other_libraries():
+    kinds = {"pytorch_optimizer_sam": "SAM, pytorch_optimizer", "hf_trainer": "Trainer, plain"}
+    kinds |= {"trainer_plain": "FocalSAMTrainer, none", "trainer_focal_sam": "FocalSAMTrainer, ours"}
+    output = benchmark("--model", "vit_s14", "--image_size", 28, "--batch_size", 2, "--steps", 3, "--kinds", *kinds)
+    rows = {line[:24].strip(): line[24:].split() for line in output.splitlines()}
+    to_plain = {kind: float(rows[name][1]) for kind, name in kinds.items()}
+    assert to_plain["trainer_focal_sam"] > 1.4 * to_plain["trainer_plain"]
+    assert to_plain["pytorch_optimizer_sam"] > 1.4 * to_plain["hf_trainer"]
+
+
+def test_the_benchmark_names_the_package_that_it_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    peer_steps = importlib.import_module("peer_steps")
+    monkeypatch.setattr(peer_steps, "find_spec", lambda name: None)
+    reason = peer_steps.refuse_missing("pytorch_optimizer_sam")
+    assert reason.endswith("pip install pytorch_optimizer.")
+    assert peer_steps.refuse_missing("hf_trainer") is None
+
+
 def test_schedules_are_compared():
     command = ["recipes/compare_schedules.py", QUICKSTART, "--num_seeds", "1", "--probe_steps", "3"]
     schedules = ["--schedules", "plain", "exact", "split_batch"]

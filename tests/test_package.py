@@ -1,9 +1,15 @@
 """Things that must stay in step with each other."""
 
+import ast
+import inspect
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 import yaml
+from running import run
 
 import ft_focalsam
 
@@ -32,3 +38,44 @@ def test_imports_point_one_way():
 def test_public_names_are_documented():
     for name in ft_focalsam.__all__:
         assert (getattr(ft_focalsam, name).__doc__ or "").strip(), name
+
+
+def test_names_are_those_that_type_checkers_see():
+    """The imports for type checkers, `__all__` and what the lazy imports give agree."""
+    (block,) = (node for node in ast.parse(inspect.getsource(ft_focalsam)).body if isinstance(node, ast.If))
+    imported = {name.name: node.module for node in block.body for name in node.names}
+    assert sorted(imported) == sorted(ft_focalsam.__all__)
+    assert set(ft_focalsam.__all__) <= set(dir(ft_focalsam))
+    for name, module in imported.items():
+        assert getattr(ft_focalsam, name) is getattr(import_module(f"ft_focalsam.{module}"), name)
+    with pytest.raises(AttributeError, match="'ft_focalsam' has no attribute 'nothing'"):
+        ft_focalsam.nothing  # noqa: B018
+    assert not hasattr(ft_focalsam, "_nothing")
+
+
+LAZY = """
+import sys
+import ft_focalsam
+assert "torch" not in sys.modules
+import ft_focalsam.sharpness
+own = {name for name in sys.modules if name.split(".")[0] == "ft_focalsam"}
+assert all(name.startswith("ft_focalsam.sharpness") for name in own - {"ft_focalsam"}), own
+others = {"accelerate", "datasets", "huggingface_hub", "peft", "PIL", "timm", "torchvision", "transformers"}
+assert not others & set(sys.modules), others & set(sys.modules)
+"""
+# Submodules are attributes, and a classifier takes what the package of the ways to tune registers.
+EVERYTHING = """
+import ft_focalsam
+ft_focalsam.sharpness.gradients, ft_focalsam.data, ft_focalsam.training_args
+"""
+CLASSIFIER = """
+from ft_focalsam.models import LongTailClassifier
+model = LongTailClassifier.from_backbone("ft_focalsam/assets/tiny_clip", ["owl", "fox"])
+model.insert("clip_adapter", width=2, ratio=0.5)
+"""
+
+
+@pytest.mark.parametrize("script", [LAZY, EVERYTHING, CLASSIFIER], ids=["the step", "everything", "a classifier"])
+def test_what_is_imported_in_a_new_process(script):
+    result = run([sys.executable, "-c", script])
+    assert result.returncode == 0, result.stderr

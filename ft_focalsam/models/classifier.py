@@ -27,7 +27,7 @@ from .backbones import (
 )
 from .checkpoints import check_has_weights, find_folder, load_tensors, save_tensors
 from .heads import HEADS, full_precision_logits
-from .inserted import INSERTED_MODULES, add_inserted, read_inserted
+from .inserted import add_inserted, choose_inserted, read_inserted
 from .peft_adapter import read_adapter_config, save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
 from .saved_config import damage_as_value_error, read_object, read_saved_config
@@ -214,7 +214,7 @@ class LongTailClassifier(PreTrainedModel):
         Raises:
             ValueError: If the name is unknown, or the backbone has modules of that name or cannot take them.
         """
-        insert = INSERTED_MODULES.choose(name)
+        insert = choose_inserted(name)
         refused = self.family.refuses(self.backbone)
         if name in refused:
             raise ValueError(f"The backbone takes no {name}: it {refused[name]}; choose another tuning method.")

@@ -63,6 +63,7 @@ class ClassConditionalSAM:
         self.ratio = ratio
         self.statistics = StepStatistics()
         self._rarity = (as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25
+        self._rarity_there = self._rarity  # where and as the classifier needs it
         self.was_used = False
         self._input = ClassifierInput(model, trained=True)
 
@@ -148,10 +149,11 @@ class ClassConditionalSAM:
         shares = torch.zeros_like(samples, dtype=signals.dtype)
         shares[group, column] = 1 / sizes[group].to(signals.dtype)
         features = features.to(next(iter(weights.values())).dtype)
-        rarity = self._rarity.to(features.device, features.dtype)[classes]
+        if (self._rarity_there.device, self._rarity_there.dtype) != (features.device, features.dtype):
+            self._rarity_there = self._rarity.to(features.device, features.dtype)
         one_class = partial(_one_class, self._input.classifier, weights, self.rho)
         logits, radii = vmap(one_class, randomness="different")(
-            features[samples], (signals[samples] * shares[..., None]).to(features.dtype), rarity
+            features[samples], (signals[samples] * shares[..., None]).to(features.dtype), self._rarity_there[classes]
         )
         return logits[group, column], radii
 

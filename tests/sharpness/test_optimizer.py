@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import pytorch_optimizer
 import torch
 from accelerate import Accelerator
 from lightning import LightningModule, Trainer
@@ -39,6 +40,29 @@ def test_updates_equal_the_base_optimizer_on_the_naive_gradient(base):
         reference.step()
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_one_weight_for_all_classes_gives_the_updates_of_sam_in_pytorch_optimizer(adaptive):
+    model = make_model("vit", "full")
+    twin, start = copy.deepcopy(model), {name: p.detach().clone() for name, p in model.named_parameters()}
+    sgd = {"lr": 0.1, "momentum": 0.9}
+    ours = FocalSAM(
+        torch.optim.SGD(trained(model), **sgd), model, class_weights=torch.ones(5), rho=0.1, adaptive=adaptive
+    )
+    theirs = pytorch_optimizer.SAM(trained(twin), torch.optim.SGD, rho=0.1, adaptive=adaptive, **sgd)
+    for seed in range(4):
+        images, labels = make_batch(seed=seed)
+
+        def closure(x=images, y=labels):
+            theirs.zero_grad()
+            losses_of(twin, x, y).mean().backward()
+
+        closure()
+        theirs.step(closure)
+        ours.step(lambda x=images, y=labels: losses_of(model, x, y), labels=labels)
+    moved, expected = ({name: p.detach() - start[name] for name, p in one.named_parameters()} for one in (model, twin))
+    assert relative_error(moved, expected) <= 1e-6  # their norm is float32
 
 
 @pytest.mark.parametrize("settings", [{"lam": 0.0}, {"rho": 0.0}])

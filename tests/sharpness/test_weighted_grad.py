@@ -102,9 +102,9 @@ class SequenceFirst(nn.Module):
 class Flattened(nn.Module):
     """A layer that sees (B * T, 8)."""
 
-    def __init__(self):
+    def __init__(self, layer):
         super().__init__()
-        self.layer = nn.Linear(8, 8)
+        self.layer = layer
 
     def forward(self, x):
         return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -291,6 +291,8 @@ BODIES = {
     "frozen weight, trained bias": lambda: _bias_only(nn.Linear(8, 8)),
     "layer norm": lambda: nn.LayerNorm(8),
     "layer norm without bias": lambda: nn.LayerNorm(8, bias=False),
+    "layer norm over tokens": lambda: nn.LayerNorm((5, 8)),
+    "layer norm with a frozen scale": lambda: _bias_only(nn.LayerNorm(8)),
     "convolution": Convolution,
     "called twice": Twice,
     "keyword call": KeywordCall,
@@ -298,7 +300,8 @@ BODIES = {
     "parent-owned parameters": ParentOwned,
     "position table": PositionTable,
     "functional use": FunctionalUse,
-    "flattened batch": Flattened,
+    "flattened batch": lambda: Flattened(nn.Linear(8, 8)),
+    "flattened batch of a layer norm": lambda: Flattened(nn.LayerNorm(8)),
     "attention": lambda: Attention(batch_first=True),
     "attention, sequence first": lambda: Attention(batch_first=False),
     "sequence first": SequenceFirst,

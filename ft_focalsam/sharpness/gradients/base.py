@@ -1,7 +1,7 @@
 """What every way to the gradients of L and L_c has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -170,9 +170,7 @@ class GradientPair(ABC):
             yield
 
     def _add(self, found: dict[Tensor, Tensor]) -> None:
-        for parameter, gradient in found.items():
-            gradient = gradient.to(sum_dtype(parameter))
-            self._sums[parameter] = sum_of(self._sums.get(parameter), gradient, like=gradient)
+        add_to(self._sums, {p: gradient.to(sum_dtype(p)) for p, gradient in found.items()})
 
 
 @contextmanager
@@ -190,6 +188,14 @@ def gradients_apart(tensors: Iterable[Tensor]) -> Iterator[dict[Tensor, Tensor]]
             if tensor.grad is not None:
                 found[tensor] = tensor.grad
             tensor.grad = before
+
+
+def add_to(sums: dict[Tensor, Tensor], gradients: Mapping[Tensor, Tensor]) -> None:
+    """sums[p] += gradients[p] in place, for all p at once; what has no sum yet begins with its gradient."""
+    known = [p for p in gradients if p in sums]
+    if known:
+        torch._foreach_add_([sums[p] for p in known], [gradients[p] for p in known])
+    sums.update({p: gradient for p, gradient in gradients.items() if p not in sums})
 
 
 def sum_of(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:

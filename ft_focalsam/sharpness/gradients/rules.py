@@ -137,3 +137,47 @@ class _Linear(torch.autograd.Function):
 def linear(module: nn.Linear, buffers: Mapping[str, Tensor], weights: Tensor, input: Tensor) -> Tensor:
     """Rule of `nn.Linear`, by what LoRA, adapters and classification heads are made of."""
     return _Linear.apply(input, module.weight, module.bias, buffers.get("weight"), buffers.get("bias"), weights)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """y = xhat * w + b; the buffers of w and b receive sum_n c(n) delta_n xhat_n and sum_n c(n) delta_n.
+
+    Both pairs of gradients come from torch's kernel, the second one called with c(n) delta_n and without a gradient
+    for x: it is faster than matrix products with xhat, which it never writes to memory.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, weight_buffer, bias_buffer, weights, shape, eps):
+        output, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, mean, rstd, weight, bias, weights)
+        ctx.shape, ctx.dtype = shape, output.dtype
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, delta):
+        x, mean, rstd, weight, bias, weights = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_weight_buffer, needs_bias_buffer, *_ = ctx.needs_input_grad
+        # As the forward pass had them where autocast computes layer norms in float32.
+        x = x.to(ctx.dtype)
+        weight, bias = (t if t is None else t.to(torch.promote_types(t.dtype, ctx.dtype)) for t in (weight, bias))
+
+        def gradients(delta, *mask):
+            return torch.ops.aten.native_layer_norm_backward(delta, x, ctx.shape, mean, rstd, weight, bias, mask)
+
+        grad_x = grad_weight = grad_bias = grad_weight_buffer = grad_bias_buffer = None
+        if needs_x or needs_weight or needs_bias:
+            grad_x, grad_weight, grad_bias = gradients(delta, needs_x, needs_weight, needs_bias)
+        if needs_weight_buffer or needs_bias_buffer:
+            scaled = delta * spread(weights, delta)
+            _, grad_weight_buffer, grad_bias_buffer = gradients(scaled, False, needs_weight_buffer, needs_bias_buffer)
+        return grad_x, grad_weight, grad_bias, grad_weight_buffer, grad_bias_buffer, None, None, None
+
+
+@weighted_grad_rule(nn.LayerNorm)
+def layer_norm(module: nn.LayerNorm, buffers: Mapping[str, Tensor], weights: Tensor, input: Tensor) -> Tensor:
+    """Rule of `nn.LayerNorm`."""
+    shape, eps = module.normalized_shape, module.eps
+    return _LayerNorm.apply(
+        input, module.weight, module.bias, buffers.get("weight"), buffers.get("bias"), weights, shape, eps
+    )

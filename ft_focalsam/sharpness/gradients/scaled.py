@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from .base import BatchLosses, GradientPair, gradients_apart, sum_of
+from .base import BatchLosses, GradientPair, add_to, gradients_apart
 from .rules import sum_dtype
 
 
@@ -28,10 +28,15 @@ class ScaledGradient(GradientPair):
     def backward(self, batch: BatchLosses) -> None:
         with gradients_apart(self.names) as found:
             batch.backward(batch.mean())
-        self._add({p: self._weight * gradient.to(sum_dtype(p)) for p, gradient in found.items()})
-        for parameter, gradient in found.items():
-            if parameter in self.info.trained:
-                parameter.grad = sum_of(parameter.grad, gradient, like=gradient)
+        if not found:
+            return
+        weighted = torch._foreach_mul([gradient.to(sum_dtype(p)) for p, gradient in found.items()], self._weight)
+        self._add(dict(zip(found, weighted, strict=True)))
+        arrived = {p: gradient for p, gradient in found.items() if p in self.info.trained}
+        sums = {p: p.grad for p in arrived if p.grad is not None}
+        add_to(sums, arrived)
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
 
     def gradients(self) -> dict[Tensor, Tensor]:
         return {p: self._sums[p] if p in self._sums else torch.zeros_like(p, dtype=sum_dtype(p)) for p in self.names}
