@@ -1,6 +1,7 @@
 """Labelled images: where they come from, how their class counts are shaped, how they become tensors."""
 
 from .arguments import ON_BAD_IMAGE, DataArguments
+from .cached_features import CachedFeatures
 from .columns import label_array
 from .device_images import DEVICE_AUGMENTATIONS, DeviceImages, collate_ready
 from .image_folder import find_pictures
@@ -45,6 +46,7 @@ __all__ = [
     "SAMPLERS",
     "SOURCES",
     "BadImageError",
+    "CachedFeatures",
     "ClassSampler",
     "DataArguments",
     "DeviceImages",

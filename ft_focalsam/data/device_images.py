@@ -37,6 +37,7 @@ class DeviceImages(Dataset):
         device (`torch.device` or `str`, defaults to `"cpu"`): Where the pictures are kept: H * W * 3 bytes each, a
             little more with the margin of a shift.
         seed (`int`, defaults to 0): Of the random numbers.
+        num_views (`int`, *optional*): As in [`TransformedImages`].
 
     Raises:
         ValueError: If the augmentation is another one.
@@ -53,6 +54,7 @@ class DeviceImages(Dataset):
         augmentation: str = "none",
         device: torch.device | str = "cpu",
         seed: int = 0,
+        num_views: int | None = None,
     ):
         if augmentation not in DEVICE_AUGMENTATIONS:
             raise ValueError(
@@ -65,6 +67,7 @@ class DeviceImages(Dataset):
         self.targets = label_array(dataset)
         self.device = torch.device(device)
         self.seed = seed
+        self.num_views = num_views
         self._labels = torch.as_tensor(self.targets, device=self.device)
         self._mean, self._std = (
             torch.tensor(values, device=self.device)[:, None, None]
@@ -75,7 +78,8 @@ class DeviceImages(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
-        generator = torch.Generator().manual_seed(seed_of([self.seed, epoch]))
+        view = epoch if self.num_views is None else epoch % self.num_views
+        generator = torch.Generator().manual_seed(seed_of([self.seed, view]))
         count = len(self)
         tops, lefts = (torch.randint(0, 2 * most + 1, (count,), generator=generator) for most in self._margin)
         flips = torch.rand(count, generator=generator) < (0.5 if self._flips else 0.0)
