@@ -191,6 +191,6 @@ class DataArguments:
         if self.augmentation != "none" and self.augmentation_views is None:
             raise ValueError(
                 f"cache_features keeps the features of each image, and the augmentation {self.augmentation!r} draws "
-                "anew in every epoch; set augmentation_views to a number of views to keep (4, say), or augmentation to "
-                "none."
+                "anew in every epoch; set augmentation_views to a number of views to keep (4, say), or augmentation "
+                "to none."
             )

@@ -1,4 +1,7 @@
-"""What recipes/finetune.py logs, on each of the processes of tests/test_cached_runs.py: `python cached.py FILE CACHE ARGUMENTS`."""
+"""What recipes/finetune.py does on each of the processes of tests/test_cached_runs.py:
+
+python cached.py FILE CACHE ARGUMENTS
+"""
 
 import json
 import sys
@@ -19,7 +22,7 @@ class NotingTrainer(FocalSAMTrainer):
     """Keeps the head as training finds it, and what was logged."""
 
     def train(self, *args, **kwargs):
-        SEEN["head"] = self.model.head.weight.detach().cpu().tolist()
+        SEEN["head"] = self.model.head.weight.detach().flatten().tolist()
         output = super().train(*args, **kwargs)
         SEEN["losses"] = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return output

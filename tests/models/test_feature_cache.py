@@ -202,12 +202,25 @@ def test_a_backbone_that_trains_is_refused(tuning, backbones, dataset, processor
         cache.features(plain(dataset, processor))
 
 
-def test_features_that_differ_in_training_are_refused(dataset, tmp_path):
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory) -> str:
     torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("vit"))
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    ViTModel(ViTConfig(**size, image_size=16, patch_size=8, hidden_dropout_prob=0.1)).save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
-    for backbone in (str(tmp_path / "vit"), "scratch:resnet32"):
+    ViTModel(ViTConfig(**size, image_size=16, patch_size=8, hidden_dropout_prob=0.1)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def test_features_are_those_of_evaluation(with_dropout, dataset):
+    model = build(with_dropout).train()
+    images = plain(dataset, load_image_processor(with_dropout))
+    got = [batch["image_features"] for batch in encode_images(model, images, batch_size=10)]
+    torch.testing.assert_close(torch.cat(got), one_by_one(model, images), rtol=1e-5, atol=1e-6)
+
+
+def test_features_that_differ_in_training_are_refused(with_dropout, dataset):
+    for backbone in (with_dropout, "scratch:resnet32"):
         model = build(backbone)
         buffers = [buffer.clone() for buffer in model.buffers()]
         images = plain(dataset, load_image_processor(backbone))
