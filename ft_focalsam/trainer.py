@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback
 
-from .data.batches import RenamedLabels, select_samples, without_padding
+from .data.batches import RenamedLabels, finished, select_samples, without_padding
 from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
@@ -104,6 +104,7 @@ class FocalSAMTrainer(ResumableTrainer):
                 f"args is a {type(args).__name__}; use FocalSAMTrainingArguments, which has all of its fields."
             )
         check_writable(args.output_dir)
+        args.choose_num_workers(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -206,6 +207,10 @@ class FocalSAMTrainer(ResumableTrainer):
         targets = as_targets(inputs["labels"])
         loss = self._update.micro_batch(targets, Run(whole, forward), number=number, is_last=is_last)
         return self._end_step(loss, inputs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the Trainer does, on the device; images that come there as bytes are normalised (`ByteCollator`)."""
+        return finished(super()._prepare_inputs(inputs), self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
         """As the Trainer does, with the logits of any model among the outputs."""

@@ -30,6 +30,7 @@ from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClas
 from ft_focalsam.checkpointing import check_checkpoint, checkpoints
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
+    ByteCollator,
     DataArguments,
     DeviceImages,
     ImageData,
@@ -156,6 +157,7 @@ def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say:
 def build_model(
     data: ImageData | StreamedData,
     plain: Callable,
+    collate: ByteCollator,
     options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
 ) -> tuple[LongTailClassifier, FeatureCache | None]:
     """The classifier as training finds it: its backbone, its head started, and what of it is tuned; with
@@ -163,7 +165,8 @@ def build_model(
 
     Args:
         data: The images.
-        plain: Their transform without augmentation, for starts from features.
+        plain: Their transform without augmentation, as bytes, for starts from features.
+        collate: What makes batches of these.
         options: The description of the run.
     """
     data_args, model_args, tuning_options, args = options
@@ -177,6 +180,7 @@ def build_model(
         features=model_args.backbone_features,
     ).to(args.device)
     reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    reading["collate"] = collate
     cache = None
     if data_args.cache_features:
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
@@ -235,13 +239,15 @@ def make_trainer(
     """
     data_args, model_args, _, args = options
     processor = load_image_processor(model_args.backbone)
-    plain = eval_transform(processor, image_size=data_args.image_size)
+    plain = eval_transform(processor, image_size=data_args.image_size, as_bytes=True)
     augmented = train_transform(
         processor,
         image_size=data_args.image_size,
         augmentation=data_args.augmentation,
         fast_decode=data_args.fast_decode,
+        as_bytes=True,
     )
+    collate = ByteCollator(read_preprocessing(processor, image_size=data_args.image_size))
     num_epochs = math.ceil(args.num_train_epochs)
     if data_args.on_device:
         images = images_on_device(data, processor, data_args, args)
@@ -255,7 +261,9 @@ def make_trainer(
             num_views=data_args.num_views,
             shuffle_buffer=data_args.shuffle_buffer,
         )
-    model, cache = build_model(data, plain, options)
+    args.choose_num_workers(images["train"])
+    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
+    model, cache = build_model(data, plain, collate, options)
     if cache is not None:
         views = data_args.num_views or 1
         views = {"train": views if args.max_steps > 0 else min(views, num_epochs)}
@@ -272,7 +280,7 @@ def make_trainer(
         class_counts=data.class_counts if data_args.streaming else None,
         train_dataset=images["train"],
         eval_dataset=images.get("validation", images["test"]),
-        data_collator=collate_ready if data_args.on_device or data_args.cache_features else None,
+        data_collator=collate_ready if data_args.on_device or data_args.cache_features else collate,
         processing_class=processor,
     )
     trainer.describe_run_by(options, **({} if data_args.streaming else {"images": content_digest(data.train)}))
@@ -374,7 +382,6 @@ def main(
 def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer]) -> dict[str, dict[str, float]]:
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
-    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
     head_start = choose_head_start(model_args.backbone, model_args.head_start)

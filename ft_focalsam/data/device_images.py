@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .columns import label_array
 from .images import StoredImage, undecoded
 from .training_sets import seed_of
-from .transforms import Decode, Preprocessing
+from .transforms import Decode, Normalise, Preprocessing
 
 # Augmentation of `transforms.py` -> by how much of a side it shifts pictures, and whether it flips them.
 DEVICE_AUGMENTATIONS = {"none": (0, False), "cifar": (1 / 8, True)}
@@ -69,10 +69,7 @@ class DeviceImages(Dataset):
         self.seed = seed
         self.num_views = num_views
         self._labels = torch.as_tensor(self.targets, device=self.device)
-        self._mean, self._std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (preprocessing.mean, preprocessing.std)
-        )
+        self._normalise = Normalise(preprocessing)
         self._pictures = self._load(dataset, preprocessing)  # (N, H + margins, W + margins, 3), uint8
         self.set_epoch(0)
 
@@ -96,8 +93,7 @@ class DeviceImages(Dataset):
         rows = tops + down
         columns = lefts + torch.where(flips, len(across) - 1 - across, across)
         pixels = self._pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        pixel_values = pixels.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
-        return {"pixel_values": pixel_values, "labels": self._labels[index]}
+        return {"pixel_values": self._normalise(pixels.permute(0, 3, 1, 2)), "labels": self._labels[index]}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image, shapes without B."""

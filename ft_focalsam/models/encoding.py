@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..data.batches import finished
 from .classifier import LongTailClassifier
 
 
@@ -35,7 +36,7 @@ def encode_images(
         dataset (`Dataset`): Gives `"pixel_values"` and `"labels"`.
         batch_size (`int`): Images of a batch on one process.
         num_workers (`int`): Processes that read images, for each process here.
-        collate (`Callable`): Items -> batch.
+        collate (`Callable`): Items -> batch, e.g. a `ByteCollator`.
         autocast (`torch.dtype`, *optional*): Of mixed precision, in which the backbone runs.
         desc (`str`): Beside the progress bar, which the main process shows.
 
@@ -59,9 +60,10 @@ def encode_images(
     try:
         with tqdm(total=left, desc=desc, unit=" images", leave=False, disable=not state.is_main_process) as bar:
             for batch in loader:
+                batch = finished({name: value.to(device) for name, value in batch.items()}, collate)
                 with precision:
-                    features = model.image_features(batch["pixel_values"].to(device))
-                labels = batch["labels"].to(device)
+                    features = model.image_features(batch["pixel_values"])
+                labels = batch["labels"]
                 if processes > 1:
                     features, labels = gather((features.contiguous(), labels))
                 features, labels = features[:left], labels[:left]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -12,7 +12,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from transformers import default_data_collator
 
+from ..data.batches import finished
 from ..data.cached_features import NAME, CachedFeatures, find_fault, read_features, write_features
 from ..data.scan import signature
 from ..data.training_sets import TransformedImages
@@ -35,7 +37,7 @@ class FeatureCache:
 
     Args:
         model (`LongTailClassifier`): Whose backbone stays as it is from now on.
-        batch_size, num_workers, autocast: As in `encode_images`.
+        batch_size, num_workers, collate, autocast: As in `encode_images`.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class FeatureCache:
         *,
         batch_size: int,
         num_workers: int = 0,
+        collate: Callable = default_data_collator,
         autocast: torch.dtype | None = None,
     ):
         self.model = model
         self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "ft_focalsam"
-        self._encoding = {"batch_size": batch_size, "num_workers": num_workers, "autocast": autocast}
+        self._encoding = {"batch_size": batch_size, "num_workers": num_workers, "collate": collate}
+        self._encoding |= {"autocast": autocast}
         self._backbone: dict | None = None  # what tells it from others, once it is needed
         self._is_compared = False
 
@@ -66,8 +70,9 @@ class FeatureCache:
         """
         refuse_trained_backbone(self.model)
         if not self._is_compared:
-            few = [images[row]["pixel_values"] for row in range(min(COMPARED, len(images)))]
-            refuse_random_features(self.model, torch.stack(few))
+            collate = self._encoding["collate"]
+            few = finished(collate([images[row] for row in range(min(COMPARED, len(images)))]), collate)
+            refuse_random_features(self.model, few["pixel_values"])
             self._is_compared = True
         views = []
         for view in range(num_views):
@@ -113,7 +118,7 @@ class FeatureCache:
         answer = [None]
         if PartialState().is_main_process:
             self._backbone = self._backbone or describe_backbone(self.model)
-            transform = re.sub(r" at 0x[0-9a-f]+", "", repr(images.transform))
+            transform = re.sub(r" at 0x[0-9a-f]+", "", f"{images.transform!r}, {self._encoding['collate']!r}")
             draws = None if images.num_views is None else [images.seed, view, images.num_views]
             description = {
                 "format": FORMAT,
