@@ -164,6 +164,7 @@ class FocalSAMTrainer(ResumableTrainer):
             )
             total = (loader.total_dataset_length, loader.total_batch_size) if stored else None
             epoch_iterator = without_padding(epoch_iterator, self.accelerator, total=total)
+        epoch_iterator = (finished(batch, self.data_collator) for batch in epoch_iterator)  # once for all passes
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -209,7 +210,7 @@ class FocalSAMTrainer(ResumableTrainer):
         return self._end_step(loss, inputs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As the Trainer does, on the device; images that come there as bytes are normalised (`ByteCollator`)."""
+        """As the Trainer does; images that came to the device as bytes, to be evaluated, are normalised there."""
         return finished(super()._prepare_inputs(inputs), self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):

@@ -169,7 +169,12 @@ class LongTailClassifier(PreTrainedModel):
         return choose_family(config.backbone_family, config.backbone_features, backbone=config.backbone)
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Feature vectors of images, as the backbone gives them: (B, 3, H, W) to (B, D)."""
+        """Feature vectors of images, as the backbone gives them: normalised (B, 3, H, W) to (B, D)."""
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"The images are {pixel_values.dtype}, and the model takes normalised floats; let the transform or "
+                "`ByteCollator.finish` normalise them."
+            )
         pixel_values = pixel_values.to(getattr(torch, self.config.backbone_dtype))
         return self.family.features(self.backbone, pixel_values, resized=self.config.image_size is not None)
 

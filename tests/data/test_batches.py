@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import CLIPImageProcessor, ViTConfig, ViTForImageClassification, default_data_collator
 
-from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments
+from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier
 from ft_focalsam.data import (
     AUGMENTATIONS,
     ByteCollator,
@@ -87,10 +87,24 @@ def test_labels_of_another_name_do_not_keep_bytes_from_being_finished(digits):
     assert torch.equal(batch["pixel_values"][0], images(digits, as_bytes=False)[2]["pixel_values"])
 
 
+def test_the_classifier_refuses_bytes(digits):
+    model = LongTailClassifier.from_backbone("tiny_clip", ["a", "b"])
+    with pytest.raises(ValueError, match=r"The images are torch\.uint8, and the model takes normalised floats; let"):
+        model(COLLATE([images(digits, as_bytes=True)[0]])["pixel_values"])
+
+
 def tiny_vit() -> ViTForImageClassification:
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
     return ViTForImageClassification(ViTConfig(**size, image_size=16, patch_size=8, num_labels=10))
+
+
+class FloatsTrainer(FocalSAMTrainer):
+    """Sees what a subclass sees of a batch."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        assert inputs["pixel_values"].dtype == torch.float32
+        return super().training_step(model, inputs, num_items_in_batch)
 
 
 def train(dataset, folder, *, collate, **settings) -> tuple[list[torch.Tensor], dict]:
@@ -100,7 +114,7 @@ def train(dataset, folder, *, collate, **settings) -> tuple[list[torch.Tensor], 
         learning_rate=0.1, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True, **settings,
     )  # fmt: skip
     model = tiny_vit()
-    trainer = FocalSAMTrainer(model, args, train_dataset=dataset, eval_dataset=dataset, data_collator=collate)
+    trainer = FloatsTrainer(model, args, train_dataset=dataset, eval_dataset=dataset, data_collator=collate)
     trainer.train()
     metrics = {k: v for k, v in trainer.evaluate().items() if not k.endswith(("time", "second"))}
     return [p.detach().clone() for p in model.parameters()], metrics
