@@ -34,7 +34,6 @@ TRAINER_RANGES = {
     "save_total_limit": Range(1),
     "seed": SEED,
     "data_seed": SEED,
-    "dataloader_num_workers": Range(0),
     "dataloader_prefetch_factor": Range(1),
     "ddp_bucket_cap_mb": Range(1),
     "ddp_timeout": Range(1),

@@ -22,6 +22,7 @@ NEUTRAL = {
     *("per_device_eval_batch_size", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval"),
     *("include_for_metrics", "batch_eval_metrics", "many_shot_threshold", "few_shot_threshold"),
     *("max_nonfinite_steps", "on_bad_image", "max_test_per_class", "reuse_frozen_prefix"),
+    "cache_features",
     "class_counts",  # of a stream: the file; the counts themselves are noted by the trainer
 }
 NEUTRAL_PREFIXES = (

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback
 
-from .data.batches import RenamedLabels, select_samples, without_padding
+from .data.batches import RenamedLabels, finished, select_samples, without_padding
 from .data.labels import dataset_labels
 from .data.mixing import MixingCollator
 from .data.samplers import ClassSampler
@@ -108,6 +108,7 @@ class FocalSAMTrainer(ResumableTrainer):
                 f"args is a {type(args).__name__}; use FocalSAMTrainingArguments, which has all of its fields."
             )
         check_writable(args.output_dir)
+        args.choose_num_workers(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -171,6 +172,7 @@ class FocalSAMTrainer(ResumableTrainer):
             )
             total = (loader.total_dataset_length, loader.total_batch_size) if stored else None
             epoch_iterator = without_padding(epoch_iterator, self.accelerator, total=total)
+        epoch_iterator = (finished(batch, self.data_collator) for batch in epoch_iterator)  # once for all passes
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -206,6 +208,10 @@ class FocalSAMTrainer(ResumableTrainer):
             is_last=self.accelerator.sync_gradients,
         )
         return self._end_step(loss, inputs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the Trainer does; images that came to the device as bytes, to be evaluated, are normalised there."""
+        return finished(super()._prepare_inputs(inputs), self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
         """As the Trainer does, with the logits of any model among the outputs."""

@@ -1,16 +1,19 @@
 """`FocalSAMTrainingArguments`: the Trainer's arguments and those of the sharpness step."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from .argument_checks import check_optimizer, check_report_to, check_trainer_numbers
 from .data.mixing import Mixing
 from .data.samplers import SAMPLERS
+from .data.workers import choose_num_workers
 from .hub.trainer_push import check_hub_arguments
 from .losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
 from .ranges import Range
@@ -42,6 +45,8 @@ class FocalSAMTrainingArguments(TrainingArguments):
     that need their column, `label_names` is ["labels"], `dataloader_pin_memory` is False on the CPU, and
     `logging_nan_inf_filter` is False, because `FocalSAMTrainer` filters the training loss itself, without waiting for
     the device.
+    `dataloader_num_workers` is by default the cores of the machine divided by its training processes, for data sets of
+    this package that decode images, see [`~ft_focalsam.data.choose_num_workers`].
 
     > Parameters that control the sharpness step
 
@@ -185,6 +190,14 @@ class FocalSAMTrainingArguments(TrainingArguments):
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
+    )
+    dataloader_num_workers: Annotated[int | None, Range(0)] = field(
+        default=None,
+        metadata={
+            "help": "Processes that read images, for each training process; by default the cores of the machine "
+            "divided by its training processes, at most 16, and 0 for fewer than 2,000 images, for tensors in memory "
+            "and for a stream, whose order depends on it."
+        },
     )
 
     logging_nan_inf_filter: bool = field(
@@ -402,6 +415,9 @@ class FocalSAMTrainingArguments(TrainingArguments):
         self._check_trainer()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
+        self._chooses_num_workers = self.dataloader_num_workers is None
+        if self._chooses_num_workers:
+            self.dataloader_num_workers = 0  # until there is a data set
         super().__post_init__()
         check_report_to(self)
         check_optimizer(self)
@@ -413,6 +429,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict:
         """What a pickle or a copy holds, `training_args.bin` in each checkpoint among them: no token of the Hub."""
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def choose_num_workers(self, dataset: Dataset | None) -> None:
+        """Set `dataloader_num_workers` for a data set to train on, unless it was given."""
+        if self._chooses_num_workers:
+            self._chooses_num_workers = False
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+            self.dataloader_num_workers = choose_num_workers(dataset, processes=processes)
 
     def check_loss_is_default(self) -> None:
         """Raise a `ValueError` where these arguments describe a loss, which a function of the user's would ignore."""

@@ -1,4 +1,4 @@
-"""How fast pictures become tensors on one core: a plain PIL pipeline against ours.
+"""How fast pictures become tensors on one core, a plain PIL pipeline against ours, and batches on the device.
 
     OMP_NUM_THREADS=1 python recipes/benchmark_data.py --dataset $IMAGENET_SAMPLE
 
@@ -7,7 +7,9 @@ torchvision decodes the same pixels, JPEGs are decoded at 1/2, 1/4 or 1/8 where 
 are resized before they become floats. `cached` trains from pictures that --cache_resized made smaller once. Prints the
 CPU time of a picture (the median of interleaved repeats, in one process and one thread) and the mean difference of the
 pixels from the plain pipeline's for the same crop; for `cached` it is that of evaluation. --enlarge 4 makes pictures
-as cameras do of those of the data set.
+as cameras do of those of the data set. A second table has the pictures a second of a DataLoader by number of worker
+processes (the median of interleaved passes, wall-clock time): normalised by the transform and shipped as floats, and
+shipped as bytes and normalised on the device, as recipes/finetune.py does.
 """
 
 import argparse
@@ -21,10 +23,19 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, default_data_collator
 
-from ft_focalsam.data import StoredImage, eval_transform, train_transform
+from ft_focalsam.data import (
+    ByteCollator,
+    StoredImage,
+    TransformedImages,
+    eval_transform,
+    read_preprocessing,
+    train_transform,
+)
+from ft_focalsam.data.batches import finished
 from ft_focalsam.data.columns import find_image_column
 from ft_focalsam.data.resized_cache import resize_into_cache
 
@@ -87,6 +98,38 @@ def run(pipeline: Callable, pictures: list[StoredImage]) -> tuple[list[torch.Ten
     return tensors, (time.process_time() - start) / len(pictures)
 
 
+def loader_speed(
+    dataset: datasets.Dataset, processor: CLIPImageProcessor, *, as_bytes: bool, num_workers: int, batch_size: int
+) -> float:
+    """Pictures a second that reach the device as normalised batches."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    images = TransformedImages(dataset, train_transform(processor, as_bytes=as_bytes))
+    collate = ByteCollator(read_preprocessing(processor)) if as_bytes else default_data_collator
+    start = time.perf_counter()
+    for batch in DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate):
+        batch = finished({name: value.to(device) for name, value in batch.items()}, collate)
+        batch["pixel_values"].sum().item()  # waits for the device
+    return len(images) / (time.perf_counter() - start)
+
+
+def report_loaders(dataset: datasets.Dataset, processor: CLIPImageProcessor, options: argparse.Namespace) -> None:
+    """The table of the loaders."""
+    dataset = dataset.select([row % len(dataset) for row in range(options.loader_images)])
+    rows = [(as_bytes, workers) for workers in range(options.num_workers + 1) for as_bytes in (False, True)]
+    found = {row: [] for row in rows}
+    for _ in range(options.repeats):
+        for as_bytes, workers in rows:
+            speed = loader_speed(
+                dataset, processor, as_bytes=as_bytes, num_workers=workers, batch_size=options.batch_size
+            )
+            found[as_bytes, workers].append(speed)
+    print("\n| worker processes | pictures a second, as floats | as bytes |")
+    print("|---|---|---|")
+    for workers in range(options.num_workers + 1):
+        floats, as_bytes = (statistics.median(found[kind, workers]) for kind in (False, True))
+        print(f"| {workers} | {floats:,.0f} | {as_bytes:,.0f} |")
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,6 +139,9 @@ def main() -> None:
     parser.add_argument("--enlarge", type=int, default=1, help="Factor of the pictures' sides.")
     parser.add_argument("--cache_side", type=int, default=256, help="Shorter side of the cached pictures.")
     parser.add_argument("--repeats", type=int, default=5, help="Times that each pipeline is run.")
+    parser.add_argument("--num_workers", type=int, default=2, help="Most worker processes of the loaders.")
+    parser.add_argument("--batch_size", type=int, default=128, help="Pictures of a batch of the loaders.")
+    parser.add_argument("--loader_images", type=int, default=512, help="Pictures of a pass of the loaders.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = options.image_size
@@ -123,6 +169,7 @@ def main() -> None:
             seconds[name].append(taken)
     tensors["training, ours, cached"], _ = run(evaluation, pictures["cached"])
     report(rows, seconds, tensors, std=torch.tensor(processor.image_std)[:, None, None] * 255)
+    report_loaders(dataset, processor, options)
 
 
 def _raw(dataset: datasets.Dataset) -> datasets.Dataset:

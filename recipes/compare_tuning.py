@@ -40,11 +40,12 @@ def kept_trainer(kept: list[FocalSAMTrainer]) -> type[FocalSAMTrainer]:
 def step_cost(trainer: FocalSAMTrainer, repeats: int) -> float:
     """Median time of a Focal-SAM step over that of a plain one. The weights are other ones afterwards."""
     model, device = trainer.model.train(), trainer.args.device
-    batch = {name: value.to(device) for name, value in next(iter(trainer.get_train_dataloader())).items()}
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    labels = batch.pop("labels")
     every = make_steps(
         model,
-        lambda index: model(pixel_values=batch["pixel_values"][index]).logits,
-        batch["labels"],
+        lambda index: model(**{name: value[index] for name, value in batch.items()}).logits,
+        labels,
         counts=trainer.class_counts,
     )
     times = {"plain": [], "focal_sam": []}

@@ -14,22 +14,24 @@ checkpoints, with a card.
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor, default_data_collator, set_seed
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.checkpointing import check_checkpoint, checkpoints
 from ft_focalsam.config import ModelArguments, parse_config
 from ft_focalsam.data import (
+    ByteCollator,
     DataArguments,
     DeviceImages,
     ImageData,
@@ -46,6 +48,7 @@ from ft_focalsam.data import (
     train_transform,
     training_set,
 )
+from ft_focalsam.data.prepare import SPLITS
 from ft_focalsam.errors import first_fault, one_line, told_in_one_sentence, unknown
 from ft_focalsam.evaluation import (
     METRICS,
@@ -62,12 +65,19 @@ from ft_focalsam.evaluation import (
 from ft_focalsam.files import check_writable, written_aside
 from ft_focalsam.hub import describe_run, read_run, write_run
 from ft_focalsam.hub.run_file import RUN_NAME
-from ft_focalsam.models import choose_head_start, load_image_processor, read_class_names, start_head
+from ft_focalsam.models import (
+    FeatureCache,
+    choose_head_start,
+    encode_images,
+    load_image_processor,
+    read_class_names,
+    start_head,
+)
 from ft_focalsam.models.backbones import find_family
 from ft_focalsam.preemption import TrainingTerminated
 from ft_focalsam.run_lock import one_writer
 from ft_focalsam.run_settings import describe_differences, differences, settings_of
-from ft_focalsam.tuning import describe_methods, describe_parameters
+from ft_focalsam.tuning import check_keeps_backbone, describe_methods, describe_parameters
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 CHOOSING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # they follow what is evaluated
@@ -80,8 +90,19 @@ ROW_BEFORE = {
 }
 
 
-def refuse_what_cannot_be_meant(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
-    """Raise a `ValueError`, before any image is read, for a run that would choose by its test set or train nothing."""
+def refuse_what_cannot_be_meant(
+    data_args: DataArguments, model_args: ModelArguments, args: FocalSAMTrainingArguments
+) -> None:
+    """Raise a `ValueError`, before any image is read, for a run that would choose by its test set or cannot train on
+    features that are computed once."""
+    if data_args.cache_features:
+        check_keeps_backbone(model_args.tuning)
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(args, key):
+                raise ValueError(
+                    f"{key} is {getattr(args, key):g}, which mixes images anew in every batch, and cache_features "
+                    f"computes the features of each image once; set {key} to 0, or cache_features to false."
+                )
     metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
     if metric not in known:
         raise ValueError(unknown("metric_for_best_model", metric, known))
@@ -137,13 +158,16 @@ def load_data(data_args: DataArguments, args: FocalSAMTrainingArguments, *, say:
 def build_model(
     data: ImageData | StreamedData,
     plain: Callable,
+    collate: ByteCollator,
     options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
-) -> LongTailClassifier:
-    """The classifier as training finds it: its backbone, its head started, and what of it is tuned.
+) -> tuple[LongTailClassifier, FeatureCache | None]:
+    """The classifier as training finds it: its backbone, its head started, and what of it is tuned; with
+    `--cache_features`, the features of its backbone.
 
     Args:
         data: The images.
-        plain: Their transform without augmentation, for starts from features.
+        plain: Their transform without augmentation, as bytes, for starts from features.
+        collate: What makes batches of these.
         options: The description of the run.
     """
     data_args, model_args, tuning_options, args = options
@@ -156,19 +180,28 @@ def build_model(
         dtype=model_args.backbone_dtype,
         features=model_args.backbone_features,
     ).to(args.device)
+    reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    reading["collate"] = collate
+    cache = None
+    if data_args.cache_features:
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        cache = FeatureCache(model, **reading, autocast=autocast)
+
+    def batches() -> Iterable[dict[str, torch.Tensor]]:
+        images = training_set(data.train, plain)
+        if cache is not None:
+            return cache.features(images, desc="training images").batches(args.per_device_eval_batch_size)
+        return encode_images(model, images, **reading, desc="Features that the head starts from")
+
     start_head(
         model,
         choose_head_start(model_args.backbone, model_args.head_start),
-        batches=lambda: DataLoader(
-            training_set(data.train, plain),
-            batch_size=args.per_device_eval_batch_size,
-            collate_fn=default_data_collator,
-        ),
+        batches=batches,
         templates=model_args.prompt_templates,
         class_names=read_class_names(model_args.prompt_names, data.num_classes),
     )
     apply_tuning(model, model_args.tuning, tuning_options)
-    return model
+    return model, cache
 
 
 def images_on_device(
@@ -183,7 +216,7 @@ def images_on_device(
         raise ValueError(f"on_device keeps all pictures on the device; set {key} to {value} with it.")
     args.dataloader_pin_memory = False
     preprocessing = read_preprocessing(processor, image_size=data_args.image_size)
-    augmented = {"augmentation": data_args.augmentation, "seed": args.seed}
+    augmented = {"augmentation": data_args.augmentation, "num_views": data_args.num_views, "seed": args.seed}
     return {
         split: DeviceImages(part, preprocessing, device=args.device, **(augmented if split == "train" else {}))
         for split, part in data.parts.items()
@@ -207,13 +240,16 @@ def make_trainer(
     """
     data_args, model_args, _, args = options
     processor = load_image_processor(model_args.backbone)
-    plain = eval_transform(processor, image_size=data_args.image_size)
+    plain = eval_transform(processor, image_size=data_args.image_size, as_bytes=True)
     augmented = train_transform(
         processor,
         image_size=data_args.image_size,
         augmentation=data_args.augmentation,
         fast_decode=data_args.fast_decode,
+        as_bytes=True,
     )
+    collate = ByteCollator(read_preprocessing(processor, image_size=data_args.image_size))
+    num_epochs = math.ceil(args.num_train_epochs)
     if data_args.on_device:
         images = images_on_device(data, processor, data_args, args)
     else:
@@ -222,10 +258,22 @@ def make_trainer(
             data.train,
             augmented,
             seed=args.seed,
-            num_epochs=math.ceil(args.num_train_epochs),
+            num_epochs=num_epochs,
+            num_views=data_args.num_views,
             shuffle_buffer=data_args.shuffle_buffer,
         )
-    model = build_model(data, plain, options)
+    args.choose_num_workers(images["train"])
+    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
+    model, cache = build_model(data, plain, collate, options)
+    if cache is not None:
+        views = data_args.num_views or 1
+        views = {"train": views if args.max_steps > 0 else min(views, num_epochs)}
+        images = {
+            split: cache.features(part, num_views=views.get(split, 1), desc=f"{SPLITS[split]} images")
+            for split, part in images.items()
+        }
+        args.dataloader_num_workers = 0  # what there is to read are rows of tensors
+        args.dataloader_persistent_workers, args.dataloader_prefetch_factor = False, None
     trainer = trainer_type(
         None if restarts else model,
         args,
@@ -233,7 +281,7 @@ def make_trainer(
         class_counts=data.class_counts if data_args.streaming else None,
         train_dataset=images["train"],
         eval_dataset=images.get("validation", images["test"]),
-        data_collator=collate_ready if data_args.on_device else None,
+        data_collator=collate_ready if data_args.on_device or data_args.cache_features else collate,
         processing_class=processor,
     )
     trainer.describe_run_by(options, **({} if data_args.streaming else {"images": content_digest(data.train)}))
@@ -327,7 +375,7 @@ def main(
     options = parse_config(TYPES, argv, epilog=describe_methods())
     data_args, model_args, _, args = options
     check(model_args)
-    refuse_what_cannot_be_meant(data_args, args)
+    refuse_what_cannot_be_meant(data_args, model_args, args)
     if str(args.resume_from_checkpoint or False).lower() not in ("true", "false"):
         check_checkpoint(args.resume_from_checkpoint)
     check_writable(args.output_dir)
@@ -339,7 +387,6 @@ def main(
 def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer]) -> dict[str, dict[str, float]]:
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
-    args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
     say = print if args.process_index == 0 else lambda *_: None
     find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
     head_start = choose_head_start(model_args.backbone, model_args.head_start)

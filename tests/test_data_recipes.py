@@ -149,10 +149,14 @@ def test_a_stream_is_trained_on(shared, tmp_path, capsys):
 
 def test_the_benchmark_measures_every_pipeline(shared, capsys, monkeypatch):
     arguments = ["--dataset", str(shared / "data" / "imagenet_sample"), "--images", "12", "--repeats", "1"]
+    arguments += ["--loader_images", "20", "--num_workers", "1", "--batch_size", "8"]
     monkeypatch.setattr(sys, "argv", ["benchmark_data.py", *arguments])
     recipe("benchmark_data").main()
-    rows = dict(re.findall(r"^\| ([\w, ]+) \|.* ([\d.]+) \|$", capsys.readouterr().out, flags=re.MULTILINE))
+    text, _, loaders = capsys.readouterr().out.partition("worker processes")
+    rows = dict(re.findall(r"^\| ([\w, ]+) \|.* ([\d.]+) \|$", text, flags=re.MULTILINE))
     differences = {name: float(value) for name, value in rows.items()}
     assert differences["evaluation, plain"] == differences["training, plain"] == 0
     assert differences["evaluation, ours"] < 1 and differences["training, ours, full decode"] < 1
+    speeds = re.findall(r"^\| (\d) \| ([\d,]+) \| ([\d,]+) \|$", loaders, flags=re.MULTILINE)
+    assert [row[0] for row in speeds] == ["0", "1"] and all(int(n) > 0 for row in speeds for n in row[1:])
     assert differences["training, ours"] < 4 and 0 < differences["training, ours, cached"] < 6

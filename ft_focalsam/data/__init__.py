@@ -1,6 +1,8 @@
 """Labelled images: where they come from, how their class counts are shaped, how they become tensors."""
 
 from .arguments import ON_BAD_IMAGE, DataArguments
+from .batches import ByteCollator
+from .cached_features import CachedFeatures
 from .columns import label_array
 from .device_images import DEVICE_AUGMENTATIONS, DeviceImages, collate_ready
 from .image_folder import find_pictures
@@ -35,6 +37,7 @@ from .transforms import (
     register_augmentation,
     train_transform,
 )
+from .workers import choose_num_workers
 
 __all__ = [
     "AUGMENTATIONS",
@@ -45,6 +48,8 @@ __all__ = [
     "SAMPLERS",
     "SOURCES",
     "BadImageError",
+    "ByteCollator",
+    "CachedFeatures",
     "ClassSampler",
     "DataArguments",
     "DeviceImages",
@@ -60,6 +65,7 @@ __all__ = [
     "StreamedData",
     "StreamedImages",
     "TransformedImages",
+    "choose_num_workers",
     "class_counts",
     "collate_ready",
     "content_digest",

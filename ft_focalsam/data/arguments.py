@@ -35,6 +35,11 @@ class DataArguments:
         max_test_per_class (`int`, *optional*): Test images a class.
         long_tail_seed (`int`): Which images the cut takes.
         augmentation (`str`): none, crop, crop_flip, randaugment, imagenet, cifar or minimalist.
+        augmentation_views (`int`, >= 1, *optional*): Draw so many augmented views of each image and repeat them, epoch
+            by epoch; by default each epoch draws anew.
+        cache_features (`bool`): Compute the backbone's features of all images once, keep them in the cache of
+            `datasets` (HF_DATASETS_CACHE), and train and evaluate on these; for ways to tune that leave the backbone
+            as it is, with augmentation none or augmentation_views.
         image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
         on_bad_image (`str`): What to do about pictures that cannot be read, which are looked for before training:
             fail, skip or unchecked (stop when one is met).
@@ -104,6 +109,21 @@ class DataArguments:
         default="crop_flip",
         metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},
     )
+    augmentation_views: Annotated[int | None, Range(1)] = field(
+        default=None,
+        metadata={
+            "help": "Draw so many augmented views of each image and repeat them, epoch by epoch; by default each "
+            "epoch draws anew."
+        },
+    )
+    cache_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the backbone's features of all images once, keep them in the cache of datasets "
+            "(HF_DATASETS_CACHE), and train and evaluate on these; for ways to tune that leave the backbone as it is, "
+            "with augmentation none or augmentation_views."
+        },
+    )
     image_size: Annotated[int | None, Range(1)] = field(
         default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
     )
@@ -153,3 +173,24 @@ class DataArguments:
         for name, known in choices.items():
             if getattr(self, name) not in list(known):
                 raise ValueError(unknown(name, str(getattr(self, name)), known))
+        if self.cache_features:
+            self._check_cache_features()
+
+    @property
+    def num_views(self) -> int | None:
+        """Fixed views of each training image; None where each epoch draws anew, or there is nothing to draw."""
+        return None if self.augmentation == "none" else self.augmentation_views
+
+    def _check_cache_features(self) -> None:
+        for name in ("streaming", "on_device"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"cache_features keeps the features of stored images, which {name} does not give; set {name} or "
+                    "cache_features to false."
+                )
+        if self.augmentation != "none" and self.augmentation_views is None:
+            raise ValueError(
+                f"cache_features keeps the features of each image, and the augmentation {self.augmentation!r} draws "
+                "anew in every epoch; set augmentation_views to a number of views to keep (4, say), or augmentation "
+                "to none."
+            )

@@ -1,4 +1,5 @@
-"""Batches as a Trainer hands them out: samples taken from one, and what fills up the last one left out again."""
+"""Batches on their way to the model: images as bytes until they are on its device, samples taken from a batch, and
+what fills up the last one left out again."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,8 +7,45 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ..sharpness.step import IGNORED
+from .transforms import Normalise, Preprocessing
+
+
+class ByteCollator:
+    """A collator for images that a transform leaves as bytes (`as_bytes`), a quarter of what they are as floats.
+
+    Worker processes stack and ship them so; `finish` normalises a batch on the device, as the transform would have.
+
+    Args:
+        preprocessing (`Preprocessing`): Whose normalisation the transform has left out.
+    """
+
+    def __init__(self, preprocessing: Preprocessing):
+        self._normalise = Normalise(preprocessing)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """`"pixel_values"`, uint8 of shape (B, 3, H, W), and `"labels"`, int64 of shape (B,)."""
+        batch = default_collate(items)
+        if batch["pixel_values"].dtype != torch.uint8:  # of an augmentation that makes floats of them
+            batch["pixel_values"] = self._normalise(batch["pixel_values"])
+        return batch
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with bytes made the floats that the model takes, on the device where they are."""
+        if "pixel_values" not in batch or batch["pixel_values"].dtype != torch.uint8:
+            return batch
+        return {**batch, "pixel_values": self._normalise(batch["pixel_values"])}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._normalise})"
+
+
+def finished(batch: dict[str, Any], collate: Callable) -> dict[str, Any]:
+    """A batch as the model takes it: what its collator leaves to be done on the device is done (`finish`)."""
+    finish = getattr(collate, "finish", None)
+    return batch if finish is None else finish(batch)
 
 
 class RenamedLabels:
@@ -25,6 +63,10 @@ class RenamedLabels:
     def __call__(self, items: list) -> dict[str, Any]:
         batch = self.collate(items)
         return {("labels" if key == self.name else key): value for key, value in batch.items()}
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As the collator inside does on the device."""
+        return finished(batch, self.collate)
 
 
 def select_samples(batch: dict[str, Any], index: Tensor | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .columns import label_array
 from .images import StoredImage, undecoded
 from .training_sets import seed_of
-from .transforms import Decode, Preprocessing
+from .transforms import Decode, Normalise, Preprocessing
 
 # Augmentation of `transforms.py` -> by how much of a side it shifts pictures, and whether it flips them.
 DEVICE_AUGMENTATIONS = {"none": (0, False), "cifar": (1 / 8, True)}
@@ -37,6 +37,7 @@ class DeviceImages(Dataset):
         device (`torch.device` or `str`, defaults to `"cpu"`): Where the pictures are kept: H * W * 3 bytes each, a
             little more with the margin of a shift.
         seed (`int`, defaults to 0): Of the random numbers.
+        num_views (`int`, *optional*): As in [`TransformedImages`].
 
     Raises:
         ValueError: If the augmentation is another one.
@@ -53,6 +54,7 @@ class DeviceImages(Dataset):
         augmentation: str = "none",
         device: torch.device | str = "cpu",
         seed: int = 0,
+        num_views: int | None = None,
     ):
         if augmentation not in DEVICE_AUGMENTATIONS:
             raise ValueError(
@@ -65,17 +67,16 @@ class DeviceImages(Dataset):
         self.targets = label_array(dataset)
         self.device = torch.device(device)
         self.seed = seed
+        self.num_views = num_views
         self._labels = torch.as_tensor(self.targets, device=self.device)
-        self._mean, self._std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (preprocessing.mean, preprocessing.std)
-        )
+        self._normalise = Normalise(preprocessing)
         self._pictures = self._load(dataset, preprocessing)  # (N, H + margins, W + margins, 3), uint8
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
-        generator = torch.Generator().manual_seed(seed_of([self.seed, epoch]))
+        view = epoch if self.num_views is None else epoch % self.num_views
+        generator = torch.Generator().manual_seed(seed_of([self.seed, view]))
         count = len(self)
         tops, lefts = (torch.randint(0, 2 * most + 1, (count,), generator=generator) for most in self._margin)
         flips = torch.rand(count, generator=generator) < (0.5 if self._flips else 0.0)
@@ -92,8 +93,7 @@ class DeviceImages(Dataset):
         rows = tops + down
         columns = lefts + torch.where(flips, len(across) - 1 - across, across)
         pixels = self._pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        pixel_values = pixels.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
-        return {"pixel_values": pixel_values, "labels": self._labels[index]}
+        return {"pixel_values": self._normalise(pixels.permute(0, 3, 1, 2)), "labels": self._labels[index]}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image, shapes without B."""

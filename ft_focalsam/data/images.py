@@ -13,11 +13,15 @@ import pyarrow.compute as pc
 import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tvf
 
 from ..errors import printable
 from .paths import read_file
+
+try:
+    from torchcodec.decoders import decode_jpeg  # from 0.16
+except (ImportError, OSError, RuntimeError):  # not there, too old, or not made for this torch
+    from torchvision.io import decode_jpeg  # deprecated from 0.29
 
 # What PIL may open, with the most pixels: decoding these takes below a second and below 0.6 GB.
 FORMATS = {
@@ -131,7 +135,7 @@ class StoredImage:
         try:
             if reduction == 1 and image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1:
                 encoded = torch.frombuffer(bytearray(self.content), dtype=torch.uint8)
-                pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB)  # the pixels of PIL, a quarter sooner
+                pixels = decode_jpeg(encoded, mode="RGB")  # the pixels of PIL, a quarter sooner
                 if pixels.shape[1:] != (image.height, image.width):
                     raise ValueError(f"its header says {image.size}, and its pixels are {tuple(pixels.shape[:0:-1])}")
                 return pixels
@@ -213,7 +217,7 @@ def _remote_bytes(path: str) -> bytes:
 
 def _bad(name: str, error: Exception) -> BadImageError:
     reason = printable(str(error).strip().splitlines()[0].rstrip(".")) if str(error).strip() else type(error).__name__
-    reason = reason.rpartition(".cpp:")[2].partition(", ")[2] or reason  # torchvision names its own source file
+    reason = reason.rpartition(".cpp:")[2].partition(", ")[2] or reason  # the decoder names its own source file
     if "cannot identify image file" in reason:
         reason = "no image format that is known"
     return BadImageError(

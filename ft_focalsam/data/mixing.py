@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from .batches import finished
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -102,7 +104,7 @@ class MixingCollator:
         self._transform = mixing.transform()
 
     def __call__(self, items: list[Any]) -> dict[str, Any]:
-        batch = self.collate(items)
+        batch = finished(self.collate(items), self.collate)  # floats, which are what is mixed
         if not {"pixel_values", "labels"} <= set(batch):
             raise ValueError(
                 f"A batch has {sorted(batch)}; mixup and CutMix need its 'pixel_values' and 'labels', so let the data "

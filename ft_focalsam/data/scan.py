@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from ..files import write_aside
 from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
+from .workers import WORTH_PROCESSES, available_cores
 
 T = TypeVar("T")
 _BATCH = 32
-_WORTH_PROCESSES = 2000  # pictures; fewer are done sooner than worker processes start
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,16 @@ def map_images(
         function (`Callable`): Picklable, as its results must be.
         num_workers, desc: As in [`scan_images`].
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_workers is None:
-        num_workers = 8 if len(dataset) >= _WORTH_PROCESSES else 0
+        num_workers = 8 if len(dataset) >= WORTH_PROCESSES else 0
     loader = DataLoader(
         _Mapped(undecoded(dataset.select_columns(["image"])), function),
         batch_size=_BATCH,
-        num_workers=min(num_workers, cores),
+        num_workers=min(num_workers, available_cores()),
         collate_fn=list,
         worker_init_fn=_one_thread,
     )
-    with tqdm(total=len(dataset), desc=desc, unit=" images", disable=len(dataset) < _WORTH_PROCESSES) as bar:
+    with tqdm(total=len(dataset), desc=desc, unit=" images", disable=len(dataset) < WORTH_PROCESSES) as bar:
         for results in loader:
             yield from results
             bar.update(len(results))

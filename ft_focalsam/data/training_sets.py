@@ -26,6 +26,8 @@ class TransformedImages(Dataset):
         transform (`Callable`): [`StoredImage`] -> tensor, e.g. of [`train_transform`].
         seed (`int`, defaults to 0): Of the random numbers.
         num_epochs (`int`, defaults to 1): Of the training, for an augmentation that changes over it.
+        num_views (`int`, *optional*): Repeat the random numbers of the first `num_views` epochs: epoch e takes those
+            of epoch e mod `num_views`, so that there are so many fixed views of each image.
     """
 
     items_have_targets = True  # no transform changes them
@@ -37,16 +39,18 @@ class TransformedImages(Dataset):
         *,
         seed: int = 0,
         num_epochs: int = 1,
+        num_views: int | None = None,
     ):
         self.dataset = undecoded(dataset)
         self.transform = transform
         self.seed = seed
-        self.num_epochs = num_epochs
+        self.num_epochs = num_epochs if num_views is None else num_views
+        self.num_views = num_views
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent worker processes too
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; `FocalSAMTrainer` calls it before each epoch."""
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(epoch if self.num_views is None else epoch % self.num_views)
 
     @property
     def targets(self) -> np.ndarray:
@@ -80,6 +84,7 @@ class StreamedImages(IterableDataset):
         dataset (`datasets.IterableDataset`): Columns `"image"` (not decoded) and `"labels"`.
         transform, seed: As in [`TransformedImages`].
         shuffle_buffer (`int`, defaults to 0): Pictures among which the next one is drawn; 0 keeps the order.
+        num_views: As in [`TransformedImages`].
     """
 
     def __init__(
@@ -89,10 +94,12 @@ class StreamedImages(IterableDataset):
         *,
         seed: int = 0,
         shuffle_buffer: int = 0,
+        num_views: int | None = None,
     ):
         self.dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else dataset
         self.transform = transform
         self.seed = seed
+        self.num_views = num_views
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -102,10 +109,11 @@ class StreamedImages(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
         self.dataset.set_epoch(epoch)
+        view = epoch if self.num_views is None else epoch % self.num_views
         for row, item in enumerate(self.dataset):
             image = StoredImage.read(item["image"], row=row)
             content = int.from_bytes(hashlib.blake2b(image.content, digest_size=8).digest(), "little")
-            pixel_values = _seeded(self.transform, image, [self.seed, epoch, content])
+            pixel_values = _seeded(self.transform, image, [self.seed, view, content])
             yield {"pixel_values": pixel_values, "labels": item["labels"]}
 
 
@@ -116,11 +124,12 @@ def training_set(
     seed: int = 0,
     num_epochs: int = 1,
     shuffle_buffer: int = 0,
+    num_views: int | None = None,
 ) -> TransformedImages | StreamedImages:
     """[`TransformedImages`] of a stored data set, [`StreamedImages`] of a stream."""
     if isinstance(dataset, datasets.IterableDataset):
-        return StreamedImages(dataset, transform, seed=seed, shuffle_buffer=shuffle_buffer)
-    return TransformedImages(dataset, transform, seed=seed, num_epochs=num_epochs)
+        return StreamedImages(dataset, transform, seed=seed, shuffle_buffer=shuffle_buffer, num_views=num_views)
+    return TransformedImages(dataset, transform, seed=seed, num_epochs=num_epochs, num_views=num_views)
 
 
 def seed_of(entropy: list[int]) -> int:

@@ -78,20 +78,22 @@ class Preprocessing:
             self.output_size, scale=scale, ratio=ratio, interpolation=self.interpolation, antialias=True
         )
 
-    def compose(self, geometry: list[v2.Transform], *, fast_decode: bool = False) -> v2.Compose:
+    def compose(
+        self, geometry: list[v2.Transform], *, fast_decode: bool = False, as_bytes: bool = False
+    ) -> v2.Compose:
         """Picture -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W).
 
         Args:
             geometry (`list[v2.Transform]`): Of uint8 tensors (3, H, W).
             fast_decode (`bool`, defaults to `False`): Where `geometry` begins with a random resized crop, decode a
                 JPEG at 1/2, 1/4 or 1/8 of its size, if its crop is then still as large as what the model sees.
+            as_bytes (`bool`, defaults to `False`): Leave the last step out, for [`ByteCollator`].
         """
         decode = [Decode()]
         if fast_decode and geometry and isinstance(geometry[0], v2.RandomResizedCrop):
             decode, geometry = [DecodeCrop(geometry[0])], geometry[1:]
-        normalise = v2.Normalize(mean=list(self.mean), std=list(self.std), inplace=True)
-        to_float = [v2.ToDtype(torch.float32, scale=False), normalise]
-        return v2.Compose([*decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *to_float])
+        normalise = [] if as_bytes else [Normalise(self)]
+        return v2.Compose([*decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *normalise])
 
 
 # An augmentation is a function from a Preprocessing to transforms of uint8 tensors.
@@ -150,23 +152,26 @@ def minimalist(preprocessing: Preprocessing) -> list[v2.Transform]:
     return [MinimalistCrop(size, interpolation=interpolation, antialias=True), v2.RandomHorizontalFlip()]
 
 
-def eval_transform(image_processor: BaseImageProcessor, *, image_size: int | None = None) -> v2.Compose:
+def eval_transform(
+    image_processor: BaseImageProcessor, *, image_size: int | None = None, as_bytes: bool = False
+) -> v2.Compose:
     """The processor's own preprocessing as a transform of one PIL image.
 
     Args:
         image_processor (`BaseImageProcessor`): Of the backbone, e.g. `AutoImageProcessor.from_pretrained(...)`.
         image_size (`int`, *optional*): Side of the square that the model sees, in pixels, instead of the processor's
             own; a resize before a crop keeps its ratio (256 before 224 becomes 512 before 448).
+        as_bytes (`bool`, defaults to `False`): Leave out the normalisation, which [`ByteCollator`] does for a batch.
 
     Returns:
         `v2.Compose`: [`StoredImage`] or PIL image of any mode -> float32 tensor (3, H, W), equal to the processor's
-        `pixel_values`.
+        `pixel_values`; uint8 with `as_bytes`.
 
     Raises:
         ValueError: If the processor does something else than resize, crop, rescale and normalise to one fixed size.
     """
     preprocessing = read_preprocessing(image_processor, image_size=image_size)
-    return preprocessing.compose(preprocessing.resize_and_crop())
+    return preprocessing.compose(preprocessing.resize_and_crop(), as_bytes=as_bytes)
 
 
 def train_transform(
@@ -175,6 +180,7 @@ def train_transform(
     image_size: int | None = None,
     augmentation: str = "crop_flip",
     fast_decode: bool = True,
+    as_bytes: bool = False,
 ) -> v2.Compose:
     """Random augmentation, then the processor's own normalisation.
 
@@ -185,16 +191,47 @@ def train_transform(
             `"imagenet"`, `"cifar"` or `"minimalist"`, or the name of one added with [`register_augmentation`].
         fast_decode (`bool`, defaults to `True`): Decode a JPEG file at 1/2, 1/4 or 1/8 of its size where a random crop
             of it is then still as large as what the model sees.
+        as_bytes: As in [`eval_transform`].
 
     Returns:
-        `v2.Compose`: [`StoredImage`] or PIL image of any mode -> float32 tensor (3, H, W).
+        `v2.Compose`: [`StoredImage`] or PIL image of any mode -> float32 tensor (3, H, W); uint8 with `as_bytes`.
 
     Raises:
         ValueError: If the augmentation is unknown, or as in [`eval_transform`].
     """
     augment = AUGMENTATIONS.choose(augmentation)
     preprocessing = read_preprocessing(image_processor, image_size=image_size)
-    return preprocessing.compose(augment(preprocessing), fast_decode=fast_decode)
+    return preprocessing.compose(augment(preprocessing), fast_decode=fast_decode, as_bytes=as_bytes)
+
+
+class Normalise:
+    """Grey levels, (..., 3, H, W) of 0..255 in any type -> normalised float32, on the device where they are.
+
+    Mean and deviation are copied to a device once, and nothing waits for it.
+
+    Args:
+        preprocessing (`Preprocessing`): Whose `mean` and `std` are taken.
+    """
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing = preprocessing
+        constants = [torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)]
+        self._constants = {torch.device("cpu"): constants}
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A new tensor of the same shape."""
+        if pixels.device not in self._constants:
+            constants = self._constants[torch.device("cpu")]
+            self._constants[pixels.device] = [value.to(pixels.device) for value in constants]
+        mean, std = self._constants[pixels.device]
+        return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
+
+    def __reduce__(self):
+        """To other processes without what is on a device."""
+        return type(self), (self.preprocessing,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(mean={self.preprocessing.mean}, std={self.preprocessing.std})"
 
 
 class Decode(nn.Module):

@@ -13,6 +13,8 @@ from .backbones import (
     register_library,
 )
 from .classifier import LongTailClassifier, LongTailClassifierConfig
+from .encoding import encode_images
+from .feature_cache import FeatureCache
 from .head_start import HEAD_STARTS, choose_head_start, class_means, collect_features, start_head
 from .heads import HEADS, register_head
 from .inserted import INSERTED_MODULES, register_inserted
@@ -27,6 +29,7 @@ __all__ = [
     "INSERTED_MODULES",
     "LIBRARIES",
     "BackboneFamily",
+    "FeatureCache",
     "LongTailClassifier",
     "LongTailClassifierConfig",
     "TextHead",
@@ -36,6 +39,7 @@ __all__ = [
     "choose_head_start",
     "class_means",
     "collect_features",
+    "encode_images",
     "fit_linear_probe",
     "load_backbone",
     "load_image_processor",

@@ -168,15 +168,35 @@ class LongTailClassifier(PreTrainedModel):
         config = self.config
         return choose_family(config.backbone_family, config.backbone_features, backbone=config.backbone)
 
-    def features(self, pixel_values: Tensor) -> Tensor:
-        """Feature vectors of pictures, as the head gets them: (B, 3, H, W) to (B, D)."""
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Feature vectors of images, as the backbone gives them: normalised (B, 3, H, W) to (B, D)."""
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"The images are {pixel_values.dtype}, and the model takes normalised floats; let the transform or "
+                "`ByteCollator.finish` normalise them."
+            )
         pixel_values = pixel_values.to(getattr(torch, self.config.backbone_dtype))
-        resized = self.config.image_size is not None
-        return self.neck(self.family.features(self.backbone, pixel_values, resized=resized))
+        return self.family.features(self.backbone, pixel_values, resized=self.config.image_size is not None)
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        """Logits of shape (B, C); with `labels` of shape (B,) also their mean cross-entropy."""
-        features = self.features(pixel_values)
+    def features(self, pixel_values: Tensor | None = None, *, image_features: Tensor | None = None) -> Tensor:
+        """Feature vectors of images, as the head gets them, shape (B, D).
+
+        Args:
+            pixel_values (`Tensor` of shape (B, 3, H, W), *optional*): The images.
+            image_features (`Tensor` of shape (B, D), *optional*): What `image_features` gave for them, instead.
+        """
+        return self.neck(self.image_features(pixel_values) if image_features is None else image_features)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        image_features: Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """Logits of shape (B, C) of images, or of their features as in `features`; with `labels` of shape (B,) also
+        their mean cross-entropy."""
+        features = self.features(pixel_values, image_features=image_features)
         is_text = isinstance(self.head, TextHead)
         logits = self.head(features) if is_text else full_precision_logits(self.head, features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import broadcast
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..errors import first_fault
 from .backbones import has_text_tower, is_pretrained
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe
@@ -38,7 +40,8 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
 
     Args:
         model (`LongTailClassifier`): Its backbone as it is now, in evaluation mode.
-        batches (iterable of mappings): "pixel_values" of shape (B, 3, H, W) and "labels" of shape (B,).
+        batches (iterable of mappings): "labels" of shape (B,) and "pixel_values" of shape (B, 3, H, W), or
+            "image_features" of shape (B, D), see `encode_images`.
 
     Returns:
         `Tensor` of shape (C, D), float32.
@@ -46,12 +49,14 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
     Raises:
         ValueError: If a class has no picture.
     """
-    return _class_means(model, batches)[0]
+    totals, counts, _ = _sums(model, batches)
+    return _means(totals, counts)
 
 
 @torch.no_grad()
-def _class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, float]:
-    """Mean direction of the features of each class, shape (C, D), and the mean length of a feature."""
+def _sums(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """By class the sum of the directions of its features, shape (C, D), and their number, shape (C,); the sum of the
+    lengths of all features."""
     device = next(model.head.parameters()).device
     totals = torch.zeros(model.config.num_labels, model.config.feature_size, device=device)
     counts = torch.zeros(model.config.num_labels, device=device)
@@ -60,9 +65,13 @@ def _class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]
         length += features.norm(dim=-1).sum()
         totals.index_add_(0, labels, F.normalize(features, dim=-1))
         counts += torch.bincount(labels, minlength=len(counts))
+    return totals, counts, length
+
+
+def _means(totals: Tensor, counts: Tensor) -> Tensor:
     if (counts == 0).any():
         raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no picture to take the mean of.")
-    return totals / counts[:, None], float(length / counts.sum())
+    return totals / counts[:, None]
 
 
 @torch.no_grad()
@@ -71,12 +80,14 @@ def collect_features(model: LongTailClassifier, batches: Iterable[dict[str, Tens
 
     Args:
         model (`LongTailClassifier`): Left in the mode it is in.
-        batches (iterable of mappings): "pixel_values" of shape (B, 3, H, W) and "labels" of shape (B,).
+        batches (iterable of mappings): As for `class_means`.
 
     Returns:
         Features of shape (N, D), float32, and labels of shape (N,), both on the CPU.
     """
-    features, labels = zip(*((f.cpu(), y.cpu()) for f, y in _features(model, batches)), strict=True)
+    none = torch.empty(0, model.config.feature_size), torch.empty(0, dtype=torch.int64)
+    parts = [none, *((features.cpu(), labels.cpu()) for features, labels in _features(model, batches))]
+    features, labels = zip(*parts, strict=True)
     return torch.cat(features), torch.cat(labels)
 
 
@@ -87,7 +98,8 @@ def _features(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -
     model.eval()
     device = next(model.head.parameters()).device
     for batch in batches:
-        yield model.features(batch["pixel_values"].to(device)).float(), batch["labels"].to(device)
+        images = {name: batch[name].to(device) for name in ("pixel_values", "image_features") if name in batch}
+        yield model.features(**images).float(), batch["labels"].to(device)
     model.train(was_training)
 
 
@@ -107,15 +119,16 @@ def start_head(
             2309.10019); "class_means": means of the backbone's normalised features; "linear_probe": class-balanced
             ridge regression on the features, see `fit_linear_probe`; "random": as it was built; "kaiming": weights
             from N(0, 2 / D) and no bias, as networks that are trained from scratch start (arXiv 1502.01852).
-        batches (`Callable`, *optional*): Gives batches of the training pictures without augmentation, as
-            `class_means` takes them; needed for "class_means" and "linear_probe" only.
+        batches (`Callable`, *optional*): Gives batches of the training images without augmentation, as
+            `class_means` takes them; needed for "class_means" and "linear_probe" only. Of several processes, the main
+            one starts the head from what it gets, and the others receive it; with `encode_images` they share the work.
         templates (sequence of `str`): Prompts for "text" with {} where the class name goes, or a name, see
             `choose_templates`.
         class_names (sequence of `str`, *optional*): Names of the classes in the prompts, if not those of the model.
 
     Raises:
         ValueError: If `start` is unknown or not one of the head's, "text" is asked of a backbone without text tower,
-            or `batches` is missing, or has a class without picture.
+            or `batches` is missing, or has a class without image.
     """
     start, head = choose_head_start(model.config.backbone, start), model.head
     if start == "random":
@@ -142,13 +155,27 @@ def start_head(
         return
     if batches is None:
         raise ValueError(f'A head_start of "{start}" needs the training pictures; give `batches`.')
-    if start == "class_means":
-        means, length = _class_means(model, tqdm(batches(), desc="Class means", leave=False))
-        head.start_from(means, length=length)
-        return
-    features, labels = collect_features(model, tqdm(batches(), desc="Linear probe", leave=False))
-    device = next(head.parameters()).device
-    with torch.no_grad():
-        prepared = torch.cat([head.prepare(part.to(device)).cpu() for part in features.split(8192)])
+    read = _sums if start == "class_means" else collect_features
+    found, fault = read(model, batches()), None  # of which several processes may have a part each to read
+    if PartialState().is_main_process:
+        try:
+            (_start_from_means if start == "class_means" else _start_from_probe)(model, *found)
+        except ValueError as error:
+            fault = str(error)
+    fault = first_fault(fault)
+    if fault is not None:
+        raise ValueError(fault)
+    for tensor in head.state_dict().values():
+        broadcast(tensor)
+
+
+def _start_from_means(model: LongTailClassifier, totals: Tensor, counts: Tensor, length: Tensor) -> None:
+    model.head.start_from(_means(totals, counts), length=float(length / counts.sum()))
+
+
+@torch.no_grad()
+def _start_from_probe(model: LongTailClassifier, features: Tensor, labels: Tensor) -> None:
+    head, device = model.head, next(model.head.parameters()).device
+    prepared = torch.cat([head.prepare(part.to(device)).cpu() for part in features.split(8192)])
     fit = fit_linear_probe(prepared, labels, model.config.num_labels, has_bias=head.has_bias)
     head.start_from_fit(fit.weight.to(device), None if fit.bias is None else fit.bias.to(device))

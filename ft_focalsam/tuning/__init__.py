@@ -16,6 +16,7 @@ from .options import TuningOptions
 from .registry import (
     TUNING_METHODS,
     apply_tuning,
+    check_keeps_backbone,
     choose_methods,
     describe_methods,
     describe_parameters,
@@ -27,6 +28,7 @@ __all__ = [
     "TUNING_METHODS",
     "TuningOptions",
     "apply_tuning",
+    "check_keeps_backbone",
     "choose_methods",
     "describe_methods",
     "describe_parameters",

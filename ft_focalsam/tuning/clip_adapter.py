@@ -35,7 +35,7 @@ def insert_clip_adapter(model: LongTailClassifier, *, width: int, ratio: float) 
     model.neck = FeatureAdapter(model.config.feature_size, width, ratio)
 
 
-@register_tuning("clip_adapter", place=FEATURES)
+@register_tuning("clip_adapter", place=FEATURES, keeps_backbone=True)
 def clip_adapter(model: LongTailClassifier, options: TuningOptions) -> None:
     """A bottleneck on the features, with a share of them passed by."""
     width = max(1, model.config.feature_size // options.clip_adapter_reduction)

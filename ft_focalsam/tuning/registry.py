@@ -36,16 +36,18 @@ class TuningMethod:
         apply (`Callable`): (model, options) -> None; makes exactly what it tunes require a gradient, in float32. It
             finds the backbone frozen, but for what methods before it tune, and the head trainable.
         place (`str`): What it acts on, one of `PLACES`.
+        keeps_backbone (`bool`): Whether the backbone's features of an image stay the same while it trains.
     """
 
     apply: Callable[[LongTailClassifier, TuningOptions], None]
     place: str = OWN
+    keeps_backbone: bool = False
 
 
 TUNING_METHODS: Registry[TuningMethod] = Registry("tuning method")
 
 
-def register_tuning(name: str, *, place: str = OWN) -> Callable:
+def register_tuning(name: str, *, place: str = OWN, keeps_backbone: bool = False) -> Callable:
     """Register a function (model, options) as a tuning method; see `TuningMethod`.
 
     Raises:
@@ -53,7 +55,7 @@ def register_tuning(name: str, *, place: str = OWN) -> Callable:
     """
 
     def decorate(apply: Callable) -> Callable:
-        TUNING_METHODS.register(name)(TuningMethod(apply, place))
+        TUNING_METHODS.register(name)(TuningMethod(apply, place, keeps_backbone))
         return apply
 
     return decorate
@@ -104,6 +106,17 @@ def choose_methods(name: str | Sequence[str]) -> list[TuningMethod]:
                 raise ValueError(f"The tuning methods '{other}' and '{new}' exclude each other: {reason}; name one.")
         chosen[new] = method
     return sorted(chosen.values(), key=lambda method: PLACES.index(method.place))
+
+
+def check_keeps_backbone(name: str | Sequence[str]) -> None:
+    """Raise a `ValueError` where a method of these names trains in the backbone, so that its features of an image
+    cannot be computed once."""
+    if not all(method.keeps_backbone for method in choose_methods(name)):
+        fitting = ", ".join(sorted(known for known, method in TUNING_METHODS.items() if method.keeps_backbone))
+        raise ValueError(
+            f"tuning is {name!r}, which changes the backbone, and cache_features computes its features once; set "
+            f"tuning to one or several of {fitting}, or cache_features to false."
+        )
 
 
 def _conflict(new: str, method: TuningMethod, other: str, there: TuningMethod) -> str | None:

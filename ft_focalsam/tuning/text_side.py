@@ -177,7 +177,7 @@ def _content(tower: TextTower, text: str) -> Tensor:
     return _ids(tower, text)[_first_column(tower) : int(differ[0])]
 
 
-@register_tuning("text_lora", place=TEXT)
+@register_tuning("text_lora", place=TEXT, keeps_backbone=True)
 def text_lora(model: LongTailClassifier, options: TuningOptions) -> None:
     """LoRA in the text tower; with "lora", both towers have it. The prompts are those that the head was started from.
 
@@ -200,7 +200,7 @@ def text_lora(model: LongTailClassifier, options: TuningOptions) -> None:
     )
 
 
-@register_tuning("context_prompts", place=CONTEXT)
+@register_tuning("context_prompts", place=CONTEXT, keeps_backbone=True)
 def context_prompts(model: LongTailClassifier, options: TuningOptions) -> None:
     """Trained vectors beside the class names in the place of a template (CoOp, Zhou et al., arXiv 2109.01134)."""
     model.insert(

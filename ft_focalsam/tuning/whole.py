@@ -4,13 +4,13 @@ from ..models import LongTailClassifier
 from .registry import WHOLE, TuningOptions, register_tuning
 
 
-@register_tuning("zero_shot", place=WHOLE)
+@register_tuning("zero_shot", place=WHOLE, keeps_backbone=True)
 def zero_shot(model: LongTailClassifier, options: TuningOptions) -> None:
     """Nothing trains: the head stays where it started, from texts for zero-shot classification."""
     model.head.requires_grad_(False)
 
 
-@register_tuning("linear_probe", place=WHOLE)
+@register_tuning("linear_probe", place=WHOLE, keeps_backbone=True)
 def linear_probe(model: LongTailClassifier, options: TuningOptions) -> None:
     """Only the head trains."""
 

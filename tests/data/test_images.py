@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ft_focalsam.data import BadImageError, StoredImage
+from ft_focalsam.data import BadImageError, StoredImage, images
 from ft_focalsam.data.images import upright_size
 
 X, Y = np.meshgrid(np.arange(48), np.arange(32))
@@ -51,6 +51,14 @@ def test_real_jpegs_have_the_pixels_that_pil_decodes(photographs):
     for photograph in photographs:
         expected = np.asarray(Image.open(io.BytesIO(photograph)).convert("RGB"))
         assert np.array_equal(pixels(StoredImage(photograph, "x")), expected)
+
+
+def test_torchcodec_decodes_where_it_is_installed():
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except ImportError:
+        from torchvision.io import decode_jpeg
+    assert images.decode_jpeg is decode_jpeg
 
 
 def test_palette_and_black_and_white():
