@@ -37,15 +37,21 @@ def test_the_benchmark_runs_on_a_vision_transformer():
 
 
 def test_the_benchmark_knows_every_kind_of_step():
-    kinds = ["sam", "three_backward", "focal_sam", "every_k", "look_sam", "split_batch", "cc_sam"]
-    output = benchmark("--model", "resnet32", "--batch_size", 4, "--steps", 3, "--kinds", *kinds, "--profile")
-    rows = {
-        line.split("  ")[0]: line.split() for line in output.splitlines() if "," not in line or "Focal-SAM" in line
-    }
-    assert {"plain", "SAM", "Focal-SAM, ours", "every_k", "look_sam", "split_batch", "CC-SAM"} <= set(rows)
-    to_plain = {name: float(rows[name][-5]) for name in ("every_k", "split_batch", "Focal-SAM, ours")}
-    assert to_plain["every_k"] < to_plain["Focal-SAM, ours"] and to_plain["split_batch"] < to_plain["Focal-SAM, ours"]
+    kinds = ["sam", "three_backward", "focal_sam", "no_reuse", "friendly", "imbsam", "cc_sam"]
+    output = benchmark("--model", "resnet32", "--batch_size", 20, "--steps", 3, "--kinds", *kinds, "--profile")
+    rows = {line.split("  ")[0] for line in output.splitlines()}
+    assert {"plain", "SAM", "Focal-SAM, ours", "friendly", "ImbSAM, 10 % rare", "CC-SAM"} <= rows
     assert "aten::convolution" in output
+
+
+def test_the_benchmark_shows_what_one_pass_saves():
+    kinds = ["focal_sam", "norms", "merged", "momentum", "gaussian", "imbsam"]
+    output = benchmark("--model", "vit_s14", "--image_size", 70, "--batch_size", 10, "--steps", 3, "--kinds", *kinds)
+    rows = {line[:24].strip(): line[24:].split() for line in output.splitlines()}
+    to_plain = {name: float(rows[name][1]) for name in ("Focal-SAM, ours", "momentum, one pass", "ImbSAM, 10 % rare")}
+    ours = to_plain.pop("Focal-SAM, ours")
+    assert all(ratio < 0.8 * ours for ratio in to_plain.values())
+    assert {"norms", "merged", "gaussian, one pass"} <= set(rows)
 
 
 def test_the_benchmark_compares_with_other_libraries():
@@ -65,17 +71,6 @@ def test_the_benchmark_names_the_package_that_it_lacks(monkeypatch):
     reason = peer_steps.refuse_missing("pytorch_optimizer_sam")
     assert reason.endswith("pip install pytorch_optimizer.")
     assert peer_steps.refuse_missing("hf_trainer") is None
-
-
-def test_schedules_are_compared():
-    command = ["recipes/compare_schedules.py", QUICKSTART, "--num_seeds", "1", "--probe_steps", "3"]
-    schedules = ["--schedules", "plain", "exact", "split_batch"]
-    result = python(*command, *schedules, "--max_steps", 12)
-    assert result.returncode == 0, result.stderr[-3000:]
-    rows = dict(re.findall(r"^\| ([\w ]+) \| ([\d.]+) \|", result.stdout, flags=re.MULTILINE))
-    assert float(rows["exact"]) == 0
-    assert 0 < float(rows["split_batch"]) < 0.5 < float(rows["another batch"])
-    assert 0 < float(rows["plain"]) < 0.5
 
 
 DINOV2_RECIPES = sorted((ROOT / "recipes" / "configs" / "cifar100_lt").glob("dinov2_vits14_*.yaml"))
