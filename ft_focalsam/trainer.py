@@ -409,5 +409,7 @@ class FocalSAMTrainer(ResumableTrainer):
     def _finite(self, loss: Tensor) -> Tensor:
         """The loss, or, where it is not finite, the mean of those since the latest log: what the Trainer's
         `logging_nan_inf_filter` makes of it, without waiting for the device."""
+        if not hasattr(self, "_tr_loss"):  # outside of `train`
+            return loss
         mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
         return torch.where(torch.isfinite(loss), loss, mean.to(loss))

@@ -20,7 +20,7 @@ from .collectives import total_norm
 from .gradients.rules import rows_per_sample, spread
 from .gradients.tolerances import tolerances
 from .model_info import CONTAINERS, enclosing
-from .targets import Target, layer_input
+from .targets import Target, layer_input, plus_product
 
 # (module, epsilon by names of its parameters, c(n) of shape (B,), output at w, arguments...) -> output at w + c(n) eps
 PerSampleRule = Callable[..., Tensor]
@@ -100,7 +100,7 @@ def _move_adapted(model, part, weights, layer, args, kwargs, output) -> Tensor:
     """Forward hook of an adapted layer."""
     _check_batch(model, layer, weights, output)
     x = layer_input(args, kwargs)
-    return with_part(output, weights, F.linear(x, part.to(x.dtype)))
+    return plus_product(output, x * spread(weights, x), part)
 
 
 def _check_batch(model: nn.Module, module: nn.Module, weights: Tensor, output: Any) -> None:
@@ -206,7 +206,16 @@ def _product_rule(product: Callable) -> PerSampleRule:
     return rule
 
 
-per_sample_rule(nn.Linear)(_product_rule(lambda module, weight, bias, x: F.linear(x, weight, bias)))
+@per_sample_rule(nn.Linear)
+def linear(module, parts, weights, output, x: Tensor) -> Tensor:
+    """x W^T + b + u_n (x E^T + e), where u_n multiplies the narrower of x and the output."""
+    if "weight" in parts and x.shape[-1] <= output.shape[-1] and len(x) >= len(weights):
+        output = plus_product(output, x * spread(weights, x), parts["weight"])
+    elif "weight" in parts:
+        output = with_part(output, weights, F.linear(x, parts["weight"].to(x.dtype)))
+    return with_part(output, weights, parts["bias"]) if "bias" in parts else output
+
+
 per_sample_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)(
     _product_rule(lambda module, weight, bias, x: module._conv_forward(x, weight, bias))
 )

@@ -143,9 +143,21 @@ def layer_input(args: tuple, kwargs: dict) -> Tensor:
 
 
 def _add_product(part: Tensor, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-    """y + x E^T, in the precision of x, as the layer computes."""
-    x = layer_input(args, kwargs)
-    return output + F.linear(x, part.to(x.dtype)).to(output.dtype)
+    return plus_product(output, layer_input(args, kwargs), part)
+
+
+def plus_product(output: Tensor, x: Tensor, part: Tensor) -> Tensor:
+    """y + x E^T, in the precision of x, as the layer computes.
+
+    Args:
+        output (`Tensor` of shape (..., out)): y.
+        x (`Tensor` of shape (..., in)): What the layer was given.
+        part (`Tensor` of shape (out, in)): E.
+    """
+    part = part.to(x.dtype)
+    if output.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return output + F.linear(x, part).to(output.dtype)
+    return torch.addmm(output.flatten(0, -2), x.flatten(0, -2), part.T).view_as(output)
 
 
 @contextmanager
