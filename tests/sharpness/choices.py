@@ -133,7 +133,8 @@ def run_update(evaluation, model, images, labels, *, number=0, micro_batches=1, 
 
         run = Run(whole, forward, takes_rows=True)
         evaluation.micro_batch(y, run, number=number, is_last=index == len(parts) - 1)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = {name.removeprefix("_orig_mod."): p for name, p in model.named_parameters()}
+    trained = {name: p for name, p in named.items() if p.requires_grad}
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
 
 
