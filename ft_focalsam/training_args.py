@@ -545,6 +545,12 @@ class FocalSAMTrainingArguments(TrainingArguments):
             scope=self.perturbation_scope, perturb=self.perturb, direction=direction, adaptive=self.adaptive_rho
         )
         EVALUATIONS[self.evaluation].check(direction)
+        for name, value, otherwise in (("perturb", "merged", "trained"), ("evaluation", "one_pass", "two_point")):
+            if self.torch_compile and getattr(self, name) == value:
+                raise ValueError(
+                    f"{name} is {value!r}, which acts beside the layers of the model, and torch_compile is True; set "
+                    f"it to False, or {name} to {otherwise!r}."
+                )
         for name in ("perturb", "ascent", "evaluation", "ascent_interval"):
             default = type(self).__dataclass_fields__[name].default
             if self.sharpness == CC_SAM and getattr(self, name) != default:

@@ -498,6 +498,8 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_counted_and_logged(sharp
         ({"evaluation": "one_pass", "ascent": "friendly"}, "set ascent to 'momentum' or 'gaussian'"),
         ({"adaptive_rho": True, "ascent": "gaussian"}, "ascent is 'gaussian'; set it to false"),
         ({"adaptive_rho": True, "perturb": "merged"}, "perturb is 'merged'"),
+        ({"perturb": "merged", "torch_compile": True}, "torch_compile is True; set it to False, or perturb"),
+        ({"evaluation": "one_pass", "ascent": "gaussian", "torch_compile": True}, "or evaluation to 'two_point'"),
         ({"sharpness": "cc_sam", "ascent_interval": 2}, "leave ascent_interval at 1"),
         ({"sharpness": "cc_sam", "perturb": "norms"}, "leave perturb at 'trained'"),
         ({"sharpness": "cc_sam", "cc_sam_ratio": 2.0}, "cc_sam_ratio is 2.0"),

@@ -20,6 +20,15 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
+def refuse_compiled(model: nn.Module, choice: str, otherwise: str) -> None:
+    """Raise a `ValueError` for a compiled model, where hooks of a pass would stay in the graph, or not get into it."""
+    if is_compiled(model):
+        raise ValueError(
+            f"{choice}, which acts beside the layers of the model, and the model is compiled; leave torch.compile "
+            f"(torch_compile) out, or set it to '{otherwise}'."
+        )
+
+
 def draw_as_eager(model: nn.Module) -> None:
     """Let a compiled model draw the random numbers that an eager one does.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .compiled import refuse_compiled
 from .directions import Direction
 from .gradients.base import sum_of
 from .passes import WeightedPass
@@ -172,6 +173,7 @@ class OnePass(Evaluation):
 
     def __init__(self, step: SharpnessStep, *, interval: int = 1):
         super().__init__(step, interval=interval)
+        refuse_compiled(step.model, "evaluation is 'one_pass'", "two_point")
         self._is_begun = False
         self._is_verified = False
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .batch_statistics import kept_broadcast, kept_running_statistics
 from .collectives import PERTURBATION_SCOPES, average_over_ranks, is_sharded, world_size
 from .directions import Direction, Gradient, Parts, unit_direction
+from .compiled import refuse_compiled
 from .frontier import FrozenPrefix, PrefixRecord
 from .gradient_check import GradientCheck
 from .gradient_sync import first_pass_sync, no_sync
@@ -108,6 +109,8 @@ class SharpnessStep:
         check_rho(rho)
         check_choices(scope=scope, perturb=perturb, direction=direction, adaptive=adaptive)
         refuse_wrapped(model)
+        if perturb == "merged":
+            refuse_compiled(model, "perturb is 'merged'", "trained")
         if is_sharded(inspect_model(model).trained):
             _check_sharded(scope, perturb, direction)
             separate_reason = separate_reason or "its parameters are sharded over processes"

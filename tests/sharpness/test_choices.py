@@ -91,10 +91,19 @@ def test_under_activation_checkpointing(perturb, direction, evaluation, reentran
     check("vit", perturb, "lora", direction, "focal_sam", evaluation, wrap=enable)
 
 
-def test_one_pass_in_a_compiled_model():
+def test_what_acts_beside_the_layers_is_refused_in_a_compiled_model():
+    model = torch.compile(make_model("vit", "lora"), backend="aot_eager")
+    with pytest.raises(ValueError, match="perturb is 'merged', .* the model is compiled"):
+        SharpnessStep(model, METHODS["sam"], perturb="merged")
+    step = SharpnessStep(model, METHODS["sam"], direction=make_direction("gaussian"))
+    with pytest.raises(ValueError, match="evaluation is 'one_pass', .* the model is compiled"):
+        make_evaluation("one_pass", step)
+
+
+def test_norms_in_a_compiled_model():
     torch._dynamo.reset()
     compiled = partial(torch.compile, backend="aot_eager")
-    check("vit", "trained", "lora", "momentum", "focal_sam", "one_pass", wrap=compiled)
+    check("vit", "norms", "lora", "friendly", "focal_sam", "two_point", wrap=compiled)
 
 
 @pytest.mark.parametrize(("perturb", "direction", "evaluation"), EVALUATED[:-1])  # noise depends on the precision
