@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .batch_statistics import kept_broadcast, kept_running_statistics
 from .collectives import PERTURBATION_SCOPES, average_over_ranks, is_sharded, world_size
-from .directions import Direction, Gradient, Parts, unit_direction
 from .compiled import refuse_compiled
+from .directions import Direction, Gradient, Parts, unit_direction
 from .frontier import FrozenPrefix, PrefixRecord
 from .gradient_check import GradientCheck
 from .gradient_sync import first_pass_sync, no_sync

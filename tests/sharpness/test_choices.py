@@ -93,10 +93,10 @@ def test_under_activation_checkpointing(perturb, direction, evaluation, reentran
 
 def test_what_acts_beside_the_layers_is_refused_in_a_compiled_model():
     model = torch.compile(make_model("vit", "lora"), backend="aot_eager")
-    with pytest.raises(ValueError, match="perturb is 'merged', .* the model is compiled"):
+    with pytest.raises(ValueError, match=r"perturb is 'merged', .* the model is compiled"):
         SharpnessStep(model, METHODS["sam"], perturb="merged")
     step = SharpnessStep(model, METHODS["sam"], direction=make_direction("gaussian"))
-    with pytest.raises(ValueError, match="evaluation is 'one_pass', .* the model is compiled"):
+    with pytest.raises(ValueError, match=r"evaluation is 'one_pass', .* the model is compiled"):
         make_evaluation("one_pass", step)
 
 
