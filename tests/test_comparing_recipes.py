@@ -19,7 +19,8 @@ from ft_focalsam import (
     TuningOptions,
     apply_tuning,
 )
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments
 
 

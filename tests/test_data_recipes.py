@@ -10,7 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from ft_focalsam.config import ConfigError
+from ft_focalsam.cli.config import ConfigError
 from ft_focalsam.data import BadImageError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ import yaml
 from running import QUICKSTART, ROOT
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.evaluation import Predictions, compare
 

@@ -12,8 +12,7 @@ from transformers import CLIPImageProcessor
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.data import eval_transform
-from ft_focalsam.evaluation import load_classifier
-from ft_focalsam.models import load_backbone, load_image_processor, load_text_tower
+from ft_focalsam.models import load_backbone, load_classifier, load_image_processor, load_text_tower
 from ft_focalsam.models.backbones import resolve_name
 
 HANGS = r"(\w+\.?)+!"  # doubles the time of `re` with every character

@@ -13,30 +13,28 @@ from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback
 
-from .data.batches import RenamedLabels, finished, select_samples, without_padding
-from .data.labels import dataset_labels
-from .data.mixing import MixingCollator
-from .data.samplers import ClassSampler
-from .epochs import SetEpoch
-from .evaluation import LongTailMetrics
-from .files import check_writable
-from .nonfinite import NonFiniteSteps
-from .resumable import ResumableTrainer
-from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
-from .sharpness import (
+from ..data.batches import RenamedLabels, finished, select_samples, without_padding
+from ..data.labels import IGNORED, dataset_labels
+from ..data.mixing import MixingCollator
+from ..data.samplers import ClassSampler
+from ..evaluation import LongTailMetrics
+from ..files import check_writable
+from ..sharpness import (
     ClassConditionalSAM,
     Evaluation,
     GradientCheck,
     LossContractError,
     SharpnessStep,
-    scheduled_rho,
 )
-from .sharpness.evaluations import Run
-from .sharpness.step import IGNORED
-from .sharpness.step_statistics import StepStatistics
-from .trainer_checks import class_counts_of, refuse_what_is_not_exact
-from .trainer_loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
-from .training_args import FocalSAMTrainingArguments
+from ..sharpness.evaluations import Run
+from ..sharpness.step_statistics import StepStatistics
+from .arguments import FocalSAMTrainingArguments
+from .checks import class_counts_of, refuse_what_is_not_exact
+from .epochs import SetEpoch
+from .loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
+from .nonfinite import NonFiniteSteps
+from .resumable import ResumableTrainer
+from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +76,9 @@ class FocalSAMTrainer(ResumableTrainer):
             way that the step cannot be exact in. From `train`, a `LossContractError` if the loss is not made of the
             losses of the samples.
     """
+
+    args: FocalSAMTrainingArguments
+    model: nn.Module
 
     def __init__(
         self,
@@ -200,7 +201,7 @@ class FocalSAMTrainer(ResumableTrainer):
             return self._end_step(whole(), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        self._evaluation.rho = self._current_rho()
+        self._evaluation.rho = self.args.rho_at(self._progress())
         loss = self._evaluation.micro_batch(
             as_targets(inputs["labels"]),
             Run(whole, forward, takes_rows=True),
@@ -380,12 +381,6 @@ class FocalSAMTrainer(ResumableTrainer):
     def _progress(self) -> float:
         """Share of training that is done, 0 to 1."""
         return min(1.0, self.state.global_step / max(1, self.state.max_steps))
-
-    def _current_rho(self) -> float:
-        args = self.args
-        return scheduled_rho(
-            args.rho_schedule, args.rho, progress=self._progress(), initial=args.rho_initial, step_at=args.rho_step_at
-        )
 
     def _end_step(self, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
         """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""
