@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from ..data.batches import RenamedLabels, finished, select_samples, without_padding
 from ..data.labels import IGNORED, dataset_labels
@@ -125,8 +125,9 @@ class FocalSAMTrainer(ResumableTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if args.label_names != ["labels"]:
-            self.data_collator = RenamedLabels(self.data_collator, args.label_names[0])
+        (label_name,) = args.label_names or ["labels"]
+        if label_name != "labels":
+            self.data_collator = RenamedLabels(self.data_collator, label_name)
             self.label_names = ["labels"]
         self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
@@ -214,10 +215,12 @@ class FocalSAMTrainer(ResumableTrainer):
         """As the Trainer does; images that came to the device as bytes, to be evaluated, are normalised there."""
         return finished(super()._prepare_inputs(inputs), self.data_collator)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
+    ) -> Tensor | tuple[Tensor, Any]:
         """As the Trainer does, with the logits of any model among the outputs."""
         with nullcontext() if self._loss is None else self._loss.watch(self.model):
-            result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not return_outputs or isinstance(result[1], dict):
             return result
         return result[0], {"logits": logits_of(result[1])}
@@ -312,7 +315,7 @@ class FocalSAMTrainer(ResumableTrainer):
         """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
         memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
         model = self.model if model is None else model
-        if not type(model).__module__.startswith("transformers."):
+        if not (isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers.")):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
 
@@ -354,12 +357,15 @@ class FocalSAMTrainer(ResumableTrainer):
         return self.sharpness_step.reduce(losses, count)
 
     def _losses(self, outputs, labels: Tensor, count) -> Tensor:
+        loss, progress = self._loss, self._progress()
+        assert loss is not None  # as `_reduced_loss` has seen
+
         def losses_of(logits: Tensor) -> Tensor:
-            return self._loss(with_logits(outputs, logits), labels, progress=self._progress(), count=count)
+            return loss(with_logits(outputs, logits), labels, progress=progress, count=count)
 
         if isinstance(self._evaluation, ClassConditionalSAM) and self._evaluation.is_watching:
             return self._evaluation.losses(logits_of(outputs), labels, losses_of)
-        return self._loss(outputs, labels, progress=self._progress(), count=count)
+        return loss(outputs, labels, progress=progress, count=count)
 
     def _make_evaluation(self, model: nn.Module) -> None:
         self._trained_model, self._statistics = model, StepStatistics()

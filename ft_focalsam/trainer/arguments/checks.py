@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import OptimizerNames
 
 from ...errors import one_line, unknown
 from ...ranges import SEED, Range, check_numbers
@@ -98,7 +99,7 @@ def check_optimizer(args: TrainingArguments) -> None:
     """
     from transformers import Trainer  # not before it is needed: it imports much
 
-    parameters, name = [torch.nn.Parameter(torch.zeros(1))], args.optim.value
+    parameters, name = [torch.nn.Parameter(torch.zeros(1))], OptimizerNames(args.optim).value
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
         if name in PLAIN_OPTIMIZERS:
@@ -123,7 +124,7 @@ def check_optimizer(args: TrainingArguments) -> None:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"lr_scheduler_type is '{args.lr_scheduler_type.value}' and lr_scheduler_kwargs "
+            f"lr_scheduler_type is '{SchedulerType(args.lr_scheduler_type).value}' and lr_scheduler_kwargs "
             f"{args.lr_scheduler_kwargs!r}, which do not fit ({one_line(error)}); set lr_scheduler_kwargs to a "
             "mapping of what that schedule takes."
         ) from error

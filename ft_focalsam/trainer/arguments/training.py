@@ -41,7 +41,7 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
     )
-    dataloader_num_workers: Annotated[int | None, Range(0)] = field(
+    dataloader_num_workers: Annotated[int | None, Range(0)] = field(  # type: ignore[assignment]  # a number in the end
         default=None,
         metadata={
             "help": "Processes that read images, for each training process; by default the cores of the machine "
