@@ -23,6 +23,8 @@ from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments
 
+pytestmark = pytest.mark.slow
+
 
 def benchmark(*arguments):
     result = python("recipes/benchmark_step.py", *arguments)

@@ -13,6 +13,8 @@ from PIL import Image
 from ft_focalsam.cli.config import ConfigError
 from ft_focalsam.data import BadImageError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "recipes" / "configs" / "quickstart.yaml")
 FOLDER = str(ROOT / "recipes" / "configs" / "image_folder" / "clip_vit_b16_lora.yaml")

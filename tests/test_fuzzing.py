@@ -19,6 +19,8 @@ from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, load_image_data
 from ft_focalsam.trainer.checkpointing import find_fault
 
+pytestmark = pytest.mark.slow
+
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 
 

@@ -15,6 +15,8 @@ from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.evaluation import Predictions, compare
 
+pytestmark = pytest.mark.slow
+
 CONFIG = str(ROOT / QUICKSTART)
 SHORT = ["--max_steps", "3", "--learning_rate", "0.1"]  # far enough to tell runs apart
 

@@ -23,6 +23,16 @@ def test_version_is_the_same_everywhere():
     assert ft_focalsam.__version__ == citation["version"]
 
 
+def test_the_table_of_where_to_add_is_up_to_date():
+    rows = re.findall(r"^\| [^|]+ \| `([\w/.]+)` \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for name, what in rows:
+        path = ROOT / "ft_focalsam" / name
+        text = "".join(file.read_text() for file in (path.rglob("*.py") if path.is_dir() else [path]))
+        for entry in re.findall(r"`@?(\w+)`", what):
+            assert entry in text, (name, entry)
+
+
 def test_public_names_are_documented():
     for name in ft_focalsam.__all__:
         assert (getattr(ft_focalsam, name).__doc__ or "").strip(), name
@@ -64,6 +74,7 @@ model.insert("clip_adapter", width=2, ratio=0.5)
 
 
 @pytest.mark.parametrize("script", [LAZY, EVERYTHING, CLASSIFIER], ids=["the step", "everything", "a classifier"])
+@pytest.mark.slow
 def test_what_is_imported_in_a_new_process(script):
     result = run([sys.executable, "-c", script])
     assert result.returncode == 0, result.stderr

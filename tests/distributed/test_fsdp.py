@@ -18,6 +18,8 @@ from ft_focalsam.models import LongTailClassifier
 from ft_focalsam.trainer.checks import refuse_what_is_not_exact
 from ft_focalsam.trainer.sharding import layers_to_shard
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("sam", "weighted_sam", "imbsam", "focal_sam")
 TUNINGS = ("lora", "full")
 CLIPPED = {"max_grad_norm": 0.5}  # below the norms that occur

@@ -20,6 +20,8 @@ from ft_focalsam.hub import describe_run, make_card, write_card
 from ft_focalsam.hub.card import MADE_HERE
 from ft_focalsam.hub.run_file import base_model
 
+pytestmark = pytest.mark.slow
+
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 
 

@@ -268,6 +268,7 @@ def test_code_that_a_tokenizer_brings_is_not_run(tmp_path):
     ],
     ids=["classes", "weights"],
 )
+@pytest.mark.slow
 def test_a_head_that_no_memory_has_room_for_is_refused(changes, folder):
     change(folder / "config.json", **changes)
     with pytest.raises(ValueError, match=r"asks for a head of [\d,]+ classes and [\d,]+ features, which no data set"):

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from ft_focalsam.trainer.checkpointing import find_fault
 from ft_focalsam.trainer.run_lock import one_writer
 
+pytestmark = pytest.mark.slow
+
 RESUME = ("--resume_from_checkpoint", "true")
 
 

@@ -21,6 +21,8 @@ from ft_focalsam.trainer.manifest import MANIFEST_NAME, Manifest
 from ft_focalsam.trainer.run_lock import LOCK_NAME, one_writer
 from ft_focalsam.trainer.run_settings import describe_differences, differences, fingerprint
 
+pytestmark = pytest.mark.slow
+
 RUN = {"max_steps": 6, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "ascent": "momentum"}
 
 
