@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .losses import make_loss
-    from .models import LongTailClassifier, LongTailClassifierConfig
-    from .predicting import ImageClassifier
+    from .models import ImageClassifier, LongTailClassifier, LongTailClassifierConfig
     from .sharpness import ClassConditionalSAM, FocalSAM, class_weights, scheduled_rho
-    from .trainer import FocalSAMTrainer
-    from .training_args import FocalSAMTrainingArguments
+    from .trainer import FocalSAMTrainer, FocalSAMTrainingArguments
     from .tuning import TuningOptions, apply_tuning
 
 __version__ = "0.1.0"
@@ -38,8 +36,8 @@ _SUBMODULES = {
     "ClassConditionalSAM": "sharpness",
     "FocalSAM": "sharpness",
     "FocalSAMTrainer": "trainer",
-    "FocalSAMTrainingArguments": "training_args",
-    "ImageClassifier": "predicting",
+    "FocalSAMTrainingArguments": "trainer",
+    "ImageClassifier": "models",
     "LongTailClassifier": "models",
     "LongTailClassifierConfig": "models",
     "TuningOptions": "tuning",

@@ -26,7 +26,7 @@ from finetune import main as finetune
 from tqdm.auto import tqdm
 
 from ft_focalsam import FocalSAMTrainer
-from ft_focalsam.config import parse_config
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import (
     PREDICTIONS,

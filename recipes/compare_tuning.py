@@ -18,7 +18,8 @@ from benchmark_step import make_steps, seconds
 from finetune import main as finetune
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments
 from ft_focalsam.errors import told_in_one_sentence
 

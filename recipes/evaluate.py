@@ -25,9 +25,7 @@ from ft_focalsam.evaluation import (
     check_classes,
     file_name,
     format_table,
-    is_zero_shot,
     judge,
-    load_classifier,
     load_test_set,
     read_class_index,
     read_train_counts,
@@ -40,6 +38,7 @@ from ft_focalsam.evaluation import (
 )
 from ft_focalsam.files import check_writable
 from ft_focalsam.finding import did_you_mean
+from ft_focalsam.models import is_zero_shot, load_classifier
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -28,8 +28,8 @@ from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
-from ft_focalsam.checkpointing import check_checkpoint, checkpoints
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import (
     ByteCollator,
     DataArguments,
@@ -74,9 +74,10 @@ from ft_focalsam.models import (
     start_head,
 )
 from ft_focalsam.models.backbones import find_family
-from ft_focalsam.preemption import TrainingTerminated
-from ft_focalsam.run_lock import one_writer
-from ft_focalsam.run_settings import describe_differences, differences, settings_of
+from ft_focalsam.trainer.checkpointing import check_checkpoint, checkpoints
+from ft_focalsam.trainer.preemption import TrainingTerminated
+from ft_focalsam.trainer.run_lock import one_writer
+from ft_focalsam.trainer.run_settings import describe_differences, differences, settings_of
 from ft_focalsam.tuning import check_keeps_backbone, describe_methods, describe_parameters
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)

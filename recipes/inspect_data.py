@@ -20,7 +20,8 @@ import matplotlib
 import numpy as np
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import file_name, short_name

@@ -22,7 +22,7 @@ from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import to_cell
 from ft_focalsam.files import check_writable, opened_aside
 from ft_focalsam.finding import did_you_mean
-from ft_focalsam.predicting import choose_device
+from ft_focalsam.models.image_classifier import choose_device
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

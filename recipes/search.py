@@ -24,7 +24,8 @@ from transformers import set_seed
 from transformers.integrations import is_optuna_available
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import METRICS

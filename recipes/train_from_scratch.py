@@ -13,7 +13,7 @@ from finetune import main as finetune
 from finetune import run_script
 
 from ft_focalsam import FocalSAMTrainer
-from ft_focalsam.config import ModelArguments
+from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.models.backbones import is_pretrained
 
 PUBLISHED_EPOCHS = 200

@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONGEST = (
     "tuning/test_table.py", "test_recipes.py", "distributed/test_processes.py", "test_comparing_recipes.py",
     "distributed/test_configurations.py", "export/test_exported.py", "evaluation/test_evaluate_recipe.py",
-    "evaluation/test_gathering.py", "test_data_recipes.py", "test_trainer_modes.py",
+    "evaluation/test_gathering.py", "test_data_recipes.py", "trainer/test_trainer_modes.py",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import transformers.models.clip.modeling_clip
 import transformers.models.dinov2.modeling_dinov2
 import transformers.trainer  # noqa: F401
 
-import ft_focalsam.config
+import ft_focalsam.cli.config
 import ft_focalsam.evaluation  # noqa: F401
 
 TIMEOUT = 600  # seconds

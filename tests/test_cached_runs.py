@@ -7,6 +7,8 @@ import torch
 from running import QUICKSTART, ROOT, finetune, processes, ranks
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "tests" / "distributed" / "cached.py"
 OPTIONS = {
     "tuning": "clip_adapter", "head_start": "class_means", "augmentation_views": 2, "num_train_epochs": 3,

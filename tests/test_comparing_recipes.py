@@ -19,8 +19,11 @@ from ft_focalsam import (
     TuningOptions,
     apply_tuning,
 )
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments
+
+pytestmark = pytest.mark.slow
 
 
 def benchmark(*arguments):

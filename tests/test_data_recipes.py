@@ -10,8 +10,10 @@ import datasets
 import pytest
 from PIL import Image
 
-from ft_focalsam.config import ConfigError
+from ft_focalsam.cli.config import ConfigError
 from ft_focalsam.data import BadImageError
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "recipes" / "configs" / "quickstart.yaml")

@@ -14,6 +14,8 @@ from ft_focalsam.hub.card import make_card
 from ft_focalsam.models import start_head
 from ft_focalsam.sharpness import class_weights
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "recipes/configs/cifar10_lt/resnet32.yaml"
 SMALL = ["--dataset", "digits", "--backbone", "scratch:test_resnet", "--image_size", "32", "--learning_rate", "0.02"]
 SMALL += ["--max_train_per_class", "20", "--imbalance_factor", "5", "--max_test_per_class", "10"]

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ft_focalsam import FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
-from ft_focalsam.checkpointing import find_fault
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, load_image_data
+from ft_focalsam.trainer.checkpointing import find_fault
+
+pytestmark = pytest.mark.slow
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 

@@ -10,9 +10,12 @@ import yaml
 from running import QUICKSTART, ROOT
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.evaluation import Predictions, compare
+
+pytestmark = pytest.mark.slow
 
 CONFIG = str(ROOT / QUICKSTART)
 SHORT = ["--max_steps", "3", "--learning_rate", "0.1"]  # far enough to tell runs apart

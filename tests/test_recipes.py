@@ -16,6 +16,8 @@ from ft_focalsam import (
 from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.models import load_image_processor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):

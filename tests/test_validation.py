@@ -11,6 +11,8 @@ from running import finetune
 from ft_focalsam.data import DataArguments, class_counts, label_array, prepare_images
 from ft_focalsam.evaluation import Predictions
 
+pytestmark = pytest.mark.slow
+
 CHOOSING = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 3)
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..sharpness.step import IGNORED
+from .labels import IGNORED
 from .transforms import Normalise, Preprocessing
 
 

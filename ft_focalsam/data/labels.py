@@ -8,11 +8,11 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
-from ..sharpness.step import IGNORED
 from .columns import label_array
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100  # the label that losses of PyTorch leave out
 LABEL_KEYS = ("labels", "label")
 NUM_COMPARED = 50  # classes of which an item is read, to see that it has the label it is counted with
 

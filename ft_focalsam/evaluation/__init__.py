@@ -2,7 +2,7 @@
 
 from .cells import from_cell, to_cell
 from .class_matching import match_classes, read_class_index, read_train_counts
-from .classifiers import Classifier, is_zero_shot, load_classifier, restrict, saved_counts, saved_history
+from .classifiers import restrict, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
 from .estimates import Estimate, estimate
 from .intervals import accuracy_interval, difference_interval
@@ -30,7 +30,6 @@ __all__ = [
     "METRICS",
     "PREDICTIONS",
     "VIEWS",
-    "Classifier",
     "Comparison",
     "Estimate",
     "JudgeOptions",
@@ -54,9 +53,7 @@ __all__ = [
     "from_cell",
     "group_means",
     "image_ids",
-    "is_zero_shot",
     "judge",
-    "load_classifier",
     "load_test_set",
     "match_classes",
     "mcnemar",

@@ -2,17 +2,15 @@
 
 import csv
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..models.text import find_synset
 from ..parsing import parse_json
 from .cells import from_cell
-
-_SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
 
 
 def match_classes(
@@ -57,11 +55,6 @@ def match_classes(
     return np.array(list(matched), dtype=np.int64)
 
 
-def _synset(name: str) -> list[str]:
-    found = _SYNSET.match(name)
-    return [found[0]] if found else []
-
-
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
@@ -69,7 +62,7 @@ def _plain(name: str) -> str:
 # Name -> keys by which it may be found, the surest first.
 _KEYS = (
     lambda name: [name],
-    _synset,
+    find_synset,
     lambda name: [_plain(name)],
     lambda name: [_plain(part) for part in name.split(",")],
 )
@@ -87,7 +80,7 @@ def _table(known: Sequence[Sequence[str]], keys) -> dict[str, int]:
 
 def _no_match(name: str, model_names: Sequence[str], *, source: str, has_index: bool) -> str:
     nearest = difflib.get_close_matches(name, model_names, n=1, cutoff=0.0)[0]
-    remedy = "correct the name" if has_index or not _synset(name) else "give --class_index, which says what it is"
+    remedy = "correct the name" if has_index or not find_synset(name) else "give --class_index, which says what it is"
     return (
         f"The class {name!r} of {source} is none of the model's {len(model_names)} classes (the nearest name is "
         f"{nearest!r}); {remedy}."
@@ -183,30 +176,3 @@ def _read_json(path: str | Path):
         return parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"'{path}' cannot be read as JSON ({error}); check the path and the file.") from error
-
-
-def readable_names(names: Sequence[str], class_index: Mapping[int, Sequence[str]] | None = None) -> list[str]:
-    """Names that a text tower can read, of classes that may be named by WordNet synsets.
-
-    Args:
-        names (sequence of `str`): "n01440764 tench" becomes "tench"; "n01440764" what the class index calls it.
-        class_index (mapping, *optional*): Of [`read_class_index`].
-
-    Raises:
-        ValueError: If a synset has no name.
-    """
-    known: dict[str, str] = {}
-    for entry in (class_index or {}).values():
-        words = next((name for name in entry if not _synset(name)), None)
-        known |= {synset: words.split(",")[0] for name in entry for synset in _synset(name) if words}
-    readable = []
-    for name in names:
-        (synset,) = _synset(name) or [""]
-        words = name.removeprefix(synset).strip(" _-") or known.get(synset)
-        if words is None:
-            raise ValueError(
-                f"The class {name!r} is named by a WordNet synset, which a text tower cannot read; give a class index "
-                "that has its name (--class_index)."
-            )
-        readable.append(words)
-    return readable

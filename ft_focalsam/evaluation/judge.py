@@ -7,14 +7,16 @@ import datasets
 import numpy as np
 from accelerate import Accelerator
 
-from ..data import stratified_split
-from .class_matching import match_classes, readable_names
-from .classifiers import Classifier, restrict
+from ..data import TransformedImages, stratified_split
+from ..models import Classifier
+from ..models.text import readable_names
+from .class_matching import match_classes
+from .classifiers import restrict
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import AVERAGES, Predictions, image_ids, predict
 from .test_sets import TestSet
 from .verdict import Verdict
-from .views import VIEWS
+from .views import VIEWS, view_transform
 
 SPLIT_SEED = 0  # which pictures the temperature is fitted on is the same in every run
 
@@ -92,7 +94,7 @@ def judge(
     """Judge a classifier on a test set.
 
     Args:
-        classifier (`Classifier`): Of [`load_classifier`].
+        classifier (`Classifier`): Of [`~ft_focalsam.models.load_classifier`].
         test (`TestSet`): Of [`load_test_set`].
         options (`JudgeOptions`): How.
         model (`str`): What to call the classifier.
@@ -113,7 +115,8 @@ def judge(
         )
     names, source = classifier.class_names, f"'{test.name}'"
     classes = match_classes(test.class_names, names, class_index=class_index, source=source)
-    pictures = classifier.pictures(test.pictures, views=options.views)
+    sizes = {"image_size": classifier.image_size, "patch_size": classifier.patch_size}
+    pictures = TransformedImages(test.pictures, view_transform(classifier.processor, options.views, **sizes))
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "average": options.average}
     logits = predict(classifier.model, pictures, accelerator=accelerator, **settings)
     logits, labels, kept = restrict(logits, pictures.targets, classes=classes, keep_all=options.all_classes)

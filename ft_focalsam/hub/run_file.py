@@ -23,7 +23,6 @@ from ..data import SOURCES
 from ..errors import one_line
 from ..models.backbones import is_pretrained, split_name
 from ..parsing import parse_json
-from ..run_settings import fingerprint
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
@@ -65,7 +64,7 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
     Args:
         trainer (`FocalSAMTrainer`): Of the run.
         options (sequence of dataclass instances): All that describes the run, where that is more than the arguments of
-            the Trainer: [`~ft_focalsam.data.DataArguments`], [`~ft_focalsam.config.ModelArguments`], ...
+            the Trainer: [`~ft_focalsam.data.DataArguments`], [`~ft_focalsam.cli.arguments.ModelArguments`], ...
         argv (sequence of `str`, *optional*): The command line behind `recipes/finetune.py`.
 
     Returns:
@@ -177,7 +176,7 @@ def _resolved(trainer) -> dict[str, Any]:
     settings = getattr(trainer, "run_settings", None)
     if settings is None:  # of another Trainer
         return {}
-    return {"resolved": settings, "fingerprint": fingerprint(settings), "changes": trainer.changes}
+    return {"resolved": settings, "fingerprint": trainer.fingerprint, "changes": trainer.changes}
 
 
 @contextmanager

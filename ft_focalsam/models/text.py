@@ -1,6 +1,7 @@
 """Class names to text features: zero-shot classification and semantic-aware starts of a head."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig
 from .backbones import find_family, load_text_tower
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+_SYNSET = re.compile(r"n\d{8}\b")  # a WordNet noun, as ImageNet and its variants name their folders
 # Names of templates and class names that open_clip ships, and what it calls them.
 NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": "SIMPLE_IMAGENET_TEMPLATES"}
 NAMED_CLASSES = {"imagenet": "IMAGENET_CLASSNAMES"}
@@ -143,3 +145,36 @@ def require_text_tower(backbone: str, features: str | None = None) -> None:
             f"The backbone '{backbone}' ({architecture}) has no text tower to start a head from class names; set "
             "head_start to class_means, linear_probe or random."
         )
+
+
+def find_synset(name: str) -> list[str]:
+    """The WordNet synset that a name begins with, if it does."""
+    found = _SYNSET.match(name)
+    return [found[0]] if found else []
+
+
+def readable_names(names: Sequence[str], class_index: Mapping[int, Sequence[str]] | None = None) -> list[str]:
+    """Names that a text tower can read, of classes that may be named by WordNet synsets.
+
+    Args:
+        names (sequence of `str`): "n01440764 tench" becomes "tench"; "n01440764" what the class index calls it.
+        class_index (mapping, *optional*): Of [`~ft_focalsam.evaluation.read_class_index`].
+
+    Raises:
+        ValueError: If a synset has no name.
+    """
+    known: dict[str, str] = {}
+    for entry in (class_index or {}).values():
+        words = next((name for name in entry if not find_synset(name)), None)
+        known |= {synset: words.split(",")[0] for name in entry for synset in find_synset(name) if words}
+    readable = []
+    for name in names:
+        (synset,) = find_synset(name) or [""]
+        words = name.removeprefix(synset).strip(" _-") or known.get(synset)
+        if words is None:
+            raise ValueError(
+                f"The class {name!r} is named by a WordNet synset, which a text tower cannot read; give a class index "
+                "that has its name (--class_index)."
+            )
+        readable.append(words)
+    return readable

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from ft_focalsam.data.labels import dataset_labels
+from ft_focalsam.data.labels import IGNORED, dataset_labels
+from ft_focalsam.sharpness import step
 
 LABELS = [3, 0, 0, 2, 1, 0, 3]
 
@@ -126,3 +127,7 @@ def test_items_that_are_no_mappings():
     dataset = TensorDataset(torch.zeros(7, 3), torch.tensor(LABELS))
     with pytest.raises(ValueError, match=r"is a tuple.*mapping with 'labels'"):
         dataset_labels(dataset)
+
+
+def test_the_label_that_is_left_out_is_everyones():
+    assert IGNORED == step.IGNORED == torch.nn.CrossEntropyLoss().ignore_index

@@ -155,6 +155,7 @@ def test_the_step_on_mixed_batches_equals_the_naive_one(loss, tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.slow
 def test_a_resumed_run_mixes_the_same(accumulation, tmp_path):
     common = {
         "max_steps": 7, "optim": "adamw_torch", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "remix": True,

@@ -129,6 +129,7 @@ def seen_by(trainer, checkpoint=None) -> list[int]:
 
 
 @every_strategy
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(strategy, tmp_path):
     """Epochs of 3 steps: 9 in all, cut at the fifth."""
     common = {"num_train_epochs": 3, "max_steps": -1, "optim": "adamw_torch", "train_sampler": strategy}

@@ -14,6 +14,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from running import ENVIRONMENT, ROOT, free_port, python
 from sharpness.models import make_model, relative_error
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {path.stem: path for path in (ROOT / "accelerate_configs").glob("*.yaml")}
 # Name -> (how its processes share the work, machines); DDP's processes are those of more than one device.
 TOPOLOGIES = {

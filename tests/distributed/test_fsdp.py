@@ -15,8 +15,10 @@ from test_trainer import trainer_for
 from transformers import Dinov2ForImageClassification
 
 from ft_focalsam.models import LongTailClassifier
-from ft_focalsam.sharding import layers_to_shard
-from ft_focalsam.trainer_checks import refuse_what_is_not_exact
+from ft_focalsam.trainer.checks import refuse_what_is_not_exact
+from ft_focalsam.trainer.sharding import layers_to_shard
+
+pytestmark = pytest.mark.slow
 
 METHODS = ("sam", "weighted_sam", "imbsam", "focal_sam")
 TUNINGS = ("lora", "full")

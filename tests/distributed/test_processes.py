@@ -7,6 +7,8 @@ import pytest
 from distributed.launching import CONFIGS, Launched, batches, distance, moved
 from sharpness.models import relative_error
 
+pytestmark = pytest.mark.slow
+
 GLOBAL, LOCAL = {"perturbation_scope": "global"}, {"perturbation_scope": "local"}
 
 

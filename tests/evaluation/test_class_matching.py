@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ft_focalsam.evaluation import match_classes, read_class_index, read_train_counts, restrict
-from ft_focalsam.evaluation.class_matching import readable_names
+from ft_focalsam.models.text import readable_names
 
 IMAGENET = ["tench, Tinca tinca", "crane", "great_grey owl, Strix nebulosa", "crane", "Größe 5"]
 INDEX = {0: ("n01440764", "tench"), 1: ("n02012849", "crane"), 2: ("n01622779",), 3: ("n03126707", "crane")}

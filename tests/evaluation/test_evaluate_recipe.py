@@ -17,6 +17,8 @@ from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.evaluation import Predictions, compare, fit_temperature, mcnemar
 from ft_focalsam.models import load_image_processor, start_head
 
+pytestmark = pytest.mark.slow
+
 COLORS = {"größer": (200, 30, 30), "ein Stück": (30, 200, 30), "<b>": (30, 30, 200)}
 
 

@@ -10,6 +10,8 @@ from running import processes, ranks
 
 from ft_focalsam.evaluation import Outcomes
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 
 

@@ -66,6 +66,7 @@ def test_an_accuracy_is_covered_from_one_image_a_class_on(accuracy, spread):
 
 
 @pytest.mark.parametrize("shares", [(0.01, 0.01), (0.05, 0.02), (0.25, 0.25), (0.89, 0.005)], ids=str)
+@pytest.mark.slow
 def test_a_difference_is_covered_from_one_image_a_class_on(shares):
     """Shares of images that one run alone has right, in classes alike and mixed."""
     rng = np.random.default_rng(int(100 * shares[0]))

@@ -25,6 +25,8 @@ from ft_focalsam.evaluation import (
 from ft_focalsam.evaluation.predictions import FORMAT
 from ft_focalsam.evaluation.report.pictures import example, worst_confusions
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["<script>alert(1)</script>", "Größe & „eins“", "a|b *c* $x$", "plain"]
 COUNTS = np.array([200, 50, 30, 5])
 LOG = [{"step": s, "loss": 3.0 / s, "eval_accuracy": s / 10} for s in range(1, 9)] + [{"train_loss": 1.0}]

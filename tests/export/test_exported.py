@@ -18,6 +18,8 @@ from ft_focalsam.data import eval_transform
 from ft_focalsam.export import FORMATS
 from ft_focalsam.models import load_image_processor
 
+pytestmark = pytest.mark.slow
+
 READ = Path(__file__).with_name("load_exported.py")
 LORA = {"tuning": "lora"}
 EVERYTHING = {"tuning": "norms,vpt_deep,ssf,bias,sparse,adaptformer,last_blocks,lora,clip_adapter", "head": "cosine"}

@@ -3,6 +3,7 @@
 import io
 
 import datasets
+import pytest
 import torch
 from export.tiny import NAMES
 from PIL import Image
@@ -12,6 +13,8 @@ from ft_focalsam import LongTailClassifier, apply_tuning
 from ft_focalsam.data import eval_transform
 from ft_focalsam.export import export_transformers
 from ft_focalsam.models import load_image_processor
+
+pytestmark = pytest.mark.slow
 
 
 def test_dinov2_in_the_pipeline(shared, tmp_path):

@@ -13,11 +13,14 @@ import yaml
 from huggingface_hub import ModelCard
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments, frequency_groups
 from ft_focalsam.hub import describe_run, make_card, write_card
 from ft_focalsam.hub.card import MADE_HERE
 from ft_focalsam.hub.run_file import base_model
+
+pytestmark = pytest.mark.slow
 
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
 

@@ -16,6 +16,8 @@ from ft_focalsam import ImageClassifier, LongTailClassifier
 from ft_focalsam.data import eval_transform
 from ft_focalsam.models import load_backbone, load_image_processor
 
+pytestmark = pytest.mark.slow
+
 PREDICT = runpy.run_path(str(ROOT / "recipes" / "predict.py"))["main"]
 
 

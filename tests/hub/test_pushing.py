@@ -21,6 +21,8 @@ from ft_focalsam import ImageClassifier
 from ft_focalsam.hub import files_to_push
 from ft_focalsam.hub.space import write_space
 
+pytestmark = pytest.mark.slow
+
 LARGE = ["accuracy_by_frequency.png", "adapter_model.safetensors", "model.safetensors"]
 
 

@@ -172,6 +172,7 @@ def fresh_process(backbones, tmp_path_factory) -> dict[str, tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("name", SAVED)
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_logits(fresh_process, name):
     assert_same(*fresh_process[name])
 

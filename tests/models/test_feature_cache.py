@@ -274,6 +274,7 @@ TRAININGS += [(tuning, {"sharpness": sharpness}) for tuning in WAYS for sharpnes
 
 
 @pytest.mark.parametrize(("tuning", "settings"), TRAININGS, ids=str)
+@pytest.mark.slow
 def test_training_on_cached_features_is_training_on_images(tuning, settings, backbones, dataset, processor, tmp_path):
     backbone, settings = backbones["clip"], settings | {"rho": 0.1}
     images, test = augmented(dataset, processor, num_views=2), plain(images_of(1), processor)

@@ -12,8 +12,7 @@ from transformers import CLIPImageProcessor
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.data import eval_transform
-from ft_focalsam.evaluation import load_classifier
-from ft_focalsam.models import load_backbone, load_image_processor, load_text_tower
+from ft_focalsam.models import load_backbone, load_classifier, load_image_processor, load_text_tower
 from ft_focalsam.models.backbones import resolve_name
 
 HANGS = r"(\w+\.?)+!"  # doubles the time of `re` with every character
@@ -269,6 +268,7 @@ def test_code_that_a_tokenizer_brings_is_not_run(tmp_path):
     ],
     ids=["classes", "weights"],
 )
+@pytest.mark.slow
 def test_a_head_that_no_memory_has_room_for_is_refused(changes, folder):
     change(folder / "config.json", **changes)
     with pytest.raises(ValueError, match=r"asks for a head of [\d,]+ classes and [\d,]+ features, which no data set"):

@@ -29,6 +29,8 @@ from ft_focalsam.models.backbones import find_family
 from ft_focalsam.models.backbones.split_attention import SplitAttention, join_projections, split_attention
 from ft_focalsam.models.backbones.timm_models import split_qkv_biases
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("owl", "red_fox", "newt")
 every_open_clip = pytest.mark.parametrize("name", OPEN_CLIP)
 every_timm = pytest.mark.parametrize("name", TIMM)

@@ -12,6 +12,8 @@ from models import BACKBONES, COUNTS, losses_of, make_batch, make_model, relativ
 from ft_focalsam.sharpness import SharpnessStep, class_weights
 from ft_focalsam.sharpness.directions import make_direction
 
+pytestmark = pytest.mark.slow
+
 RHO = 0.1
 SETTINGS = {"sigma": 0.7, "decay": 0.8, "seed": 3}
 METHODS = {

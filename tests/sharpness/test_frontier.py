@@ -220,6 +220,7 @@ def test_under_activation_checkpointing_everything_is_computed(reentrant):
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_computed_twice():
     model = torch.compile(CASES["head"](dtype=torch.float32), backend="aot_eager")
     step = SharpnessStep(model, C, rho=0.1)

@@ -315,6 +315,7 @@ def test_an_interval_without_closure_is_refused():
         pass
 
 
+@pytest.mark.slow
 def test_half_precision_weights_collect_their_sums_in_float32():
     """A bfloat16 model whose gradient of L_c comes from 32 accumulated batches: no more rounding than from one."""
     model = make_model("vit", "lora", dtype=torch.bfloat16)

@@ -520,6 +520,7 @@ def test_autocast_around_both_passes_keeps_no_copies_of_the_weights(method):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles for the CPU by g++, which is not there")
+@pytest.mark.slow
 def test_a_compiled_model_draws_the_masks_of_an_eager_one():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, len(COUNTS))).double()

@@ -395,6 +395,7 @@ def test_both_gradients_are_exact_in_every_step(body):
 
 
 @pytest.mark.parametrize("body", ["wide linear", "layer norm", "attention"])
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same_gradients(body):
     torch.manual_seed(0)
     model = Pooled(BODIES[body]()).double()

@@ -17,6 +17,8 @@ from ft_focalsam.sharpness.directions import make_direction
 from ft_focalsam.sharpness.per_sample import NotPerSampleError
 from ft_focalsam.tuning import TUNING_METHODS
 
+pytestmark = pytest.mark.slow
+
 RHO = 0.1
 C = class_weights("focal_sam", COUNTS, {"gamma": 2.0, "lam": 1.1})
 SETTINGS = {"sigma": 0.7, "decay": 0.8}

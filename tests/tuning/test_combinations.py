@@ -12,6 +12,8 @@ from ft_focalsam import LongTailClassifier, apply_tuning
 from ft_focalsam.models import load_backbone
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods
 
+pytestmark = pytest.mark.slow
+
 TEXT_METHODS = ("text_lora", "context_prompts")
 SIZES = {"context_length": 3, "adapter_width": 4, "prompt_length": 3, "lora_rank": 2, "sparse_ratio": 0.1}
 SIZES["peft_config"] = {"peft_type": "LOHA", "r": 2, "target_modules": ["fc1", "fc2", "up_proj", "down_proj"]}

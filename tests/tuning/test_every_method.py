@@ -14,6 +14,8 @@ from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_
 from ft_focalsam import LongTailClassifier, class_weights
 from ft_focalsam.sharpness import SharpnessStep
 
+pytestmark = pytest.mark.slow
+
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -23,6 +23,8 @@ from ft_focalsam.export import merge
 from ft_focalsam.sharpness import SharpnessStep
 from ft_focalsam.tuning import TUNING_METHODS
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("owl", "fox", "newt", "moth", "carp")
 RHO = 0.05
 LABELS = torch.tensor([0, 1, 4, 0])

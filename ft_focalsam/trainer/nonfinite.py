@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 
-from .data.images import record_name
-from .data.labels import dataset_labels
+from ..data.images import record_name
+from ..data.labels import dataset_labels
 
 BATCH_NAME = "nonfinite_batch.txt"  # in the output folder
 NUM_SHOWN = 5

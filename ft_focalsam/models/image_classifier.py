@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .data import BadImageError, StoredImage, eval_transform
-from .evaluation import Classifier, load_classifier
+from ..data import BadImageError, StoredImage, eval_transform
+from .loading import Classifier, load_classifier
 
 Guesses = list[dict[str, Any]]  # [{"label": "cat", "score": 0.97}, ...], the most probable first
 Picture = str | Path | Image.Image
@@ -28,7 +28,7 @@ class ImageClassifier:
     Pictures are read as in training: upright, as RGB, with the preprocessing that was saved.
 
     Args:
-        classifier (`Classifier`): Of [`~ft_focalsam.evaluation.load_classifier`].
+        classifier (`Classifier`): Of [`~ft_focalsam.models.load_classifier`].
         device (`str` or `torch.device`, *optional*): Where to run; by default an accelerator where there is one.
     """
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .losses import PerSampleLoss
-from .sharpness.classifier_input import ClassifierInput
+from ..losses import PerSampleLoss
+from ..sharpness.classifier_input import ClassifierInput
 
 
 def logits_of(outputs: Any) -> Tensor:

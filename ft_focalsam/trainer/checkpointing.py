@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .errors import one_line
-from .files import ASIDE, flush, give_ordinary_permissions
+from ..errors import one_line
+from ..files import ASIDE, flush, give_ordinary_permissions
+from ..parsing import parse_json
 from .manifest import MANIFEST_NAME, Manifest
-from .parsing import parse_json
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -11,7 +11,7 @@ from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 
-from .models import LongTailClassifier
+from ..models import LongTailClassifier
 
 
 def choose_layers_to_shard(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers import TrainerControl
 
-from ft_focalsam.preemption import REPEAT_SECONDS, StopOnSignal, TrainingTerminated
+from ft_focalsam.trainer.preemption import REPEAT_SECONDS, StopOnSignal, TrainingTerminated
 
 
 class OneProcess:

@@ -11,32 +11,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
-from .data.batches import RenamedLabels, finished, select_samples, without_padding
-from .data.labels import dataset_labels
-from .data.mixing import MixingCollator
-from .data.samplers import ClassSampler
-from .epochs import SetEpoch
-from .evaluation import LongTailMetrics
-from .files import check_writable
-from .nonfinite import NonFiniteSteps
-from .resumable import ResumableTrainer
-from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
-from .sharpness import (
+from ..data.batches import RenamedLabels, finished, select_samples, without_padding
+from ..data.labels import IGNORED, dataset_labels
+from ..data.mixing import MixingCollator
+from ..data.samplers import ClassSampler
+from ..evaluation import LongTailMetrics
+from ..files import check_writable
+from ..sharpness import (
     ClassConditionalSAM,
     Evaluation,
     GradientCheck,
     LossContractError,
     SharpnessStep,
-    scheduled_rho,
 )
-from .sharpness.evaluations import Run
-from .sharpness.step import IGNORED
-from .sharpness.step_statistics import StepStatistics
-from .trainer_checks import class_counts_of, refuse_what_is_not_exact
-from .trainer_loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
-from .training_args import FocalSAMTrainingArguments
+from ..sharpness.evaluations import Run
+from ..sharpness.step_statistics import StepStatistics
+from .arguments import FocalSAMTrainingArguments
+from .checks import class_counts_of, refuse_what_is_not_exact
+from .epochs import SetEpoch
+from .loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
+from .nonfinite import NonFiniteSteps
+from .resumable import ResumableTrainer
+from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +76,9 @@ class FocalSAMTrainer(ResumableTrainer):
             way that the step cannot be exact in. From `train`, a `LossContractError` if the loss is not made of the
             losses of the samples.
     """
+
+    args: FocalSAMTrainingArguments
+    model: nn.Module
 
     def __init__(
         self,
@@ -124,8 +125,9 @@ class FocalSAMTrainer(ResumableTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if args.label_names != ["labels"]:
-            self.data_collator = RenamedLabels(self.data_collator, args.label_names[0])
+        (label_name,) = args.label_names or ["labels"]
+        if label_name != "labels":
+            self.data_collator = RenamedLabels(self.data_collator, label_name)
             self.label_names = ["labels"]
         self._set_epoch = SetEpoch(train_dataset)
         self.add_callback(self._set_epoch)
@@ -200,7 +202,7 @@ class FocalSAMTrainer(ResumableTrainer):
             return self._end_step(whole(), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        self._evaluation.rho = self._current_rho()
+        self._evaluation.rho = self.args.rho_at(self._progress())
         loss = self._evaluation.micro_batch(
             as_targets(inputs["labels"]),
             Run(whole, forward, takes_rows=True),
@@ -213,10 +215,12 @@ class FocalSAMTrainer(ResumableTrainer):
         """As the Trainer does; images that came to the device as bytes, to be evaluated, are normalised there."""
         return finished(super()._prepare_inputs(inputs), self.data_collator)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
+    ) -> Tensor | tuple[Tensor, Any]:
         """As the Trainer does, with the logits of any model among the outputs."""
         with nullcontext() if self._loss is None else self._loss.watch(self.model):
-            result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not return_outputs or isinstance(result[1], dict):
             return result
         return result[0], {"logits": logits_of(result[1])}
@@ -311,7 +315,7 @@ class FocalSAMTrainer(ResumableTrainer):
         """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
         memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
         model = self.model if model is None else model
-        if not type(model).__module__.startswith("transformers."):
+        if not (isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers.")):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
 
@@ -353,12 +357,15 @@ class FocalSAMTrainer(ResumableTrainer):
         return self.sharpness_step.reduce(losses, count)
 
     def _losses(self, outputs, labels: Tensor, count) -> Tensor:
+        loss, progress = self._loss, self._progress()
+        assert loss is not None  # as `_reduced_loss` has seen
+
         def losses_of(logits: Tensor) -> Tensor:
-            return self._loss(with_logits(outputs, logits), labels, progress=self._progress(), count=count)
+            return loss(with_logits(outputs, logits), labels, progress=progress, count=count)
 
         if isinstance(self._evaluation, ClassConditionalSAM) and self._evaluation.is_watching:
             return self._evaluation.losses(logits_of(outputs), labels, losses_of)
-        return self._loss(outputs, labels, progress=self._progress(), count=count)
+        return loss(outputs, labels, progress=progress, count=count)
 
     def _make_evaluation(self, model: nn.Module) -> None:
         self._trained_model, self._statistics = model, StepStatistics()
@@ -380,12 +387,6 @@ class FocalSAMTrainer(ResumableTrainer):
     def _progress(self) -> float:
         """Share of training that is done, 0 to 1."""
         return min(1.0, self.state.global_step / max(1, self.state.max_steps))
-
-    def _current_rho(self) -> float:
-        args = self.args
-        return scheduled_rho(
-            args.rho_schedule, args.rho, progress=self._progress(), initial=args.rho_initial, step_at=args.rho_step_at
-        )
 
     def _end_step(self, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
         """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""

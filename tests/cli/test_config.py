@@ -11,21 +11,27 @@ import pytest
 from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.config import ConfigError, ModelArguments, parse_config
+from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.config import ConfigError, parse_config
 from ft_focalsam.data import AUGMENTATIONS, ON_BAD_IMAGE, PROFILES, SAMPLERS, DataArguments
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
 from ft_focalsam.ranges import Range
 from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, RHO_SCHEDULES, SHARPNESS_METHODS, TARGETS
-from ft_focalsam.training_args import CC_SAM
+from ft_focalsam.trainer.arguments.loss import LossArguments
+from ft_focalsam.trainer.arguments.run import RunArguments
+from ft_focalsam.trainer.arguments.sampling import SamplingArguments
+from ft_focalsam.trainer.arguments.sharpness import CC_SAM, SharpnessArguments
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
 from ft_focalsam.tuning.options import LORA_INITS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
 OWN_TYPES = (DataArguments, ModelArguments, TuningOptions)
 ALL_TYPES = (*OWN_TYPES, FocalSAMTrainingArguments)
+# The families that FocalSAMTrainingArguments inherits, in the order of --help.
+FAMILIES = (SharpnessArguments, LossArguments, SamplingArguments, RunArguments)
 OWN_FIELDS = {f.name for f in dataclasses.fields(FocalSAMTrainingArguments)} - {
     f.name for f in dataclasses.fields(TrainingArguments)
 }
@@ -496,15 +502,23 @@ def test_every_field_is_documented_once(arguments):
     assert [name for names in listed for name in names.split(", ")] == [f.name for f in dataclasses.fields(arguments)]
 
 
-def test_docstring_agrees_with_help_and_defaults():
-    entries = docstring_entries(FocalSAMTrainingArguments)
-    assert set(entries) == OWN_FIELDS
-    for f in dataclasses.fields(FocalSAMTrainingArguments):
-        if f.name in OWN_FIELDS:
-            heading, text = entries[f.name]
-            assert text.startswith(squeeze(f.metadata["help"])), f.name
-            default = f'"{f.default}"' if isinstance(f.default, str) else f.default
-            assert heading.endswith(f"defaults to `{default}`"), f.name
+@pytest.mark.parametrize("arguments", FAMILIES, ids=lambda arguments: arguments.__name__)
+def test_docstring_agrees_with_help_and_defaults(arguments):
+    entries = docstring_entries(arguments)
+    fields = [f for f in dataclasses.fields(arguments) if f.name in OWN_FIELDS]
+    assert list(entries) == [f.name for f in fields]
+    for f in fields:
+        heading, text = entries[f.name]
+        assert text.startswith(squeeze(f.metadata["help"])), f.name
+        default = f'"{f.default}"' if isinstance(f.default, str) else f.default
+        assert heading.endswith(f"defaults to `{default}`"), f.name
+
+
+def test_every_argument_is_of_one_family():
+    of_families = [f for family in FAMILIES for f in dataclasses.fields(family) if f.name in OWN_FIELDS]
+    assert [f.name for f in of_families] == [
+        f.name for f in dataclasses.fields(FocalSAMTrainingArguments) if f.name in OWN_FIELDS
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from ..errors import first_fault, one_line
+from ..files import give_ordinary_permissions
+from ..hub import HubPushing
 from .checkpointing import (
     STATE_NAME,
     CheckpointError,
@@ -29,13 +32,10 @@ from .checkpointing import (
     remove_old,
     tidy,
 )
-from .errors import first_fault, one_line
-from .files import give_ordinary_permissions
-from .hub import HubPushing
 from .manifest import Manifest
 from .preemption import ShieldedWorker, StopOnSignal, TrainingTerminated
 from .run_lock import LOCK_NAME, one_writer
-from .run_settings import describe_differences, differences, settings_of, trained_parameters
+from .run_settings import describe_differences, differences, fingerprint, settings_of, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ class ResumableTrainer(HubPushing, Trainer):
             "class_counts": None if counts is None else [int(count) for count in counts],
             **({} if trained is None else {"trained_parameters": trained}),
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Of `run_settings`: the same for runs that compute the same."""
+        return fingerprint(self.run_settings)
 
     @property
     def changes(self) -> list[dict]:

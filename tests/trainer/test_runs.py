@@ -16,10 +16,12 @@ from sharpness.models import make_model
 from test_trainer import trainer_for
 from transformers import TrainerCallback
 
-from ft_focalsam.checkpointing import CheckpointError, find_fault
-from ft_focalsam.manifest import MANIFEST_NAME, Manifest
-from ft_focalsam.run_lock import LOCK_NAME, one_writer
-from ft_focalsam.run_settings import describe_differences, differences, fingerprint
+from ft_focalsam.trainer.checkpointing import CheckpointError, find_fault
+from ft_focalsam.trainer.manifest import MANIFEST_NAME, Manifest
+from ft_focalsam.trainer.run_lock import LOCK_NAME, one_writer
+from ft_focalsam.trainer.run_settings import describe_differences, differences, fingerprint
+
+pytestmark = pytest.mark.slow
 
 RUN = {"max_steps": 6, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2, "ascent": "momentum"}
 
@@ -248,7 +250,7 @@ def test_files_of_a_run_are_as_readable_as_others(whole):
 
 HOLDER = """
 import sys, time
-from ft_focalsam.run_lock import one_writer
+from ft_focalsam.trainer.run_lock import one_writer
 with one_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(100)

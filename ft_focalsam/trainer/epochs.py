@@ -2,7 +2,7 @@
 
 from transformers import TrainerCallback
 
-from .data.samplers import ClassSampler
+from ..data.samplers import ClassSampler
 
 
 class SetEpoch(TrainerCallback):

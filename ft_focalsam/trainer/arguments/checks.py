@@ -1,14 +1,16 @@
 """What the Trainer's own arguments are checked for before anything is loaded; the Trainer notices it later, or not."""
 
 import inspect
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import OptimizerNames
 
-from .errors import one_line, unknown
-from .ranges import SEED, Range, check_numbers
+from ...errors import one_line, unknown
+from ...ranges import SEED, Range, check_numbers
 
 POSITIVE = Range(0, open_low=True)
 SHARE = Range(0, 1, open_high=True)
@@ -42,6 +44,17 @@ TRAINER_RANGES = {
 REPORT_PACKAGES = {"azure_ml": "azureml.core", "flyte": "flytekit"}
 # Optimizers that are built from nothing but parameters; the others need packages or the model.
 PLAIN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+
+
+def check_allowed(args: TrainingArguments, **allowed: Iterable[str]) -> None:
+    """See that each of these arguments is one of its choices.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, choices in allowed.items():
+        if getattr(args, name) not in list(choices):
+            raise ValueError(f"{name} is {getattr(args, name)!r}; choose one of {', '.join(choices)}.")
 
 
 def check_trainer_numbers(args: TrainingArguments) -> None:
@@ -86,7 +99,7 @@ def check_optimizer(args: TrainingArguments) -> None:
     """
     from transformers import Trainer  # not before it is needed: it imports much
 
-    parameters, name = [torch.nn.Parameter(torch.zeros(1))], args.optim.value
+    parameters, name = [torch.nn.Parameter(torch.zeros(1))], OptimizerNames(args.optim).value
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
         if name in PLAIN_OPTIMIZERS:
@@ -111,7 +124,7 @@ def check_optimizer(args: TrainingArguments) -> None:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"lr_scheduler_type is '{args.lr_scheduler_type.value}' and lr_scheduler_kwargs "
+            f"lr_scheduler_type is '{SchedulerType(args.lr_scheduler_type).value}' and lr_scheduler_kwargs "
             f"{args.lr_scheduler_kwargs!r}, which do not fit ({one_line(error)}); set lr_scheduler_kwargs to a "
             "mapping of what that schedule takes."
         ) from error

@@ -12,7 +12,7 @@ from torch import nn
 
 from ft_focalsam import FocalSAMTrainer
 from ft_focalsam.data import TransformedImages
-from ft_focalsam.nonfinite import picture_names, rows_of_step
+from ft_focalsam.trainer.nonfinite import picture_names, rows_of_step
 
 
 class Poisoned(Images):

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from .data.labels import LABEL_KEYS, count_classes
-from .training_args import CC_SAM
+from ..data.labels import LABEL_KEYS, count_classes
+from .arguments.sharpness import CC_SAM
 
 
 def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> np.ndarray | None:

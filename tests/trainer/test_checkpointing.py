@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ft_focalsam.checkpointing import (
+from ft_focalsam.trainer.checkpointing import (
     REPLACED,
     CheckpointError,
     aside_folder,

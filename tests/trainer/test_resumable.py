@@ -17,8 +17,10 @@ from PIL import Image
 from running import ENVIRONMENT, QUICKSTART, ROOT, finetune, python
 from safetensors.torch import load_file
 
-from ft_focalsam.checkpointing import find_fault
-from ft_focalsam.run_lock import one_writer
+from ft_focalsam.trainer.checkpointing import find_fault
+from ft_focalsam.trainer.run_lock import one_writer
+
+pytestmark = pytest.mark.slow
 
 RESUME = ("--resume_from_checkpoint", "true")
 

@@ -17,6 +17,8 @@ from torchvision.transforms import v2
 
 from ft_focalsam import FocalSAMTrainer
 
+pytestmark = pytest.mark.slow
+
 COUNTS = torch.tensor([10, 6, 4, 3, 1], dtype=torch.float64)  # of `Images`
 METHODS = {
     "sam": {"sharpness": "sam"},

@@ -1,0 +1,105 @@
+"""Arguments of a run that are neither those of the data, of a way to tune nor of the Trainer: `ModelArguments`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from ..errors import unknown
+from ..models import HEAD_STARTS, HEADS
+from ..models.text import check_prompts
+from ..ranges import Range, check_numbers
+from ..tuning import choose_methods
+
+
+@dataclass
+class ModelArguments:
+    """Backbone, head, and what of the backbone is tuned.
+
+    Args:
+        backbone (`str`): "tiny_clip" (ships with the package), a Hub name or a path of a model of transformers, or
+            "timm:" or "open_clip:" and a name there; for random weights "scratch:resnet32", or "scratch:" and an
+            architecture of timm.
+        backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
+        backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
+            mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
+        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, clip_adapter, context_prompts, ia3,
+            last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, vpt_shallow, linear_probe, zero_shot or
+            full; several, joined by commas, are combined.
+        head (`str`): cosine, l2_normalized, layer_norm or linear.
+        head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
+        head_start (`str`): text, class_means, linear_probe, random or kaiming; by default text where the backbone has
+            a text tower, kaiming where its weights are random, else class_means.
+        prompt_templates (`list[str]`): Prompts for text starts, with {} where the class name goes; or "imagenet" for
+            the 80 of CLIP, or "imagenet_simple" for 7 of them.
+        prompt_names (`str`, *optional*): Names of the classes in prompts: a text file with one a line, or "imagenet";
+            by default those of the data.
+    """
+
+    backbone: str = field(
+        default="tiny_clip",
+        metadata={
+            "help": "tiny_clip (ships with the package), a Hub name or a path of a model of transformers, or timm: or "
+            "open_clip: and a name there; for random weights scratch:resnet32, or scratch: and one of timm's."
+        },
+    )
+    backbone_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the frozen weights; what trains is float32.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
+    backbone_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which output of the backbone is the feature vector of a picture: cls, mean or pooler; by default "
+            "the usual one of its architecture."
+        },
+    )
+    tuning: str = field(
+        default="lora",
+        metadata={
+            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, "
+            "clip_adapter, context_prompts, ia3, last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, "
+            "vpt_shallow, linear_probe, zero_shot or full."
+        },
+    )
+    head: str = field(
+        default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
+    )
+    head_scale: Annotated[float, Range(0, open_low=True)] = field(
+        default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
+    )
+    head_start: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start of the head: text, class_means, linear_probe, random or kaiming; by default text where the "
+            "backbone has a text tower, kaiming where its weights are random, else class_means."
+        },
+    )
+    prompt_templates: list[str] = field(
+        default_factory=lambda: ["a photo of a {}."],
+        metadata={
+            "help": "Prompts for text starts, with {} where the class name goes; or imagenet for the 80 of CLIP, or "
+            "imagenet_simple for 7 of them."
+        },
+    )
+    prompt_names: str | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes in prompts: a text file with one a line, or imagenet; by default those of "
+            "the data."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tuning, list):
+            self.tuning = ",".join(map(str, self.tuning))
+        check_numbers(self)
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        HEADS.choose(self.head)
+        choose_methods(self.tuning)
+        check_prompts(self.prompt_templates, self.prompt_names)
+        if self.head_start is not None and self.head_start not in HEAD_STARTS:
+            raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))

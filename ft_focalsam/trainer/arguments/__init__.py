@@ -1,0 +1,5 @@
+"""Arguments of the Trainer, a file a family."""
+
+from .training import FocalSAMTrainingArguments
+
+__all__ = ["FocalSAMTrainingArguments"]

@@ -1,0 +1,248 @@
+"""Arguments of the sharpness step."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from torch import nn
+from transformers import TrainingArguments
+
+from ...ranges import Range
+from ...sharpness import (
+    DIRECTIONS,
+    EVALUATIONS,
+    SHARPNESS_METHODS,
+    TARGETS,
+    ClassConditionalSAM,
+    Direction,
+    Evaluation,
+    SharpnessStep,
+    class_weights,
+    scheduled_rho,
+)
+from ...sharpness.collectives import PERTURBATION_SCOPES
+from ...sharpness.directions import make_direction
+from ...sharpness.step import check_choices
+from .checks import check_allowed
+
+# A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
+CC_SAM = "cc_sam"
+
+
+@dataclass
+class SharpnessArguments(TrainingArguments):
+    """Which method trains, and how it perturbs.
+
+    > Parameters that control the sharpness step
+
+    Args:
+        sharpness (`str`, defaults to `"focal_sam"`):
+            Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam.
+        rho (`float`, >= 0, defaults to `0.05`):
+            Radius of the perturbation.
+        rho_schedule (`str`, defaults to `"constant"`):
+            Course of rho over training: constant, linear or step; the latter two begin at rho_initial.
+        rho_initial (`float`, >= 0, defaults to `0.0`):
+            Radius at the beginning of a linear or step schedule; steps at 0 are plain ones and cost as little.
+        rho_step_at (`float`, 0 to 1, defaults to `0.5`):
+            Fraction of training after which a step schedule takes rho.
+        focal_gamma (`float`, >= 0, defaults to `1.0`):
+            Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes.
+        focal_lambda (`float`, >= 0, defaults to `0.8`):
+            Weight lambda of the sharpness term in Focal-SAM and weighted SAM.
+        imbsam_eta (`float`, > 0, defaults to `100`):
+            Number of training samples below which ImbSAM perturbs a class.
+        cc_sam_ratio (`float`, 0 to 1, defaults to `0.5`):
+            Share r of the perturbed loss in CC-SAM.
+        adaptive_rho (`bool`, defaults to `False`):
+            Measure the radius relative to each weight, as ASAM does.
+        perturbation_scope (`str`, defaults to `"global"`):
+            Perturb by the gradient of all samples of a step (global), or each process and micro-batch by its own
+            (local, less communication).
+        reuse_frozen_prefix (`bool`, defaults to `True`):
+            Compute the part of the model before everything that trains once a step, and not in both passes.
+
+    > Parameters that choose another perturbation
+
+    Args:
+        perturb (`str`, defaults to `"trained"`):
+            What is perturbed: trained, norms or merged; norms are scales and shifts of normalisation layers, merged
+            the weights of linear layers with an adapter such as LoRA.
+        ascent (`str`, defaults to `"gradient"`):
+            Direction of the perturbation: gradient, friendly, momentum or gaussian.
+        ascent_decay (`float`, 0 to below 1, defaults to `0.9`):
+            Share of the moving average of gradients that friendly and momentum keep in a step.
+        friendly_sigma (`float`, >= 0, defaults to `1.0`):
+            Share sigma of that average which friendly takes out of the gradient.
+        evaluation (`str`, defaults to `"two_point"`):
+            How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and needs ascent
+            momentum or gaussian.
+        ascent_interval (`int`, >= 1, defaults to `1`):
+            One step in so many perturbs the weights, the others are plain.
+
+    Raises:
+        ValueError: If a choice is unknown or a value is out of range.
+    """
+
+    sharpness: str = field(
+        default="focal_sam",
+        metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam."},
+    )
+    rho: float = field(default=0.05, metadata={"help": "Radius of the perturbation."})
+    rho_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "Course of rho over training: constant, linear or step; the latter two begin at rho_initial."
+        },
+    )
+    rho_initial: float = field(
+        default=0.0,
+        metadata={
+            "help": "Radius at the beginning of a linear or step schedule; steps at 0 are plain ones and cost as "
+            "little."
+        },
+    )
+    rho_step_at: float = field(
+        default=0.5, metadata={"help": "Fraction of training after which a step schedule takes rho."}
+    )
+    focal_gamma: Annotated[float, Range(0)] = field(
+        default=1.0,
+        metadata={"help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."},
+    )
+    focal_lambda: Annotated[float, Range(0)] = field(
+        default=0.8, metadata={"help": "Weight lambda of the sharpness term in Focal-SAM and weighted SAM."}
+    )
+    imbsam_eta: Annotated[float, Range(0, math.inf, open_low=True)] = field(
+        default=100,
+        metadata={"help": "Number of training samples below which ImbSAM perturbs a class."},
+    )
+    cc_sam_ratio: Annotated[float, Range(0, 1)] = field(
+        default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."}
+    )
+    adaptive_rho: bool = field(
+        default=False, metadata={"help": "Measure the radius relative to each weight, as ASAM does."}
+    )
+    perturbation_scope: str = field(
+        default="global",
+        metadata={
+            "help": "Perturb by the gradient of all samples of a step (global), or each process and micro-batch by "
+            "its own (local, less communication)."
+        },
+    )
+    reuse_frozen_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the part of the model before everything that trains once a step, and not in both passes."
+        },
+    )
+    perturb: str = field(
+        default="trained",
+        metadata={
+            "help": "What is perturbed: trained, norms or merged; norms are scales and shifts of normalisation "
+            "layers, merged the weights of linear layers with an adapter such as LoRA."
+        },
+    )
+    ascent: str = field(
+        default="gradient",
+        metadata={"help": "Direction of the perturbation: gradient, friendly, momentum or gaussian."},
+    )
+    ascent_decay: Annotated[float, Range(0, 1, open_high=True)] = field(
+        default=0.9,
+        metadata={"help": "Share of the moving average of gradients that friendly and momentum keep in a step."},
+    )
+    friendly_sigma: Annotated[float, Range(0)] = field(
+        default=1.0, metadata={"help": "Share sigma of that average which friendly takes out of the gradient."}
+    )
+    evaluation: str = field(
+        default="two_point",
+        metadata={
+            "help": "How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and "
+            "needs ascent momentum or gaussian."
+        },
+    )
+    ascent_interval: Annotated[int, Range(1)] = field(
+        default=1, metadata={"help": "One step in so many perturbs the weights, the others are plain."}
+    )
+
+    def __post_init__(self):
+        check_allowed(
+            self,
+            sharpness=(*SHARPNESS_METHODS, CC_SAM),
+            perturbation_scope=PERTURBATION_SCOPES,
+            perturb=TARGETS,
+            ascent=DIRECTIONS,
+            evaluation=EVALUATIONS,
+        )
+        self.rho_at(0.0)
+        self._check_perturbation()
+        self._check_optimizer_steps_late()
+        super().__post_init__()
+
+    def rho_at(self, progress: float) -> float:
+        """The radius after a share of training, 0 to 1."""
+        return scheduled_rho(
+            self.rho_schedule, self.rho, progress=progress, initial=self.rho_initial, step_at=self.rho_step_at
+        )
+
+    def make_direction(self) -> Direction:
+        """The direction of the perturbation that these arguments describe."""
+        settings = {"sigma": self.friendly_sigma, "decay": self.ascent_decay, "seed": self.seed}
+        return make_direction(self.ascent, settings)
+
+    def make_evaluation(
+        self, model: nn.Module, class_counts, *, separate_reason: str | None = None
+    ) -> Evaluation | ClassConditionalSAM | None:
+        """The sharpness-aware update that these arguments describe; None for plain training.
+
+        Args:
+            model (`nn.Module`): The model that the loss calls, with its wrappers.
+            class_counts (sequence of `int`, shape (C,)): Training samples per class.
+            separate_reason (`str`, *optional*): See `SharpnessStep`.
+        """
+        if self.sharpness == "none":
+            return None
+        if self.sharpness == CC_SAM:
+            return ClassConditionalSAM(model, class_counts=class_counts, rho=self.rho, ratio=self.cc_sam_ratio)
+        hyperparameters = {"gamma": self.focal_gamma, "lam": self.focal_lambda, "eta": self.imbsam_eta}
+        step = SharpnessStep(
+            model,
+            class_weights(self.sharpness, class_counts, hyperparameters),
+            rho=self.rho,
+            adaptive=self.adaptive_rho,
+            scope=self.perturbation_scope,
+            perturb=self.perturb,
+            direction=self.make_direction(),
+            separate_reason=separate_reason,
+            reuse_prefix=self.reuse_frozen_prefix,
+        )
+        return EVALUATIONS[self.evaluation](step, interval=self.ascent_interval)
+
+    def _check_perturbation(self) -> None:
+        """Raise a `ValueError` for choices of the perturbation that do not go together."""
+        direction = self.make_direction()
+        check_choices(
+            scope=self.perturbation_scope, perturb=self.perturb, direction=direction, adaptive=self.adaptive_rho
+        )
+        EVALUATIONS[self.evaluation].check(direction)
+        for name, value, otherwise in (("perturb", "merged", "trained"), ("evaluation", "one_pass", "two_point")):
+            if self.torch_compile and getattr(self, name) == value:
+                raise ValueError(
+                    f"{name} is {value!r}, which acts beside the layers of the model, and torch_compile is True; set "
+                    f"it to False, or {name} to {otherwise!r}."
+                )
+        for name in ("perturb", "ascent", "evaluation", "ascent_interval"):
+            default = type(self).__dataclass_fields__[name].default
+            if self.sharpness == CC_SAM and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, and cc_sam perturbs the classifier by the gradient of each "
+                    f"class in every step; leave {name} at {default!r}, or choose another sharpness."
+                )
+
+    def _check_optimizer_steps_late(self) -> None:
+        optimizer = getattr(self.optim, "value", self.optim)
+        steps_early = optimizer in ("lomo", "adalomo") or str(optimizer).endswith("layerwise")
+        if steps_early and self.sharpness != "none":
+            raise ValueError(
+                f"optim is {optimizer!r}, which steps in the backward pass, and the sharpness step needs the "
+                "gradients of two; choose another optimizer, or set sharpness to 'none'."
+            )

@@ -1,0 +1,88 @@
+"""`FocalSAMTrainingArguments`: the Trainer's arguments and those of this package."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from torch.utils.data import Dataset
+
+from ...data.workers import choose_num_workers
+from ...hub.trainer_push import check_hub_arguments
+from ...ranges import Range
+from .checks import check_optimizer, check_report_to, check_trainer_numbers
+from .loss import LossArguments
+from .run import RunArguments
+from .sampling import SamplingArguments
+from .sharpness import CC_SAM, SharpnessArguments
+
+
+@dataclass
+class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, SharpnessArguments):
+    """Arguments of `FocalSAMTrainer`: those of `transformers.TrainingArguments` and of this package.
+
+    Defaults that differ from the Trainer's: `remove_unused_columns` is False, because images are decoded by transforms
+    that need their column, `label_names` is ["labels"], `dataloader_pin_memory` is False on the CPU, and
+    `logging_nan_inf_filter` is False, because `FocalSAMTrainer` filters the training loss itself, without waiting for
+    the device.
+    `dataloader_num_workers` is by default the cores of the machine divided by its training processes, for data sets of
+    this package that decode images, see [`~ft_focalsam.data.choose_num_workers`].
+
+    What this package adds is documented by family: [`SharpnessArguments`], [`LossArguments`], [`SamplingArguments`]
+    and [`RunArguments`].
+
+    Raises:
+        ValueError: If a choice is unknown or a value is out of range.
+    """
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns that the model's forward does not name, before transforms run."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
+    )
+    dataloader_num_workers: Annotated[int | None, Range(0)] = field(  # type: ignore[assignment]  # a number in the end
+        default=None,
+        metadata={
+            "help": "Processes that read images, for each training process; by default the cores of the machine "
+            "divided by its training processes, at most 16, and 0 for fewer than 2,000 images, for tensors in memory "
+            "and for a stream, whose order depends on it."
+        },
+    )
+
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Filter losses that are not finite out of the log once more, which waits for the device."},
+    )
+
+    def __post_init__(self):
+        check_trainer_numbers(self)
+        names = ["labels"] if self.label_names is None else self.label_names
+        if len(names) != 1:
+            raise ValueError(f"label_names is {names}; name the one input that holds the class of each image.")
+        self.label_names = names
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
+        self._chooses_num_workers = self.dataloader_num_workers is None
+        if self._chooses_num_workers:
+            self.dataloader_num_workers = 0  # until there is a data set
+        super().__post_init__()
+        if self.make_mixing().is_on and self.sharpness == CC_SAM:
+            raise ValueError("cc_sam perturbs by one class per image; set mixup_alpha and cutmix_alpha to 0 with it.")
+        check_report_to(self)
+        check_optimizer(self)
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+        if self.push_to_hub and self.process_index == 0:
+            check_hub_arguments(self)
+
+    def __getstate__(self) -> dict:
+        """What a pickle or a copy holds, `training_args.bin` in each checkpoint among them: no token of the Hub."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def choose_num_workers(self, dataset: Dataset | None) -> None:
+        """Set `dataloader_num_workers` for a data set to train on, unless it was given."""
+        if self._chooses_num_workers:
+            self._chooses_num_workers = False
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+            self.dataloader_num_workers = choose_num_workers(dataset, processes=processes)
