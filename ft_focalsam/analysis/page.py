@@ -139,6 +139,8 @@ def _page(
     for title, table in tables.items():
         yield Heading(title)
         yield table
+        if table is tables["By frequency of the classes"]:
+            yield from _unconverged(runs, class_names, options)
         if table is tables["Does flatness go with accuracy?"]:
             yield Text(
                 "Below 0: flatter classes are more often right. Few classes make wide intervals, and one run per "
@@ -162,6 +164,15 @@ def _page(
     yield Heading("Classes")
     for run in runs:
         yield _class_table(run, class_names, class_counts)
+
+
+def _unconverged(runs: Sequence[Measurement], class_names: Sequence[str], options: MeasureOptions) -> Iterator[Text]:
+    """A note for each run with classes whose eigenvalue is not known."""
+    for run in runs if options.hessian else ():
+        classes = np.flatnonzero((run.images > 0) & np.isnan(run.measures["eigenvalue"]))
+        if classes.size:
+            names = ", ".join(class_names[index] for index in classes)
+            yield Text(f"{run.name}: Lanczos did not converge for {names}, which no mean counts.", is_note=True)
 
 
 def _landscapes(runs: Sequence[Measurement], options: MeasureOptions) -> Iterator[Block]:

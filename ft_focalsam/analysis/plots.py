@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..errors import printable
 from ..evaluation.report.plots import Look, new_axes
@@ -16,6 +18,7 @@ from .measure import Measurement
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (4, 1, 1, 1)))
 LEVELS = 9
+COLOURS = "viridis"
 
 
 def by_frequency(look: Look, runs: Sequence[Measurement], counts: np.ndarray, measure: str, title: str) -> Figure:
@@ -43,7 +46,7 @@ def lines(look: Look, runs: Sequence[Measurement], group: str, extent: float) ->
     for index, run in enumerate(runs):
         values = run.line[run.measured_groups[group]].mean(axis=0)
         at = offsets(len(values), extent)
-        style = {"color": _colour(look, index), "linestyle": DASHES[index % len(DASHES)]}
+        style = {"color": _colour(look, index), "linestyle": _dash(index)}
         axes.plot(at, values - values[len(values) // 2], linewidth=1.8, label=printable(run.name), **style)
     axes.set(xlabel="offset, in norms of the filters", ylabel="increase of the loss")
     axes.set_title(_title(runs[0], group), fontsize=10)
@@ -53,24 +56,26 @@ def lines(look: Look, runs: Sequence[Measurement], group: str, extent: float) ->
 
 
 def planes(look: Look, runs: Sequence[Measurement], group: str, extent: float) -> Figure:
-    """Increase of the loss of a group over two filter-normalised directions, one panel a run, on one scale."""
+    """Increase of the loss of a group over two filter-normalised directions, one panel a run, with the same levels for
+    all; they grow by squares, so that those of a round bowl are evenly spaced."""
     increases = []
     for run in runs:
         values = run.plane[run.measured_groups[group]].mean(axis=0)
         increases.append(values - values[len(values) // 2, len(values) // 2])
     low, high = min(map(np.min, increases)), max(map(np.max, increases))
-    levels = np.linspace(low, high if high > low else low + 1, LEVELS + 1)
+    levels = low + ((high - low) or 1) * np.linspace(0, 1, LEVELS + 1) ** 2
+    style = {"levels": levels, "cmap": COLOURS, "norm": BoundaryNorm(levels, colormaps[COLOURS].N)}
     figure = Figure(figsize=(1.2 + 2.5 * len(runs), 3.1), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, run, values in zip(panels, runs, increases, strict=True):
         at = offsets(len(values), extent)
-        drawn = axes.contourf(at, at, values.T, levels=levels, cmap="viridis")
+        drawn = axes.contourf(at, at, values.T, **style)
         axes.contour(at, at, values.T, levels=levels, colors="white", linewidths=0.4)
         axes.plot(0, 0, marker="+", color="white", markersize=9)
-        axes.set(aspect="equal", xlabel="first direction")
+        axes.set(aspect="equal", xlabel="first direction", xticks=(-extent, 0, extent))
         axes.set_title(printable(run.name), fontsize=9)
     panels[0].set_ylabel("second direction")
-    bar = figure.colorbar(drawn, ax=list(panels), shrink=0.9)
+    bar = figure.colorbar(drawn, ax=list(panels), shrink=0.9, format=FuncFormatter(_short))
     bar.set_label("increase of the loss", color=look.ink)
     figure.suptitle(_title(runs[0], group), fontsize=10)
     return figure
@@ -89,6 +94,8 @@ def _scatter(look: Look, axes: Axes, runs: Sequence[Measurement], counts: np.nda
     shown = np.concatenate([run.measures[measure] for run in runs])
     if (shown[np.isfinite(shown)] > 0).all():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     handles = [
         Line2D([], [], color=look.groups[group], linewidth=5, label=group)
         for group in runs[0].measured_groups
@@ -107,5 +114,15 @@ def _colour(look: Look, index: int) -> str:
     return colours[index % len(colours)]
 
 
+def _dash(index: int) -> str | tuple:
+    """With the colour, different for 16 runs."""
+    return DASHES[(index + index // len(DASHES)) % len(DASHES)]
+
+
+def _short(value: float, _place: int) -> str:
+    return f"{value:.2g}"
+
+
 def _title(run: Measurement, group: str) -> str:
-    return f"{group}, {len(run.measured_groups[group])} classes"
+    count = len(run.measured_groups[group])
+    return f"{group}, {count} class{'' if count == 1 else 'es'}"

@@ -252,9 +252,9 @@ class RunLosses:
         return ClassLoss(target, self._losses_of, batches, name=f"class '{self._class_names[index]}'")
 
     def _losses_of(self, batch: dict[str, Tensor]) -> Tensor:
-        features = None
+        if not self._loss.needs_features:
+            return self._loss(self.model(batch["pixel_values"]).logits, batch["labels"], progress=1.0)
         with self._input.watch():
-            logits = self.model(pixel_values=batch["pixel_values"]).logits
-            if self._loss.needs_features:
-                features = self._input.find(logits)
-        return self._loss(logits, batch["labels"], features=features, progress=1.0)
+            logits = self.model(batch["pixel_values"]).logits
+            features = self._input.find(logits)
+            return self._loss(logits, batch["labels"], features=features, progress=1.0)
