@@ -73,9 +73,12 @@ def main(argv: list[str] | None = None) -> list[Measurement]:
     check_writable(args.output_dir, make=False)
     runs = read_runs(args.runs, args.images)
     first, data = runs[0], runs[0].load_images(args.images)
+    load = partial(RunLosses, data=data, options=args.images, seed=args.options.seed, device=device)
+    for run in runs[1:]:  # what cannot be measured is told before the first one takes its time
+        TARGETS[args.options.perturb](load(run).model)
     measured = []
     for run in runs:
-        losses = RunLosses(run, data, args.images, seed=args.options.seed, device=device)
+        losses = load(run)
         target = TARGETS[args.options.perturb](losses.model)
         found = measure(
             target,

@@ -176,6 +176,9 @@ def test_the_hessian_of_a_tuned_transformer(backbone, perturb):
     product = torch.cat([part.reshape(-1) for part in loss.hessian_vector(vector).values()])
     flat = torch.cat([part.detach().reshape(-1) for part in vector.values()])
     torch.testing.assert_close(product, expected @ flat, rtol=1e-9, atol=1e-12)
+    ends = [loss.gradient({t: sign * 1e-5 * part.detach() for t, part in vector.items()})[1] for sign in (1, -1)]
+    slope = torch.cat([(a - b).reshape(-1) for a, b in zip(*(end.values() for end in ends), strict=True)]) / 2e-5
+    torch.testing.assert_close(product, slope, rtol=1e-5, atol=1e-8)
     assert [p.requires_grad for p in model.parameters()] == grown
     assert all(p.grad is None for p in model.parameters())
 

@@ -42,6 +42,7 @@ def runs(tmp_path_factory):
         "plain": ["--sharpness", "none"],
         "focal": ["--sharpness", "focal_sam"],
         "other_loss": ["--sharpness", "none", "--loss", "lade"],
+        "norms": ["--sharpness", "none", "--tuning", "norms"],
     }.items():
         common = ["--save_strategy", "no", "--label_smoothing_factor", "0.1", *SMALL, *GROUPS]
         finetune([str(ROOT / QUICKSTART), "--output_dir", str(folder / name), *common, *options])
@@ -165,6 +166,8 @@ def test_faults_are_told_before_anything_is_measured(runs, tmp_path):
     assert "loss is 'focl'; did you mean 'focal'?" in fault(runs, tmp_path, plain, "--loss", "focl")
     assert "no validation images" in fault(runs, tmp_path, plain, "--split", "validation")
     assert "no such device" in fault(runs, tmp_path, plain, "--device", "cuda:0")
+    without_adapter = fault(runs, tmp_path, plain, runs / "norms", "--perturb", "merged")
+    assert "no linear layer of the model carries an adapter" in without_adapter
     assert "have no filters" in fault(runs, tmp_path, plain, "--perturb", "norms", *QUICK)
 
 
