@@ -13,9 +13,10 @@ from running import QUICKSTART, ROOT, python
 from scipy.stats import rankdata
 
 from ft_focalsam import LongTailClassifier
-from ft_focalsam.analysis import ImageOptions, MeasureOptions, rank_correlation, read_runs
+from ft_focalsam.analysis import ImageOptions, MeasureOptions, RunLosses, rank_correlation, read_runs
 from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.models import load_image_processor
+from ft_focalsam.sharpness.targets import TARGETS
 
 SMALL = ["--max_train_per_class", "12", "--imbalance_factor", "6", "--max_test_per_class", "4", "--max_steps", "3"]
 GROUPS = ["--many_shot_threshold", "8", "--few_shot_threshold", "4"]
@@ -80,6 +81,24 @@ def test_the_losses_are_those_of_the_classes_of_the_run(runs, tmp_path):
     assert {row["group"] for row in rows} == {"many", "medium", "few"}
     for group, classes in found.groups.items():
         assert [rows[index]["group"] for index in classes] == [group] * len(classes)
+
+
+def test_a_loss_that_needs_features(runs):
+    options = ImageOptions(loss="influence_balanced", batch_size=3)
+    (run,) = read_runs([runs / "plain"], options)
+    data = run.load_images(options)
+    losses = RunLosses(run, data, options, seed=0, device=torch.device("cpu"))
+    loss, found = run.make_loss(losses.model, options.loss), []
+    transform = eval_transform(load_image_processor("tiny_clip"))
+    for item in data.train:
+        if item["labels"] == 2:
+            with torch.no_grad():
+                features = losses.model.features(transform(item["image"])[None])
+                logits = losses.model.head(features)
+            found.append(float(loss(logits, torch.tensor([2]), features=features, progress=1.0)))
+    assert len(found) == losses.images[2] > 3
+    value = losses.of_class(2, TARGETS["trained"](losses.model)).value()
+    assert value == pytest.approx(np.mean(found), rel=1e-5)
 
 
 def test_the_same_seed_measures_the_same_whatever_the_batches(runs, tmp_path):
