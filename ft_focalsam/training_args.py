@@ -156,6 +156,13 @@ class FocalSAMTrainingArguments(TrainingArguments):
         decay_everything (`bool`, defaults to `False`):
             Apply weight decay to biases and norms too, as training from scratch does. By default they are left out.
 
+    > Parameters that control the averaging of weights
+
+    Args:
+        ema_decay (`float`, 0 to below 1, *optional*, defaults to `None`):
+            Decay of an exponential moving average of the weights, such as 0.999, warmed up by (1 + t) / (10 + t); the
+            averaged weights are what is evaluated and what the model has at the end. By default no average.
+
     > Parameters that control when training gives up
 
     Args:
@@ -360,6 +367,14 @@ class FocalSAMTrainingArguments(TrainingArguments):
     )
     decay_everything: bool = field(
         default=False, metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."}
+    )
+    ema_decay: Annotated[float | None, Range(0, 1, open_high=True)] = field(
+        default=None,
+        metadata={
+            "help": "Decay of an exponential moving average of the weights, such as 0.999, warmed up by "
+            "(1 + t) / (10 + t); the averaged weights are what is evaluated and what the model has at the end. By "
+            "default no average."
+        },
     )
     max_nonfinite_steps: Annotated[int, Range(0)] = field(
         default=20,
