@@ -4,18 +4,19 @@
     python recipes/soup.py runs/seed* --output runs/soup --kind greedy
     python recipes/soup.py runs/seed0/checkpoint-* --output runs/soup
 
-RUN is the folder of a run of recipes/finetune.py or of one of its checkpoints; all have one architecture and one way of
-tuning, and differ in seed, data order, hyperparameters or training images. `uniform` averages all. `greedy` begins with
-the best one on the images that the runs put aside with `--validation_fraction`, and takes each next one where the soup
-stays as good on them; it is refused where nothing was put aside.
+RUN is the folder of a run of recipes/finetune.py or of one of its checkpoints; all have one architecture and one way
+of tuning, and differ in seed, data order, hyperparameters or training images. `uniform` averages all. `greedy` begins
+with the best one on the images that the runs put aside with `--validation_fraction`, and takes each next one where the
+soup stays as good on them; it is refused where nothing was put aside.
 
 LoRA is averaged as merged weights: the soup has the sum of the ranks, exactly, or `--rank`, with the error told.
 `--merged` averages and saves plain weights, as it is in any case for adapters of peft that have no such sum (DoRA,
 LoHa, ...). Adapters and prompts begin with random weights: soups of them need runs with one `--seed`, and another
 `--data_seed`, learning rate or augmentation.
 
-Writes to `--output` what recipes/finetune.py writes, so that recipes/evaluate.py, predict.py, export.py and push.py take
-it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset /new/place`.
+Writes to `--output` what recipes/finetune.py writes, so that recipes/evaluate.py, predict.py, export.py and push.py
+take it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
+/new/place`.
 """
 
 import argparse
@@ -25,17 +26,10 @@ import numpy as np
 from accelerate import PartialState
 
 from ft_focalsam import LongTailClassifier
-from ft_focalsam.averaging import (
-    average,
-    data_of_runs,
-    evaluate_on,
-    greedy_soup,
-    options_of_run,
-    read_ingredients,
-    saved_verdicts,
-    uniform_weights,
-    write_average,
-)
+from ft_focalsam.averaging.average import average
+from ft_focalsam.averaging.ingredients import read_ingredients
+from ft_focalsam.averaging.run_folder import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from ft_focalsam.averaging.soups import greedy_soup, uniform_weights
 from ft_focalsam.data import ImageData
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import JudgeOptions, format_table, short_name

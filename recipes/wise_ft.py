@@ -3,31 +3,26 @@
     python recipes/wise_ft.py runs/quickstart
     python recipes/wise_ft.py runs/quickstart --alpha 0.5 --output runs/quickstart_half
 
-Prints the accuracy of (1 - alpha) theta_0 + alpha theta_1 over alpha, where theta_0 are the weights before training, of
-zero-shot where the head started from texts, and theta_1 those of RUN, the folder of a run of recipes/finetune.py or of
-one of its checkpoints. It is that of the images that the run put aside with `--validation_fraction`, for alpha to be
-chosen by, or else of the test images, which alpha should not be chosen by. `--alpha` writes the classifier of one alpha
-to `--output`, as recipes/finetune.py writes a run, with its accuracy on the test images.
+Prints the accuracy of (1 - alpha) theta_0 + alpha theta_1 over alpha, where theta_0 are the weights before training,
+of zero-shot where the head started from texts, and theta_1 those of RUN, the folder of a run of recipes/finetune.py or
+of one of its checkpoints. It is that of the images that the run put aside with `--validation_fraction`, for alpha to
+be chosen by, or else of the test images, which alpha should not be chosen by. `--alpha` writes the classifier of one
+alpha to `--output`, as recipes/finetune.py writes a run, with its accuracy on the test images.
 
-What was inserted is interpolated by what it adds: LoRA, adapters, SSF, IA3, sparse tuning; DoRA, LoHa and other adapters
-of peft are merged into the backbone first. Prompts and CLIP-Adapter are refused: they are not nothing at the start. A
-head that did not start from texts is in no file: run the recipe with `--tuning zero_shot`, and give that as `--start`.
-Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset /new/place`.
+What was inserted is interpolated by what it adds: LoRA, adapters, SSF, IA3, sparse tuning; DoRA, LoHa and other
+adapters of peft are merged into the backbone first. Prompts and CLIP-Adapter are refused: they are not nothing at the
+start. A head that did not start from texts is in no file: run the recipe with `--tuning zero_shot`, and give that as
+`--start`. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
+/new/place`.
 """
 
 import argparse
 
 from accelerate import PartialState
 
-from ft_focalsam.averaging import (
-    average,
-    data_of_runs,
-    evaluate_on,
-    options_of_run,
-    read_with_start,
-    saved_verdicts,
-    write_average,
-)
+from ft_focalsam.averaging.average import average
+from ft_focalsam.averaging.run_folder import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from ft_focalsam.averaging.wise_ft import read_with_start
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import format_table
 from ft_focalsam.export.folder import check_is_free
@@ -79,9 +74,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say(f"On the test images:\n\n{format_table({name: each.record() for name, each in verdicts.items()})}\n")
     if PartialState().is_main_process:
         description = {"kind": "WiSE-FT", "alpha": args.alpha}
-        write_average(
-            args.output, model, names=[args.run], description=description, data=data, verdicts=verdicts
-        )
+        write_average(args.output, model, names=[args.run], description=description, data=data, verdicts=verdicts)
         say(f"The classifier, report.html and metrics.json are in {args.output}.")
     return records
 

@@ -7,31 +7,6 @@
 | `lt_soups.py` | over subsets of growing imbalance | Aminbeidokhti et al., arXiv 2511.10683 |
 | `wise_ft.py` | of the tuned weights and those before training | Wortsman et al., arXiv 2109.01903 |
 
-All but the first are `average` of `Ingredient`s, by weights that the method chooses.
+All but the first are `average.average` of `ingredients.Ingredient`s, by weights that the method chooses. The functions
+are imported from their files, so that a trainer does not load what exports and reports need.
 """
-
-from .average import average
-from .ema import WeightEMA, WeightEMACallback
-from .ingredients import Ingredient, read_ingredients
-from .lt_soups import lt_soup_weights
-from .run_folder import data_of_runs, evaluate_on, options_of_run, run_folder, saved_verdicts, write_average
-from .soups import greedy_soup, uniform_weights
-from .wise_ft import read_with_start
-
-__all__ = [
-    "Ingredient",
-    "WeightEMA",
-    "WeightEMACallback",
-    "average",
-    "data_of_runs",
-    "evaluate_on",
-    "greedy_soup",
-    "lt_soup_weights",
-    "options_of_run",
-    "read_ingredients",
-    "read_with_start",
-    "run_folder",
-    "saved_verdicts",
-    "uniform_weights",
-    "write_average",
-]

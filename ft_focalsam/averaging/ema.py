@@ -1,8 +1,8 @@
 """Exponential moving average of the weights of a run (Polyak and Juditsky, 1992), with the warm-up of TensorFlow's
 `ExponentialMovingAverage`.
 
-After optimizer step t the average is a <- d_t a + (1 - d_t) w with d_t = min(decay, (1 + t) / (10 + t)): the weights of
-the first steps are soon forgotten. It covers what trains and the running statistics of batch normalisation.
+After optimizer step t the average is a <- d_t a + (1 - d_t) w with d_t = min(decay, (1 + t) / (10 + t)): the weights
+of the first steps are soon forgotten. It covers what trains and the running statistics of batch normalisation.
 """
 
 import logging
@@ -104,17 +104,19 @@ class WeightEMA:
         saved = load_file(path)
         odd = [name for name in {**saved, **self.averages} if _shape(saved, name) != _shape(self.averages, name)]
         if odd:
-            raise ValueError(f"'{path}' is of other weights than those that train, at '{odd[0]}'; train the same ones.")
+            raise ValueError(
+                f"'{path}' is of other weights than those that train, at '{odd[0]}'; train the same ones."
+            )
         for name, value in saved.items():
             self.averages[name].copy_(value)
 
 
 class WeightEMACallback(TrainerCallback):
-    """Averages while a Trainer trains, and leaves the model with the averages at the end: those of the last step, or of
-    the best checkpoint where that is loaded.
+    """Averages while a Trainer trains, and leaves the model with the averages at the end: those of the last step, or
+    of the best checkpoint where that is loaded.
 
-    While training, evaluations are of the averages (by [`WeightEMACallback.applied`]), and each checkpoint has them in a
-    file of its own, beside the weights that training goes on with.
+    While training, evaluations are of the averages (by [`WeightEMACallback.applied`]), and each checkpoint has them in
+    a file of its own, beside the weights that training goes on with.
 
     Args:
         decay (`float`, 0 to below 1): d.

@@ -16,7 +16,10 @@ ARCHITECTURE = (
     *("backbone", "backbone_family", "backbone_features", "backbone_dtype", "feature_size", "image_size"),
     *("head", "head_scale", "id2label", "inserted"),
 )
-TEXT_SIDE = ("prompt_templates", "prompt_names")  # of which the class vectors are computed where the text side is tuned
+TEXT_SIDE = (
+    "prompt_templates",
+    "prompt_names",
+)  # of which the class vectors are computed where the text side is tuned
 TEXT_KINDS = ("text_lora", "context")
 LINEAR_PEFT = ("IA3",)  # the merged weight is linear in the parameters, whose mean therefore gives the mean of it
 

@@ -13,7 +13,11 @@ from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
 from torch import Tensor, nn
 
 ADAPTER = "default"  # the name that peft gives the only adapter
-UNCHANGED_BASE = (True, False, "gaussian")  # values of init_lora_weights that leave the layer's own weights as they are
+UNCHANGED_BASE = (
+    True,
+    False,
+    "gaussian",
+)  # values of init_lora_weights that leave the layer's own weights as they are
 
 
 def is_plain_lora(model: nn.Module) -> bool:
@@ -38,8 +42,8 @@ def add_updates(factors: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float
         scales (sequence of `float`): One an update: its weight in the average times LoRA's own scale.
 
     Returns:
-        A of shape (R, in, ...) and B of shape (out, R, ...), with R the sum of the ranks. Updates that are 0 and scales
-        of 0 add nothing to it, and where all A are the same, B is the sum of the scaled B, of their rank.
+        A of shape (R, in, ...) and B of shape (out, R, ...), with R the sum of the ranks. Updates that are 0 and
+        scales of 0 add nothing to it, and where all A are the same, B is the sum of the scaled B, of their rank.
     """
     pairs = [(a.double(), scale * b.double()) for (a, b), scale in zip(factors, scales, strict=True)]
     kept = [(a, b) for a, b in pairs if b.any()] or pairs[:1]
@@ -57,8 +61,8 @@ def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
         rank (`int`, >= 1): r.
 
     Returns:
-        A of shape (r, in, ...), B of shape (out, r, ...), r no larger than B A needs, and the Frobenius norm of what is
-        left out over that of B A.
+        A of shape (r, in, ...), B of shape (out, r, ...), r no larger than B A needs, and the Frobenius norm of what
+        is left out over that of B A.
     """
     q_b, r_b = torch.linalg.qr(b.flatten(1))
     q_a, r_a = torch.linalg.qr(a.flatten(1).T)

@@ -20,8 +20,8 @@ def lt_soup_weights(count: int, *, merge_rate: float, branches: int = 1) -> list
         branches (`int`, >= 1): Models of each subset.
 
     Returns:
-        `list[float]`: First that of the start, (1 - m)^n, then m (1 - m)^(n - 1 - i) / branches for each branch of each
-        i; their sum is 1.
+        `list[float]`: First that of the start, (1 - m)^n, then m (1 - m)^(n - 1 - i) / branches for each branch of
+        each i; their sum is 1.
 
     Raises:
         ValueError: If a value is out of range.

@@ -67,8 +67,8 @@ def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_val
             if first != other:
                 raise ValueError(
                     f"The runs in '{run_folder(names[0])}' and '{run_folder(name)}' held out other images ({key} is "
-                    f"{first!r} and {other!r}), so that one may have trained on what the other is chosen by; give runs "
-                    "of one split."
+                    f"{first!r} and {other!r}), so that one trained on what another is chosen by; give runs of "
+                    "one split."
                 )
     keys = {field.name for field in dataclasses.fields(DataArguments)}
     command = []

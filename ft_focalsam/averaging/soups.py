@@ -1,8 +1,8 @@
 """Model soups (Wortsman et al., 2022, arXiv 2203.05482): weights of several fine-tuned models, averaged.
 
-A soup needs runs from the same start: one pretrained model, one start of the head. Modules that are inserted with random
-weights (adapters, prompts) have the same start in runs of one `--seed` alone; let `--data_seed`, the learning rate or
-the augmentation differ instead. LoRA is averaged as merged weights, so that its random factors do not matter.
+A soup needs runs from the same start: one pretrained model, one start of the head. Modules that are inserted with
+random weights (adapters, prompts) have the same start in runs of one `--seed` alone; let `--data_seed`, the learning
+rate or the augmentation differ instead. LoRA is averaged as merged weights, so that its random factors do not matter.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """WiSE-FT (Wortsman et al., 2021, arXiv 2109.01903): between the weights before training and the tuned ones.
 
-theta(alpha) = (1 - alpha) theta_0 + alpha theta_1. What was inserted to be nothing at the start is interpolated by what
-it adds: LoRA by s alpha B A, adapters by alpha times their output, SSF and IA3 by their scales between 1 and gamma,
-sparse tuning by alpha S. Other adapters of peft are merged into the backbone first.
+theta(alpha) = (1 - alpha) theta_0 + alpha theta_1. What was inserted to be nothing at the start is interpolated by
+what it adds: LoRA by s alpha B A, adapters by alpha times their output, SSF and IA3 by their scales between 1 and
+gamma, sparse tuning by alpha S. Other adapters of peft are merged into the backbone first.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def read_with_start(
             was inserted that was not nothing at the start.
     """
     tuned = LongTailClassifier.from_pretrained(name)
-    _check_start_is_known(tuned, name)
+    check_start_is_known(tuned, name)
     if needs_merging(tuned):
         say(f"{peft_kind(tuned)} is merged into the backbone, whose weights are interpolated.")
         tuned = merge(tuned)
@@ -58,15 +58,24 @@ def read_with_start(
     return tuned, ingredients
 
 
-def _check_start_is_known(tuned: LongTailClassifier, name: str) -> None:
+def check_start_is_known(tuned: LongTailClassifier, name: str) -> None:
+    """Raise a `ValueError` where the weights of a tuned classifier before training are not known.
+
+    Args:
+        tuned (`LongTailClassifier`): It may be one that has not trained yet.
+        name (`str`): What to call it.
+    """
     config = tuned.config
     if not is_pretrained(config.backbone_family):
-        raise ValueError(f"The backbone of '{name}' began with random weights ({config.backbone}), which nobody saved.")
+        raise ValueError(
+            f"The backbone of '{name}' began with random weights ({config.backbone}), which nobody saved."
+        )
     odd = [kind for kind in inserted_kinds(tuned) if kind not in START_IS_NOTHING]
     if odd:
         raise ValueError(
-            f"'{name}' has modules of the kind {' and '.join(map(repr, odd))}, which were not nothing at the start, so "
-            "that there are no weights before training to interpolate with; average runs of it with recipes/soup.py."
+            f"'{name}' has modules of the kind {' and '.join(map(repr, odd))}, which were not nothing at the start: "
+            "there are no weights before training to average with; choose another tuning, or average runs with "
+            "recipes/soup.py."
         )
 
 
