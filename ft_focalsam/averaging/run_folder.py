@@ -138,7 +138,7 @@ def write_average(
             many=verdict.many,
             few=verdict.few,
         )
-        title = f"{description['kind']} of {len(names)} classifiers on {short_name(data.name)}"
+        title = f"{description['kind']} on {short_name(data.name)}"
         write_page(aside, verdicts, title=title, pictures={short_name(data.name): data.test})
         write_run(aside, _describe(names, description))
 

@@ -15,7 +15,6 @@ from ..models import LongTailClassifier, prompt_names, text_features
 from ..models.backbones import is_pretrained
 from ..tuning.adapter import Bottleneck, ParallelAdapter
 from .ingredients import Ingredient, inserted_kinds, needs_merging, peft_kind
-from .low_rank import lora_layers
 
 START_IS_NOTHING = ("adaptformer", "adapter", "sparse", "ssf")  # kinds of inserted modules
 
@@ -81,11 +80,11 @@ def check_start_is_known(tuned: LongTailClassifier, name: str) -> None:
 
 @torch.no_grad()
 def _take_what_is_no_update(before: LongTailClassifier, tuned: LongTailClassifier) -> None:
-    """Let factors of an update that do not vanish at the start be the tuned ones: A of LoRA's B A, and all of an
-    adapter but its last layer. The last factor is linear in alpha then, and so is the update."""
+    """Let all of an adapter but its last layer, which is 0 at the start, be the tuned one: its output is linear in
+    alpha then. LoRA needs no such thing, as `add_updates` leaves out a B that is 0."""
     after = dict(tuned.named_modules())
     modules = dict(before.named_modules())
-    parts = [f"{name}.lora_A" for name in lora_layers(before)]
+    parts = []
     for name, module in modules.items():
         if isinstance(module, Bottleneck):
             parts += [f"{name}.norm", f"{name}.down"]
