@@ -33,7 +33,7 @@ from ft_focalsam.analysis import (
 )
 from ft_focalsam.errors import printable, told_in_one_sentence
 from ft_focalsam.files import check_writable
-from ft_focalsam.predicting import choose_device
+from ft_focalsam.models.image_classifier import choose_device
 from ft_focalsam.sharpness.targets import TARGETS
 
 

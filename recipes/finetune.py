@@ -229,6 +229,7 @@ def make_trainer(
     options: tuple[DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments],
     *,
     trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
+    build: Callable = build_model,
     restarts: bool = False,
 ) -> tuple[FocalSAMTrainer, Dataset]:
     """The trainer of a run, which evaluates on validation images where there are some, and the images to test on.
@@ -237,6 +238,7 @@ def make_trainer(
         data: The images.
         options: The description of the run.
         trainer_type: Its class.
+        build: What makes the model, as `build_model` does.
         restarts: Let each training begin with a copy of the same started model, as `hyperparameter_search` asks.
     """
     data_args, model_args, _, args = options
@@ -265,7 +267,7 @@ def make_trainer(
         )
     args.choose_num_workers(images["train"])
     args.dataloader_persistent_workers &= args.dataloader_num_workers > 0  # torch refuses it without workers
-    model, cache = build_model(data, plain, collate, options)
+    model, cache = build(data, plain, collate, options)
     if cache is not None:
         views = data_args.num_views or 1
         views = {"train": views if args.max_steps > 0 else min(views, num_epochs)}
@@ -364,6 +366,8 @@ def main(
     argv: list[str] | None = None,
     *,
     trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
+    build: Callable = build_model,
+    before: str | None = None,
     check: Callable[[ModelArguments], None] = lambda model_args: None,
 ) -> dict[str, dict[str, float]]:
     """Run the recipe; returns the metrics before and after fine-tuning, by name of the row.
@@ -371,6 +375,8 @@ def main(
     Args:
         argv: The command line, if not that of the running script.
         trainer_type: The trainer's class.
+        build: What makes the model, as `build_model` does.
+        before: Name of the row before fine-tuning; by default that of the head's start.
         check: Raises a `ValueError` where a model is not one for the script, before anything is loaded.
     """
     options = parse_config(TYPES, argv, epilog=describe_methods())
@@ -382,10 +388,13 @@ def main(
     check_writable(args.output_dir)
     with one_writer(args.output_dir, is_writer=args.should_save):
         refuse_overwriting(options)
-        return run(options, sys.argv[1:] if argv is None else argv, trainer_type=trainer_type)
+        argv = sys.argv[1:] if argv is None else argv
+        return run(options, argv, trainer_type=trainer_type, build=build, before=before)
 
 
-def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer]) -> dict[str, dict[str, float]]:
+def run(
+    options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer], build: Callable, before: str | None
+) -> dict[str, dict[str, float]]:
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
     say = print if args.process_index == 0 else lambda *_: None
@@ -400,8 +409,9 @@ def run(options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer])
     say(f"\n{data.name}: {sizes}{aside}")
     if args.eval_strategy != IntervalStrategy.NO and data_args.validation_fraction is None:
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
-    trainer, test = make_trainer(data, options, trainer_type=trainer_type)
-    metrics, verdicts = train_and_judge(trainer, data, test, before=ROW_BEFORE[head_start], say=say)
+    trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
+    before = before or ROW_BEFORE[head_start]
+    metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):

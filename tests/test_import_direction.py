@@ -14,8 +14,8 @@ LAYERS = (
     {"__version__", "errors", "files", "finding", "parsing", "ranges", "registry"},
     {"sharpness"},
     {"losses", "data", "models", "tuning"},
-    {"averaging", "evaluation", "analysis"},
-    {"trainer", "hub", "export"},
+    {"evaluation"},
+    {"averaging", "analysis", "trainer", "hub", "export"},
     {"cli"},
     {"recipes"},
 )

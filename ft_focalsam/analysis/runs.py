@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from .. import FocalSAMTrainingArguments
 from ..data import (
     DataArguments,
     ImageData,
@@ -26,15 +25,16 @@ from ..data import (
 )
 from ..data.prepare import SPLITS
 from ..errors import unknown
-from ..evaluation import PREDICTIONS, Classifier, Predictions, Verdict, load_classifier, short_name
+from ..evaluation import PREDICTIONS, Predictions, Verdict, short_name
 from ..finding import did_you_mean
 from ..hub import read_run
 from ..hub.run_file import RUN_NAME
 from ..losses import LOSSES, PerSampleLoss, loss_hyperparameters
-from ..models import LongTailClassifier
+from ..models import Classifier, LongTailClassifier, load_classifier
 from ..ranges import Range, check_numbers
 from ..sharpness.classifier_input import ClassifierInput
 from ..sharpness.targets import Target
+from ..trainer import FocalSAMTrainingArguments
 from .class_loss import ClassLoss
 
 

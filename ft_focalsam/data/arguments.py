@@ -34,6 +34,9 @@ class DataArguments:
         max_train_per_class (`int`, *optional*): Images of the most frequent class.
         max_test_per_class (`int`, *optional*): Test images a class.
         long_tail_seed (`int`): Which images the cut takes.
+        max_imbalance (`float`, >= 1, *optional*): Cut classes, after that, to at most this many times the training
+            images of the rarest one; 1 balances them.
+        max_imbalance_seed (`int`): Which images that takes.
         augmentation (`str`): none, crop, crop_flip, randaugment, imagenet, cifar or minimalist.
         augmentation_views (`int`, >= 1, *optional*): Draw so many augmented views of each image and repeat them, epoch
             by epoch; by default each epoch draws anew.
@@ -105,6 +108,14 @@ class DataArguments:
         default=None, metadata={"help": "Test images a class."}
     )
     long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    max_imbalance: Annotated[float | None, Range(1)] = field(
+        default=None,
+        metadata={
+            "help": "Cut classes, after that, to at most this many times the training images of the rarest one; 1 "
+            "balances them."
+        },
+    )
+    max_imbalance_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images that takes."})
     augmentation: str = field(
         default="crop_flip",
         metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},

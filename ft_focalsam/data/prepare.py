@@ -62,6 +62,8 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         max_test_per_class=args.max_test_per_class,
         seed=args.long_tail_seed,
     )
+    if args.max_imbalance is not None:
+        data = data.limit_imbalance(args.max_imbalance, seed=args.max_imbalance_seed)
     if args.on_bad_image == "fail":
         refuse_broken(data)
     if args.cache_resized is not None:

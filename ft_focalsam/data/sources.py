@@ -132,6 +132,26 @@ class ImageData:
             test = test.select(take_per_class(labels, num_classes, per_class=max_test_per_class, seed=seed))
         return replace(self, train=train, test=test)
 
+    def limit_imbalance(self, most: float, *, seed: int = 0) -> "ImageData":
+        """The same data with at most `most` times the training images of the rarest class in each class.
+
+        Args:
+            most (`float`, >= 1): 1 balances the classes.
+            seed (`int`, defaults to 0): Which images are taken.
+
+        Raises:
+            ValueError: If a class has no training image.
+        """
+        labels = label_array(self.train)
+        counts = np.bincount(labels, minlength=self.num_classes)
+        if counts.min() == 0:
+            raise ValueError(
+                f"The class '{self.class_names[int(counts.argmin())]}' has no training image for max_imbalance to "
+                "count by; give it one, or leave max_imbalance out."
+            )
+        rows = take_per_class(labels, self.num_classes, per_class=int(most * counts.min()), seed=seed)
+        return replace(self, train=self.train.select(rows))
+
     def hold_out(self, fraction: float, *, seed: int = 0) -> "ImageData":
         """The same data with a part of the training images as validation images, for choices that the test set must
         not make.

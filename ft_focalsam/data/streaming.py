@@ -28,6 +28,7 @@ _NOT_STREAMED = {
     "test_fraction": None,
     "validation_fraction": None,
     "imbalance_factor": None,
+    "max_imbalance": None,
     "max_train_per_class": None,
     "cache_resized": None,
 }

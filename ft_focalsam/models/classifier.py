@@ -328,11 +328,39 @@ class LongTailClassifier(PreTrainedModel):
             return cls._load(path, saved, backbone, source=str(folder)).eval()
 
     @classmethod
+    def before_training(cls, folder: str | os.PathLike, *, revision: str | None = None) -> "LongTailClassifier":
+        """A saved classifier as it was before anything trained, in evaluation mode: the pretrained backbone with what
+        was put into it at its start. The head is random, and so is what starts at random.
+
+        Args and errors as for `from_pretrained`.
+        """
+        path = find_folder(folder, revision=revision)
+        check_has_weights(path, source=folder, revision=revision)
+        saved = read_saved_config(path, source=str(folder))
+        with damage_as_value_error(str(folder)):
+            model = cls._build(path, saved, None, source=str(folder))
+            trained = load_tensors(path / SAFE_WEIGHTS_NAME, model.state_dict())
+            raise_to_float32(model, [name for name, _ in model.named_parameters() if name in trained])
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in trained)
+        return model.eval()
+
+    @classmethod
     def _load(cls, path: Path, saved: dict[str, Any], backbone: str | None, *, source: str) -> "LongTailClassifier":
+        model = cls._build(path, saved, backbone, source=source)
+        model.load_trained(load_tensors(path / SAFE_WEIGHTS_NAME, model.state_dict()), source=source)
+        # For what peft saves and does not train.
+        if (path / ADAPTER_CONFIG_NAME).is_file() and (path / ADAPTER_WEIGHTS_NAME).is_file():
+            own = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+            set_peft_model_state_dict(model.backbone, load_tensors(path / ADAPTER_WEIGHTS_NAME, own))
+        return model
+
+    @classmethod
+    def _build(cls, path: Path, saved: dict[str, Any], backbone: str | None, *, source: str) -> "LongTailClassifier":
+        """The modules of a saved classifier, without what was trained."""
         config = LongTailClassifierConfig(**saved)
         config.backbone = backbone or config.backbone
         inserted, config.inserted = read_inserted(config.inserted, source=source), None
-        has_adapter = (path / ADAPTER_CONFIG_NAME).is_file()
         try:
             loaded = load_backbone(
                 config.backbone,
@@ -343,15 +371,11 @@ class LongTailClassifier(PreTrainedModel):
             model = cls(config, loaded)
         except OSError as error:
             raise FileNotFoundError(f"{error} '{source}' needs it; set backbone= to where it is now.") from error
-        if has_adapter:
+        if (path / ADAPTER_CONFIG_NAME).is_file():
             content = read_object(path / ADAPTER_CONFIG_NAME)
             model.wrap_backbone(read_adapter_config(content, where=f"{ADAPTER_CONFIG_NAME} of '{source}'"))
         for name, settings in inserted:
             model.insert(name, **settings)
-        model.load_trained(load_tensors(path / SAFE_WEIGHTS_NAME, model.state_dict()), source=source)
-        if has_adapter and (path / ADAPTER_WEIGHTS_NAME).is_file():  # for what peft saves and does not train
-            own = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
-            set_peft_model_state_dict(model.backbone, load_tensors(path / ADAPTER_WEIGHTS_NAME, own))
         return model
 
     def load_trained(self, tensors: dict[str, Tensor], *, source: str) -> None:

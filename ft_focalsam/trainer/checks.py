@@ -56,6 +56,11 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
             f"{args.n_gpu} GPUs are visible to one process, which would train in nn.DataParallel; start the script "
             "with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES."
         )
+    if args.ema_decay is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            f"ema_decay is {args.ema_decay:g}, and each process holds a part of the weights to average; use "
+            "accelerate_configs/multi_gpu.yaml (plain data parallelism), or leave ema_decay out."
+        )
     if args.sharpness != "none":
         _refuse_sharding(trainer)
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from ..averaging.ema import WeightEMACallback
 from ..data.batches import RenamedLabels, finished, select_samples, without_padding
 from ..data.labels import IGNORED, dataset_labels
 from ..data.mixing import MixingCollator
@@ -155,6 +156,10 @@ class FocalSAMTrainer(ResumableTrainer):
         self._gradient_check: GradientCheck | None = None
         self._statistics = StepStatistics()
         self._resumed_from: str | None = None
+        self._ema: WeightEMACallback | None = None
+        if args.ema_decay is not None:
+            self._ema = WeightEMACallback(args.ema_decay)
+            self.add_callback(self._ema)
 
     @property
     def sharpness_step(self) -> SharpnessStep | None:
@@ -293,17 +298,24 @@ class FocalSAMTrainer(ResumableTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         self._trained_model = self._evaluation = None  # every run begins with a step of its own
         self._resumed_from = checkpoint
+        if self._ema is not None:
+            self._ema.resume_from = checkpoint
 
     def evaluation_loop(self, *args, **kwargs):
-        """As the Trainer does, also before training where FSDP2 shards the model."""
+        """As the Trainer does, also before training where FSDP2 shards the model; with `ema_decay`, while training, of
+        the averaged weights."""
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             self.model = self.model_wrapped = shard_without_optimizer(self.accelerator, self.model)
-        return super().evaluation_loop(*args, **kwargs)
+        with nullcontext() if self._ema is None else self._ema.applied():
+            return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer does; one whole model also where checkpoints are sharded, where it would write nothing."""
         if not self.accelerator.is_fsdp2 or _internal_call:
-            return super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call)
+            if _internal_call and self._ema is not None and self.args.should_save:  # into a checkpoint
+                self._ema.save(Path(output_dir))
+            return
         plugin = self.accelerator.state.fsdp_plugin
         layout, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
         try:

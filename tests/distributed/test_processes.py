@@ -30,6 +30,8 @@ SAME = {
     ),
     "joint, adaptive radius": ({"tuning": "lora", **GLOBAL, "adaptive_rho": True}, batches(12), batches(6)),
 }
+# A moving average of the weights, which is what the model ends with.
+SAME["ema"] = ({"tuning": "lora", "ema_decay": 0.5}, batches(12), batches(6))
 # Other choices of the perturbation.
 SAME |= {
     f"joint, {name}": ({"tuning": "lora", **GLOBAL, **changes}, *sizes)
@@ -99,6 +101,7 @@ NORMALISED = {
 OWN = {
     "local, nothing left": {"tuning": "full", **LOCAL, **batches(5, 2)},
     "cc_sam": {"tuning": "full", "sharpness": "cc_sam", **batches(5)},
+    "ema, batch norm": {"tuning": "batch_norm", "ema_decay": 0.5, **batches(6)},
 }
 COUNTED = {
     f"counted, {kind}, {tuning}, {accumulation}": {

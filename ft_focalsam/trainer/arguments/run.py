@@ -35,6 +35,13 @@ class RunArguments(TrainingArguments):
         overwrite (`bool`, defaults to `False`):
             Begin anew in an output folder that holds a run.
 
+    > Parameters that control the averaging of weights
+
+    Args:
+        ema_decay (`float`, 0 to below 1, *optional*, defaults to `None`):
+            Decay of an exponential moving average of the weights, such as 0.999, warmed up by (1 + t) / (10 + t); the
+            averaged weights are what is evaluated and what the model has at the end. By default no average.
+
     > Parameters that control the evaluation
 
     Args:
@@ -68,6 +75,14 @@ class RunArguments(TrainingArguments):
         metadata={"help": "Resume although settings differ from those of the checkpoint; run.json keeps both."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Begin anew in an output folder that holds a run."})
+    ema_decay: Annotated[float | None, Range(0, 1, open_high=True)] = field(
+        default=None,
+        metadata={
+            "help": "Decay of an exponential moving average of the weights, such as 0.999, warmed up by "
+            "(1 + t) / (10 + t); the averaged weights are what is evaluated and what the model has at the end. By "
+            "default no average."
+        },
+    )
     many_shot_threshold: int = field(
         default=100, metadata={"help": "Classes with more training samples are many-shot."}
     )

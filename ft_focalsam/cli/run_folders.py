@@ -1,0 +1,153 @@
+"""Folders of runs that are averaged, and the folder of an average, which is one of a run too."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data import DataArguments, ImageData, label_array, prepare_images
+from ..data.long_tail import class_counts
+from ..evaluation import (
+    PREDICTIONS,
+    JudgeOptions,
+    TestSet,
+    Verdict,
+    file_name,
+    judge,
+    short_name,
+    write_page,
+    write_report,
+)
+from ..files import written_aside
+from ..hub import read_run, write_run
+from ..models import Classifier, LongTailClassifier, load_image_processor
+from ..trainer.checkpointing import number_of
+from .config import parse_config
+
+SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, what all of its runs have in common
+# Settings that decide which images are held out to choose by.
+HELD_OUT = (
+    *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
+    *("class_names", "image_root", "test_dataset"),
+)
+
+
+def run_folder(name: str | Path) -> Path:
+    """The folder of a run, from itself or from one of its checkpoints."""
+    path = Path(name).expanduser()
+    return path if number_of(path) is None else path.parent
+
+
+def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_validation: bool = False) -> ImageData:
+    """The images of runs, as run.json of the first one describes them.
+
+    Args:
+        names (sequence of `str`): Folders of runs or of their checkpoints.
+        further (sequence of `str`): `--key value` pairs of [`DataArguments`] that take the place of what it says, as
+            where the data set has moved.
+        needs_validation (`bool`): Something is to be chosen by held-out images.
+
+    Raises:
+        ValueError: If there is no run.json, or, with `needs_validation`, the runs held no images out, or not the same
+            ones. What [`prepare_images`] raises.
+    """
+    described = [read_run(run_folder(name)) for name in names]
+    for name, run in zip(names, described, strict=True):
+        if not run["settings"]:
+            raise ValueError(f"'{run_folder(name)}' has no run.json of recipes/finetune.py; give folders of its runs.")
+        if needs_validation and run["settings"].get("validation_fraction") is None:
+            raise ValueError(
+                f"The run in '{run_folder(name)}' held no images out to choose by; train with --validation_fraction "
+                "0.1, or make a uniform soup."
+            )
+        for key in HELD_OUT if needs_validation else ():
+            first, other = described[0]["settings"].get(key), run["settings"].get(key)
+            if first != other:
+                raise ValueError(
+                    f"The runs in '{run_folder(names[0])}' and '{run_folder(name)}' held out other images ({key} is "
+                    f"{first!r} and {other!r}), so that one trained on what another is chosen by; give runs of "
+                    "one split."
+                )
+    keys = {field.name for field in dataclasses.fields(DataArguments)}
+    command = []
+    for key, value in described[0]["settings"].items():
+        if key in keys:
+            command += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    (args,) = parse_config((DataArguments,), [*command, *further])
+    return prepare_images(args)
+
+
+def options_of_run(name: str, *, batch_size: int) -> JudgeOptions:
+    """How to evaluate: with the thresholds of the many- and few-shot classes of a run."""
+    saved = read_run(run_folder(name))["data"]
+    many, few = saved.get("many_shot_threshold", 100), saved.get("few_shot_threshold", 20)
+    return JudgeOptions(batch_size=batch_size, many=many, few=few)
+
+
+def evaluate_on(model: LongTailClassifier, data: ImageData, split: str, options: JudgeOptions) -> Verdict:
+    """How good a classifier is on the images of a split of `data`: "test" or "validation"."""
+    config = model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    classifier = Classifier(model, names, load_image_processor(config.backbone), config.image_size)
+    test = TestSet(data.parts[split], data.class_names, short_name(data.name))
+    counts = class_counts(label_array(data.train), data.num_classes)
+    return judge(classifier, test, options=options, model=config.backbone, class_counts=counts)[0]
+
+
+def saved_verdicts(names: Sequence[str], like: Verdict) -> dict[str, Verdict]:
+    """Of runs, those that saved predictions of the test images of a verdict, by the names of their folders."""
+    file = file_name(like.predictions.dataset, ".safetensors")
+    paths = {name: Path(name, PREDICTIONS, file) for name in names}
+    return {short_name(str(name)): like.of_earlier(path) for name, path in paths.items() if path.is_file()}
+
+
+def write_average(
+    folder: str | Path,
+    model: LongTailClassifier,
+    *,
+    names: Sequence[str],
+    description: Mapping,
+    data: ImageData,
+    verdicts: Mapping[str, Verdict],
+) -> None:
+    """Write an average as recipes/finetune.py writes a run: model, predictions, report.
+
+    Args:
+        folder (`str` or `Path`): Made where it does not exist.
+        model (`LongTailClassifier`): The average.
+        names (sequence of `str`): Folders of what was averaged.
+        description (mapping): How, for the section "average" of run.json.
+        data (`ImageData`): The images.
+        verdicts (mapping): Name of a row of the report -> [`Verdict`] on the test images; the average's last.
+    """
+    counts = class_counts(label_array(data.train), data.num_classes)
+    verdict = list(verdicts.values())[-1]
+    with written_aside(folder) as aside:
+        model.save_pretrained(aside)
+        load_image_processor(model.config.backbone).save_pretrained(aside)
+        verdict.predictions.save(aside / PREDICTIONS / file_name(short_name(data.name), ".safetensors"))
+        write_report(
+            aside,
+            {row: each.record() for row, each in verdicts.items()},
+            accuracies={row: each.class_accuracies for row, each in verdicts.items()},
+            class_names=data.class_names,
+            class_counts=counts,
+            test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
+            many=verdict.many,
+            few=verdict.few,
+        )
+        title = f"{description['kind']} on {short_name(data.name)}"
+        write_page(aside, verdicts, title=title, pictures={short_name(data.name): data.test})
+        write_run(aside, _describe(names, description))
+
+
+def _describe(names: Sequence[str], description: Mapping) -> dict:
+    """run.json of the first run with what all runs have in common, and how they were averaged."""
+    first, *others = [read_run(run_folder(name)) for name in names]
+    for section in SECTIONS:
+        values = [each.get(section, {}) for each in others]
+        own = first.get(section, {})
+        first[section] = {key: own[key] for key in own if all(each.get(key) == own[key] for each in values)}
+    first.pop("fingerprint", None)
+    return {**first, "command": None, "changes": [], "average": dict(description)}

@@ -1,0 +1,107 @@
+"""Average the weights of several runs into one classifier: a model soup (Wortsman et al., arXiv 2203.05482).
+
+    python recipes/soup.py runs/seed0 runs/seed1 runs/seed2 --output runs/soup
+    python recipes/soup.py runs/seed* --output runs/soup --kind greedy
+    python recipes/soup.py runs/seed0/checkpoint-* --output runs/soup
+
+RUN is the folder of a run of recipes/finetune.py or of one of its checkpoints; all have one architecture and one way
+of tuning, and differ in seed, data order, hyperparameters or training images. `uniform` averages all. `greedy` begins
+with the best one on the images that the runs put aside with `--validation_fraction`, and takes each next one where the
+soup stays as good on them; it is refused where nothing was put aside.
+
+LoRA is averaged as merged weights: the soup has the sum of the ranks, exactly, or `--rank`, with the error told.
+`--merged` averages and saves plain weights, as it is in any case for adapters of peft that have no such sum (DoRA,
+LoHa, ...). Adapters and prompts begin with random weights: soups of them need runs with one `--seed`, and another
+`--data_seed`, learning rate or augmentation.
+
+Writes to `--output` what recipes/finetune.py writes, so that recipes/evaluate.py, predict.py, export.py and push.py
+take it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
+/new/place`.
+"""
+
+import argparse
+import functools
+
+import numpy as np
+from accelerate import PartialState
+
+from ft_focalsam import LongTailClassifier
+from ft_focalsam.averaging.average import average
+from ft_focalsam.averaging.ingredients import read_ingredients
+from ft_focalsam.averaging.soups import greedy_soup, uniform_weights
+from ft_focalsam.cli.run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from ft_focalsam.data import ImageData
+from ft_focalsam.errors import told_in_one_sentence
+from ft_focalsam.evaluation import JudgeOptions, format_table, short_name
+from ft_focalsam.export.folder import check_is_free
+
+KINDS = ("uniform", "greedy")
+METRICS = ("mean_class_accuracy", "accuracy")
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders of runs or of checkpoints, two or more")
+    add("--output", required=True, help="folder to make; it must not exist, or be empty")
+    add("--kind", choices=KINDS, default="uniform", help="which of the runs are averaged; uniform by default")
+    add("--metric", choices=METRICS, default=METRICS[0], help="what greedy compares on the held-out images")
+    add("--rank", type=int, help="cut LoRA updates to this rank; by default they are exact")
+    add("--merged", action="store_true", help="average and save plain weights, with all that was tuned folded in")
+    add("--batch_size", type=int, default=64, help="images at a time")
+    return parser.parse_known_args(argv)
+
+
+def score(model: LongTailClassifier, *, data: ImageData, options: JudgeOptions, metric: str) -> float:
+    """A metric on the held-out images, 0 to 1."""
+    tally = evaluate_on(model, data, "validation", options).outcomes.tally()
+    return float(np.nanmean(tally.class_accuracies) if metric == METRICS[0] else tally.hits.sum() / tally.images.sum())
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    """Run the recipe; returns the records of the report, by the name of the row."""
+    args, further = parse(argv)
+    if len(args.runs) < 2:
+        raise ValueError(f"There is one run, '{args.runs[0]}', and a soup is of two or more; name more.")
+    check_is_free(args.output)
+    is_greedy = args.kind == "greedy"
+    data = data_of_runs(args.runs, further=further, needs_validation=is_greedy)
+    say = print if PartialState().is_main_process else lambda *_: None
+    template, ingredients = read_ingredients(args.runs, merged=args.merged, say=say)
+    options = options_of_run(args.runs[0], batch_size=args.batch_size)
+    if is_greedy:
+        held_out = functools.partial(score, data=data, options=options, metric=args.metric)
+        weights = greedy_soup(template, ingredients, held_out, say=say)
+    else:
+        weights = uniform_weights(len(ingredients))
+    soup, error = average(template, ingredients, weights, rank=args.rank)
+    verdict = evaluate_on(soup, data, "test", options)
+    verdicts = {**saved_verdicts(args.runs, verdict), f"{args.kind} soup": verdict}
+    records = {name: each.record() for name, each in verdicts.items()}
+    say(f"\n{format_table(records)}\n")
+    if args.rank is not None:
+        say(f"Cut to rank {args.rank}, an update of a layer loses up to {error:.2%} of its Frobenius norm.")
+    if PartialState().is_main_process:
+        description = {
+            "kind": f"{args.kind} soup",
+            "weights": {short_name(str(run)): weight for run, weight in zip(args.runs, weights, strict=True)},
+            "rank_error": error,
+        }
+        write_average(
+            args.output,
+            soup,
+            names=args.runs,
+            description=description,
+            data=data,
+            verdicts=verdicts,
+        )
+        say(f"The soup, report.html and metrics.json are in {args.output}.")
+    return records
+
+
+if __name__ == "__main__":
+    with told_in_one_sentence():
+        main()
+    PartialState().destroy_process_group()
