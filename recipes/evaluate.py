@@ -31,15 +31,18 @@ from ft_focalsam.evaluation import (
     load_test_set,
     read_class_index,
     read_train_counts,
+    run_folder,
     saved_counts,
     saved_history,
     short_name,
+    title_name,
     verdict_rows,
     write_page,
     write_per_class_csv,
 )
 from ft_focalsam.files import check_writable
 from ft_focalsam.finding import did_you_mean
+from ft_focalsam.hub import read_run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -118,8 +121,15 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     if is_main:
         print(f"\n{format_table(records)}\n")
         (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
-        history = saved_history(args.model)
-        write_page(folder, verdicts, title=f"{model}, judged", pictures=pictures, log_history=history, seeds=seeds)
+        write_page(
+            folder,
+            verdicts,
+            title=f"{title_name(args.model)} on {', '.join(map(title_name, args.datasets))}",
+            pictures=pictures,
+            log_history=saved_history(args.model),
+            seeds=seeds,
+            run=read_run(run_folder(args.model)),
+        )
         print(printable(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}."))
     return records
 
