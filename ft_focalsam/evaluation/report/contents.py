@@ -8,18 +8,16 @@ import datasets
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ..calibration import Calibration
-from ..calibration import calibration as calibrate
 from ..comparison import Comparison, compare_verdicts
 from ..estimates import estimate, estimate_classes
 from ..verdict import Verdict
 from .blocks import Block, Confusions, Example, Examples, Heading, Plot, SideBySide, Table, Text, Warnings
+from .confidence import calibration
 from .formats import (
     Cell,
     count_cell,
     describe_seeds,
     estimate_cell,
-    format_interval,
     format_p_value,
     format_percent,
     metric_titles,
@@ -29,7 +27,7 @@ from .formats import (
 )
 from .frequency import RUN_MARKERS, frequency_figure
 from .pictures import example, worst_confusions
-from .plots import curve, reliability
+from .plots import curve
 from .settings import settings, subtitle
 from .summary import summary
 from .tables import distinct_notes, verdict_rows
@@ -256,45 +254,6 @@ def confusions(runs: Mapping[str, Verdict], pictures: datasets.Dataset | None, l
 def _image_name(name: str) -> str:
     """The name of an image's file; of one without, its row."""
     return f"row {name}" if name.isdecimal() else name
-
-
-def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
-    """Whether the confidence of the last run is to be trusted, and what to do about it."""
-    name, verdict = list(runs.items())[-1]
-    found, tally = calibrate(verdict.outcomes), verdict.outcomes.tally()
-    low, high = found.gap_interval
-    kind = "over" if found.gap > 0 else "under"
-    ends = (low, high) if found.gap > 0 else (-high, -low)
-    yield Heading("Calibration", level)
-    yield Text(
-        f"{name} is {format_percent(found.confidence)} % sure on average and right on "
-        f"{format_percent(found.accuracy)} % of the images: {kind}-confident by {format_percent(abs(found.gap))} "
-        f"points (95 % interval {format_interval(ends, signed=True)}). The expected calibration error (15 bins) is "
-        f"{format_percent(found.error)} points; chance alone gives a calibrated model up to "
-        f"{format_percent(found.error_by_chance)} on as many images."
-    )
-    yield Text(_calibration_advice(found, verdict))
-    yield Plot(
-        lambda look: reliability(look, tally),
-        f"Reliability diagram of {name}: accuracy over confidence",
-        "Bars: accuracy of the images in each bin of confidence, with 95 % intervals; dots: their mean confidence, on "
-        "the diagonal.",
-    )
-
-
-def _calibration_advice(found: Calibration, verdict: Verdict) -> str:
-    if verdict.is_temperature_scaled:
-        return "A temperature that was fitted on held-out images is already applied."
-    if not found.has_gap and found.error <= found.error_by_chance:
-        return "Neither is more than chance would do: no correction is called for."
-    what = "It is too sure of some images and too unsure of others"
-    if found.has_gap:
-        what = f"It is too {'sure' if found.gap > 0 else 'unsure'}"
-    return (
-        f"{what}: do not take its confidence for a probability as it is. recipes/evaluate.py with "
-        "--temperature_fraction 0.2 fits a temperature on a fifth of the test images and scores the others; it "
-        "changes no prediction."
-    )
 
 
 def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
