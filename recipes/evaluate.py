@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
     check_writable(folder, make=False)
-    is_main, model = PartialState().is_main_process, short_name(args.model)
+    is_main, names = PartialState().is_main_process, name_runs(args)
     with PartialState().main_process_first():
         is_zero_shot(args.model)  # or no model at all, which is told before images are read
         tests = load_tests(args)
@@ -107,14 +107,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             classifier = load_classifier(args.model, test.class_names, **words)
         counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
         found = {"class_counts": counts, "class_index": class_index}
-        verdict, pictures[test.name] = judge(classifier, test, options=options, model=model, **found)
+        verdict, pictures[test.name] = judge(classifier, test, options=options, model=names[args.model], **found)
         if is_main:
             verdict.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
             write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
         where = f" on {test.name}" if len(tests) > 1 else ""
         for other in args.compare:
-            verdicts[short_name(other) + where] = verdict.of_earlier(earlier[other, test.name])
-        verdicts[model + where] = verdict  # the last one is the one that is judged
+            verdicts[names[other] + where] = verdict.of_earlier(earlier[other, test.name])
+        verdicts[names[args.model] + where] = verdict  # the last one is the one that is judged
         if args.seeds:
             seeds[test.name] = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
     records = {name: verdict.record() for name, verdict in verdicts.items()}
@@ -146,11 +146,19 @@ def load_tests(args: argparse.Namespace) -> list[TestSet]:
     return tests
 
 
+def name_runs(args: argparse.Namespace) -> dict[str, str]:
+    """What the report calls the model and the folders to compare with: the last part of a path where that tells them
+    apart, else the last two."""
+    runs = [*args.compare, args.model]
+    for name_of in (title_name, short_name):
+        names = [name_of(run) for run in runs]
+        if len(set(names)) == len(names):
+            return dict(zip(runs, names, strict=True))
+    raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
+
+
 def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
     """Where the predictions of earlier evaluations are, by folder and name of the test set."""
-    names = [short_name(name) for name in (*args.compare, args.model)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
     paths = {}
     for folder in (*args.compare, *args.seeds):
         if Path(folder).resolve() == output.resolve():

@@ -61,7 +61,13 @@ def test_predicted_classes_have_no_calibration():
             "It is too sure: do not take its confidence for a probability as it is.",
         ),
         (1.0, 0.5, False, "It is too unsure: do not take"),
-        (0.5, 6.0, True, "A temperature that was fitted on held-out images is already applied."),
+        (
+            0.5,
+            6.0,
+            True,
+            "A temperature that was fitted on held-out images is already applied, and is off: hold out more",
+        ),
+        (0.88, np.log(9), True, "A temperature that was fitted on held-out images is already applied."),
         (0.88, np.log(9), False, "Neither is more than chance would do: no correction is called for."),
     ],
 )

@@ -54,6 +54,12 @@ class Table:
     fold: str | None = None
     is_sortable: bool = False
 
+    @property
+    def are_words(self) -> list[bool]:
+        """Of each column, whether its cells are words and not numbers."""
+        columns = zip(*self.rows, strict=True) if self.rows else [() for _ in self.header]
+        return [any(isinstance(cell, str) and cell[:1].isalpha() for cell in column) for column in columns]
+
 
 @dataclass(frozen=True)
 class Confusions:

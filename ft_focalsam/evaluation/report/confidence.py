@@ -35,9 +35,13 @@ def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
 
 
 def _calibration_advice(found: Calibration, verdict: Verdict) -> str:
+    is_off = found.has_gap or found.error > found.error_by_chance
     if verdict.is_temperature_scaled:
-        return "A temperature that was fitted on held-out images is already applied."
-    if not found.has_gap and found.error <= found.error_by_chance:
+        applied = "A temperature that was fitted on held-out images is already applied"
+        return (
+            f"{applied}, and is off: hold out more with a larger --temperature_fraction." if is_off else f"{applied}."
+        )
+    if not is_off:
         return "Neither is more than chance would do: no correction is called for."
     what = "It is too sure of some images and too unsure of others"
     if found.has_gap:

@@ -77,7 +77,7 @@ def _facts(block: Facts, name: str) -> str:
 
 
 def _table(block: Table, name: str) -> str:
-    kinds = [' class="words"' if words else "" for words in _are_words(block)]
+    kinds = [' class="words"' if words else "" for words in block.are_words]
     head = "".join(
         f'<th scope="col"{kind}>{escape(cell)}</th>' for kind, cell in zip(kinds, block.header, strict=True)
     )
@@ -91,12 +91,6 @@ def _table(block: Table, name: str) -> str:
     table = f"<table{sortable}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     table = f'<div class="scroll">{table}</div>'
     return table if block.fold is None else f"<details><summary>{escape(block.fold)}</summary>\n{table}\n</details>"
-
-
-def _are_words(block: Table) -> list[bool]:
-    """Of each column, whether its cells are words and not numbers; the first names the row."""
-    columns = zip(*block.rows, strict=True) if block.rows else [() for _ in block.header]
-    return [any(isinstance(cell, str) and cell[:1].isalpha() for cell in column) for column in columns]
 
 
 def _cell(cell: Cell) -> str:

@@ -63,7 +63,8 @@ def _parts(block: Block, root: Path, folder: str, name: str) -> Iterator[str]:
 def markdown_table(block: Table) -> str:
     """The lines of a table."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (block.header, *block.rows)]
-    lines.insert(1, "|" + "|".join(["---", *["---:"] * (len(block.header) - 1)]) + "|")
+    rules = ["---" if words else "---:" for words in block.are_words[1:]]  # the first column names the row
+    lines.insert(1, "|" + "|".join(["---", *rules]) + "|")
     return "\n".join(lines)
 
 
