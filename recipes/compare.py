@@ -39,8 +39,8 @@ from ft_focalsam.evaluation import (
     short_name,
     write_comparison,
 )
+from ft_focalsam.evaluation.report.method_names import METHOD_NAMES
 from ft_focalsam.files import write_aside
-from ft_focalsam.hub.card import METHOD_NAMES
 
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = METHOD_NAMES | {"none": "plain"}

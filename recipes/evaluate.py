@@ -29,15 +29,18 @@ from ft_focalsam.evaluation import (
     load_test_set,
     read_class_index,
     read_train_counts,
+    run_folder,
     saved_counts,
     saved_history,
     short_name,
+    title_name,
     verdict_rows,
     write_page,
     write_per_class_csv,
 )
 from ft_focalsam.files import check_writable
 from ft_focalsam.finding import did_you_mean
+from ft_focalsam.hub import read_run
 from ft_focalsam.models import is_zero_shot, load_classifier
 
 
@@ -87,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
     check_writable(folder, make=False)
-    is_main, model = PartialState().is_main_process, short_name(args.model)
+    is_main, names = PartialState().is_main_process, name_runs(args)
     with PartialState().main_process_first():
         is_zero_shot(args.model)  # or no model at all, which is told before images are read
         tests = load_tests(args)
@@ -103,22 +106,29 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             classifier = load_classifier(args.model, test.class_names, **words)
         counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
         found = {"class_counts": counts, "class_index": class_index}
-        verdict, pictures[test.name] = judge(classifier, test, options=options, model=model, **found)
+        verdict, pictures[test.name] = judge(classifier, test, options=options, model=names[args.model], **found)
         if is_main:
             verdict.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
             write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
         where = f" on {test.name}" if len(tests) > 1 else ""
         for other in args.compare:
-            verdicts[short_name(other) + where] = verdict.of_earlier(earlier[other, test.name])
-        verdicts[model + where] = verdict  # the last one is the one that is judged
+            verdicts[names[other] + where] = verdict.of_earlier(earlier[other, test.name])
+        verdicts[names[args.model] + where] = verdict  # the last one is the one that is judged
         if args.seeds:
             seeds[test.name] = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
     records = {name: verdict.record() for name, verdict in verdicts.items()}
     if is_main:
         print(f"\n{format_table(records)}\n")
         (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
-        history = saved_history(args.model)
-        write_page(folder, verdicts, title=f"{model}, judged", pictures=pictures, log_history=history, seeds=seeds)
+        write_page(
+            folder,
+            verdicts,
+            title=f"{title_name(args.model)} on {', '.join(map(title_name, args.datasets))}",
+            pictures=pictures,
+            log_history=saved_history(args.model),
+            seeds=seeds,
+            run=read_run(run_folder(args.model)),
+        )
         print(printable(f"report.html, report.md, metrics.json, per_class/ and predictions/ are in {folder}."))
     return records
 
@@ -135,11 +145,19 @@ def load_tests(args: argparse.Namespace) -> list[TestSet]:
     return tests
 
 
+def name_runs(args: argparse.Namespace) -> dict[str, str]:
+    """What the report calls the model and the folders to compare with: the last part of a path where that tells them
+    apart, else the last two."""
+    runs = [*args.compare, args.model]
+    for name_of in (title_name, short_name):
+        names = [name_of(run) for run in runs]
+        if len(set(names)) == len(names):
+            return dict(zip(runs, names, strict=True))
+    raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
+
+
 def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
     """Where the predictions of earlier evaluations are, by folder and name of the test set."""
-    names = [short_name(name) for name in (*args.compare, args.model)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
     paths = {}
     for folder in (*args.compare, *args.seeds):
         if Path(folder).resolve() == output.resolve():

@@ -59,6 +59,7 @@ from ft_focalsam.evaluation import (
     format_table,
     image_ids,
     short_name,
+    title_name,
     write_page,
     write_report,
 )
@@ -324,8 +325,10 @@ def save(
     data: ImageData | StreamedData,
     metrics: dict,
     verdicts: dict[str, Verdict],
+    record: dict,
 ) -> None:
-    """Write the model with these weights, its predictions and the report to the output folder."""
+    """Write the model with these weights, its predictions, and the report on the run of this record to the output
+    folder."""
     args, name = trainer.args, short_name(data.name)
     records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
     with written_aside(args.output_dir) as folder:
@@ -343,9 +346,9 @@ def save(
             many=args.many_shot_threshold,
             few=args.few_shot_threshold,
         )
-        title = f"{trainer.model.config.backbone} on {name}"
+        title = f"{title_name(trainer.model.config.backbone)} on {title_name(data.name)}"
         pictures, log = {name: data.test}, trainer.state.log_history
-        write_page(folder, verdicts, title=title, pictures=pictures, log_history=log)
+        write_page(folder, verdicts, title=title, pictures=pictures, log_history=log, run=record)
 
 
 @contextmanager
@@ -398,10 +401,16 @@ def run(
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
     say = print if args.process_index == 0 else lambda *_: None
+    data_notes = []  # which the report shows too
+
+    def note(text: str) -> None:
+        data_notes.append(text)
+        say(text)
+
     find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
     head_start = choose_head_start(model_args.backbone, model_args.head_start)
     with args.main_process_first(desc="loading the images"):
-        data = load_data(data_args, args, say=say)
+        data = load_data(data_args, args, say=say if data_args.streaming else note)
     set_seed(args.seed)
 
     aside = "" if data_args.validation_fraction is None else f", {len(data.validation):,} put aside for validation"
@@ -415,8 +424,9 @@ def run(
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):
-            save(trainer, weights, data, metrics, verdicts)
-            write_run(args.output_dir, describe_run(trainer, options=options, argv=argv))
+            record = describe_run(trainer, options=options, argv=argv, data_notes=data_notes)
+            save(trainer, weights, data, metrics, verdicts, record)
+            write_run(args.output_dir, record)
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")

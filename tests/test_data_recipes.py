@@ -116,6 +116,10 @@ def test_broken_pictures_stop_a_run_or_are_skipped(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert len(re.findall(r"images cannot be read and are skipped:\n  The picture '", text)) >= 1
     assert "kaputt.jpg' cannot be read" in text and "zwei.png' cannot be read" in text
+    for name in ("report.html", "report.md", "run.json"):
+        told = (tmp_path / "o" / name).read_text(encoding="utf-8")
+        assert "images cannot be read and are skipped" in told and "zwei.png" in told
+        assert str(folder) not in told and folder.as_posix().replace("_", "\\_") not in told
     assert list(metrics) == ["class means", "focal_sam"]
     copies = [path for path in (tmp_path / "small").rglob("*") if path.is_file() and path.name != "index.json"]
     assert copies and {min(Image.open(path).size) for path in copies} == {40}

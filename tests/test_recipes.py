@@ -68,7 +68,8 @@ def test_quickstart_writes_metrics_table_plot_and_checkpoints(quickstart):
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     assert {"model.safetensors", "adapter_model.safetensors", "preprocessor_config.json", "report.md"} <= names
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "focal_sam against zero-shot" in page and f"{100 * metrics['focal_sam']['few']:.1f}<small>" in page
+    assert "focal_sam is right on" in page and "γ (focal_gamma) = 1.5" in page
+    assert f"{100 * metrics['focal_sam']['few']:.1f}<small>" in page
 
 
 def test_what_was_saved_loads_back_and_scores_the_same(quickstart):

@@ -1,10 +1,11 @@
 """How good a model is on each part of a long-tailed data set, as numbers, as tables, as drawings and as a page."""
 
+from .calibration import Calibration, calibration
 from .cells import from_cell, to_cell
 from .class_matching import match_classes, read_class_index, read_train_counts
-from .classifiers import restrict, saved_counts, saved_history
+from .classifiers import restrict, run_folder, saved_counts, saved_history
 from .comparison import Comparison, compare, compare_verdicts, mcnemar
-from .estimates import Estimate, estimate
+from .estimates import Estimate, estimate, estimate_classes
 from .intervals import accuracy_interval, difference_interval
 from .judge import JudgeOptions, check_classes, judge
 from .metrics import METRICS, LongTailMetrics, group_means, register_metric
@@ -22,7 +23,7 @@ from .report import (
     write_per_class_csv,
     write_report,
 )
-from .test_sets import TestSet, file_name, load_test_set, short_name
+from .test_sets import TestSet, file_name, load_test_set, short_name, title_name
 from .verdict import Verdict
 from .views import VIEWS, register_views, view_transform
 
@@ -30,6 +31,7 @@ __all__ = [
     "METRICS",
     "PREDICTIONS",
     "VIEWS",
+    "Calibration",
     "Comparison",
     "Estimate",
     "JudgeOptions",
@@ -42,11 +44,13 @@ __all__ = [
     "Verdict",
     "accuracy_interval",
     "adjust_logits",
+    "calibration",
     "check_classes",
     "compare",
     "compare_verdicts",
     "difference_interval",
     "estimate",
+    "estimate_classes",
     "file_name",
     "fit_temperature",
     "format_table",
@@ -66,9 +70,11 @@ __all__ = [
     "register_metric",
     "register_views",
     "restrict",
+    "run_folder",
     "saved_counts",
     "saved_history",
     "short_name",
+    "title_name",
     "to_cell",
     "verdict_rows",
     "view_transform",

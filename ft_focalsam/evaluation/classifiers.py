@@ -27,7 +27,7 @@ def restrict(
 
 def saved_counts(name: str) -> Path | None:
     """The per_class.csv beside a model, or beside the run that it is a checkpoint of; None where there is none."""
-    path = _run_folder(name) / "per_class.csv"
+    path = run_folder(name) / "per_class.csv"
     return path if path.is_file() else None
 
 
@@ -35,13 +35,14 @@ def saved_history(name: str) -> list[dict]:
     """What was logged in the training of a model in a folder: the log history of its last trainer_state.json, which
     lies beside it or in its checkpoints; empty where there is none."""
     states = [
-        *_run_folder(name).glob("checkpoint-*/trainer_state.json"),
-        *_run_folder(name).glob("trainer_state.json"),
+        *run_folder(name).glob("checkpoint-*/trainer_state.json"),
+        *run_folder(name).glob("trainer_state.json"),
     ]
     contents = [parse_json(path.read_bytes()) for path in states]
     return max(contents, key=lambda state: state["global_step"])["log_history"] if contents else []
 
 
-def _run_folder(name: str) -> Path:
+def run_folder(name: str) -> Path:
+    """The folder of the run that a model belongs to: its own, or that which holds its checkpoint."""
     folder = Path(name).expanduser()
     return folder.parent if folder.name.startswith("checkpoint-") else folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from .intervals import LEVEL, interval_of, weighted_mean
+from .intervals import LEVEL, WeightedMean, interval_of, weighted_mean
 from .metrics import class_weights, tally_metrics
 from .outcomes import Outcomes
 
@@ -56,10 +56,7 @@ def estimate(
     Raises:
         ValueError: If there is no run, the numbers of runs differ, or the images of any two do.
     """
-    if not runs or (against is not None and len(against) != len(runs)):
-        raise ValueError(f"{len(runs)} runs cannot be estimated{'' if against is None else f' from {len(against)}'}.")
-    for other in (*runs, *(against or ())):
-        check_same_labels(runs[0], other)
+    check_runs(runs, against)
     values = [tally_metrics(run.tally()) for run in runs]
     if against is not None:
         values = [minus(each, tally_metrics(run.tally())) for each, run in zip(values, against, strict=True)]
@@ -69,15 +66,59 @@ def estimate(
         if not all(name in each for each in values):
             continue
         of_runs = np.array([each[name] for each in values])
-        deviation = float(of_runs.std(ddof=1)) if len(runs) >= FEWEST_SEEDS else None
-        interval = None
+        found = None
         if name in weights:
             scores = _scores(runs, name) - (_scores(against, name) if is_difference else 0)
-            by_seeds = 0.0 if deviation is None else seeds_variance(deviation, len(runs), level)
             found = weighted_mean(scores, runs[0].labels, weights[name])
-            interval = interval_of(found, is_difference=is_difference, further=by_seeds, level=level)
-        estimates[name] = Estimate(float(of_runs.mean()), tuple(of_runs.tolist()), deviation, interval)
+        estimates[name] = _over_runs(of_runs, found, is_difference=is_difference, level=level)
     return estimates
+
+
+def estimate_classes(
+    runs: Sequence[Outcomes], *, against: Sequence[Outcomes] | None = None, level: float = LEVEL
+) -> list[Estimate | None]:
+    """Accuracy of each class, or its difference from that of another method, by the rules of [`estimate`].
+
+    Args:
+        runs, against, level: As in [`estimate`].
+
+    Returns:
+        One entry a class; None for a class without a test image.
+
+    Raises:
+        ValueError: As [`estimate`].
+    """
+    check_runs(runs, against)
+    scores = _scores(runs, "accuracy") - (0 if against is None else _scores(against, "accuracy"))
+    order = np.argsort(runs[0].labels, kind="stable")
+    ends = np.cumsum(np.bincount(runs[0].labels, minlength=runs[0].num_classes))[:-1]
+    found: list[Estimate | None] = []
+    for rows in np.split(order, ends):
+        if not len(rows):
+            found.append(None)
+            continue
+        own = scores[:, rows]
+        of_class = weighted_mean(own, np.zeros(len(rows), dtype=np.int64), np.ones(1))
+        found.append(_over_runs(own.mean(axis=1), of_class, is_difference=against is not None, level=level))
+    return found
+
+
+def _over_runs(of_runs: np.ndarray, found: WeightedMean | None, *, is_difference: bool, level: float) -> Estimate:
+    """The estimate of a metric from its value in each run; without `found` it has no interval."""
+    deviation = float(of_runs.std(ddof=1)) if len(of_runs) >= FEWEST_SEEDS else None
+    interval = None
+    if found is not None:
+        by_seeds = 0.0 if deviation is None else seeds_variance(deviation, len(of_runs), level)
+        interval = interval_of(found, is_difference=is_difference, further=by_seeds, level=level)
+    return Estimate(float(of_runs.mean()), tuple(of_runs.tolist()), deviation, interval)
+
+
+def check_runs(runs: Sequence[Outcomes], against: Sequence[Outcomes] | None) -> None:
+    """Raise a `ValueError` where there is no run, the numbers of runs differ, or the images of any two do."""
+    if not runs or (against is not None and len(against) != len(runs)):
+        raise ValueError(f"{len(runs)} runs cannot be estimated{'' if against is None else f' from {len(against)}'}.")
+    for other in (*runs, *(against or ())):
+        check_same_labels(runs[0], other)
 
 
 def seeds_variance(deviation: float, num_runs: int, level: float = LEVEL) -> float:

@@ -1,7 +1,7 @@
 """From a classifier and a test set to a verdict: match the classes, predict, correct the logits, score."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -137,7 +137,8 @@ def judge(
     if options.temperature_fraction is not None:
         predictions, rows, note = scale_temperature(predictions, options.temperature_fraction)
         scored, notes = scored.select(rows), [*notes, note]
-    return options.verdict(predictions, counts, notes), scored
+    verdict = options.verdict(predictions, counts, notes)
+    return replace(verdict, is_temperature_scaled=options.temperature_fraction is not None), scored
 
 
 def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predictions, np.ndarray, str]:

@@ -83,6 +83,16 @@ def short_name(name: str) -> str:
     return "/".join(path.resolve().parts[-2:]) if path.exists() else name
 
 
+def title_name(name: str) -> str:
+    """What a title calls a data set or a model: the last part of a path, of a checkpoint with its run ("run,
+    checkpoint-20"); any other name as it is."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return name
+    path = path.resolve()
+    return f"{path.parent.name}, {path.name}" if path.name.startswith("checkpoint-") else path.name
+
+
 def file_name(name: str, suffix: str = "") -> str:
     """A name as part of a file's: letters and digits of any language, dots, hyphens; the rest as underscores."""
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".") + suffix

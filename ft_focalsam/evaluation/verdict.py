@@ -27,6 +27,7 @@ class Verdict:
         many, few (`int`): As in [`~ft_focalsam.data.frequency_groups`].
         notes (`Sequence[str]`): What a reader has to know of how it was made, e.g. that the logits are restricted to
             some classes.
+        is_temperature_scaled (`bool`): Whether a temperature that was fitted on held-out images is applied.
 
     Raises:
         ValueError: If there are counts of another number of classes.
@@ -37,6 +38,7 @@ class Verdict:
     many: int = 100
     few: int = 20
     notes: Sequence[str] = ()
+    is_temperature_scaled: bool = False
 
     def __post_init__(self):
         names = self.predictions.class_names
@@ -123,7 +125,7 @@ class Verdict:
         """
         predictions = Predictions.load(path)
         predictions.check_same_pictures(self.predictions, source=str(path))
-        return replace(self, predictions=predictions, notes=())
+        return replace(self, predictions=predictions, notes=(), is_temperature_scaled=False)
 
     def record(self) -> dict:
         """For metrics.json: the metrics, and beside them `intervals`, `images` (test images, all and by group) and

@@ -13,8 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.long_tail import frequency_groups
 from ..errors import printable
-from ..evaluation.report.contents import format_interval, format_percent
+from ..evaluation.report.formats import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
+from ..evaluation.report.method_names import HYPERPARAMETERS, METHOD_NAMES, describe_length, describe_values
 from ..evaluation.report.tables import distinct_notes
 from ..models.backbones import is_pretrained
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
@@ -28,22 +29,6 @@ COLUMNS = {
     "many": "many-shot",
     "medium": "medium-shot",
     "few": "few-shot",
-}
-METHOD_NAMES = {
-    "none": "Plain training",
-    "sam": "SAM",
-    "weighted_sam": "SAM with the weight λ",
-    "imbsam": "ImbSAM",
-    "focal_sam": "Focal-SAM",
-    "cc_sam": "CC-SAM",
-}
-SYMBOLS = {"rho": "ρ", "focal_gamma": "γ", "focal_lambda": "λ", "imbsam_eta": "η", "cc_sam_ratio": "r"}
-HYPERPARAMETERS = {
-    "sam": ("rho",),
-    "weighted_sam": ("rho", "focal_lambda"),
-    "imbsam": ("rho", "imbsam_eta"),
-    "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
-    "cc_sam": ("rho", "cc_sam_ratio"),
 }
 # Choices of the perturbation that the card names where they are not the default: key, title, value -> its settings.
 CHOICES = (
@@ -164,7 +149,7 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
     if not method:
         return
     name = method["sharpness"]
-    values = _values(method, HYPERPARAMETERS.get(name, ()))
+    values = describe_values(method, HYPERPARAMETERS.get(name, ()))
     paper = " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else ""
     lines = [f"- **{METHOD_NAMES.get(name) or escape_markdown(name)}**{paper}{f': {values}' if values else ''}"]
     if name != "none":
@@ -172,22 +157,15 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
             lines.append("- adaptive: ρ is relative to each weight (ASAM)")
         for key, title, extras in CHOICES:
             if method.get(key) in extras:  # not in a run file of an earlier version
-                lines.append(
-                    f"- {title}: " + ", ".join(filter(None, (method[key], _values(method, extras[method[key]]))))
-                )
+                values = describe_values(method, extras[method[key]])
+                lines.append(f"- {title}: " + ", ".join(filter(None, (method[key], values))))
         if method.get("ascent_interval", 1) > 1:
             lines.append(f"- perturbed in one step of {method['ascent_interval']}")
         if method["perturbation_scope"] != "global":
             lines.append("- each process and micro-batch perturbed by its own gradient (local)")
-    epochs = f"{method['num_train_epochs']:g} epochs" if method["max_steps"] <= 0 else f"{method['max_steps']:,} steps"
     loss, sampler = escape_markdown(method["loss"]), escape_markdown(method["train_sampler"])
-    lines.append(f"- loss: {loss}; sampler: {sampler}; {epochs}; seed {method['seed']}")
+    lines.append(f"- loss: {loss}; sampler: {sampler}; {describe_length(method)}; seed {method['seed']}")
     yield "## Method\n\n" + "\n".join(lines)
-
-
-def _values(method: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    titles = {name: f"{SYMBOLS[name]} ({name})" if name in SYMBOLS else name for name in names}
-    return ", ".join(f"{titles[name]} = {method[name]:g}" for name in names)
 
 
 def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -6,11 +6,12 @@ It is meant to be published: no token, no folder of this machine.
 import dataclasses
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..data import SOURCES
 from ..errors import one_line
 from ..models.backbones import is_pretrained, split_name
 from ..parsing import parse_json
+from ..versions import library_versions
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
@@ -55,10 +57,11 @@ _OF_THIS_RUN = (
     *("output_dir", "push_to_hub", "resume_from_checkpoint", "resume_changed", "overwrite"),
     *("logging_dir", "report_to", "run_name"),
 )
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
-def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | None = None) -> dict:
+def describe_run(
+    trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | None = None, data_notes: Sequence[str] = ()
+) -> dict:
     """What a run was, as run.json holds it.
 
     Args:
@@ -66,14 +69,13 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
         options (sequence of dataclass instances): All that describes the run, where that is more than the arguments of
             the Trainer: [`~ft_focalsam.data.DataArguments`], [`~ft_focalsam.cli.arguments.ModelArguments`], ...
         argv (sequence of `str`, *optional*): The command line behind `recipes/finetune.py`.
+        data_notes (sequence of `str`): What was told about the images when they were read, e.g. which were skipped.
 
     Returns:
         `dict`: "method", "data", "model", "command", "settings" (arguments that are not at their default), "resolved"
         (all settings that decide what the run computes), "fingerprint" (of these), "changes" (what was changed at a
-        resume) and "versions".
+        resume), "date" (the end of the run, ISO 8601) and "versions".
     """
-    from .. import __version__
-
     args, model = trainer.args, trainer.model
     values = {field.name: getattr(each, field.name) for each in options for field in dataclasses.fields(each)}
     dataset, counts, config = values.get("dataset"), trainer.class_counts, getattr(model, "config", None)
@@ -87,6 +89,7 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
             "class_counts": None if counts is None else [int(count) for count in counts],
             "many_shot_threshold": args.many_shot_threshold,
             "few_shot_threshold": args.few_shot_threshold,
+            "notes": [_without_folders(note) for note in data_notes],
         },
         "model": {
             "base_model": base_model(backbone),
@@ -97,7 +100,8 @@ def describe_run(trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | 
         "command": None if argv is None else _command(argv, args),
         "settings": _settings([*options] if options else [args]),
         **_resolved(trainer),
-        "versions": {"ft_focalsam": __version__, **{name: version(name) for name in _LIBRARIES}},
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": library_versions(),
     }
 
 
@@ -223,6 +227,11 @@ def _public(value: str) -> str:
         return path.relative_to(Path.cwd()).as_posix()
     except ValueError:
         return f"path/to/{path.name}"
+
+
+def _without_folders(note: str) -> str:
+    """A sentence in which paths are the names of their files."""
+    return re.sub(r"'[^'\n]*[/\\]", "'", note.strip())
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from test_intervals import outcomes_of
 
-from ft_focalsam.evaluation import compare, estimate
+from ft_focalsam.evaluation import compare, estimate, estimate_classes
 from ft_focalsam.evaluation.estimates import seeds_variance
 from ft_focalsam.evaluation.metrics import class_weights, tally_metrics
 
@@ -108,3 +108,24 @@ def test_runs_that_cannot_be_paired_are_refused(runs):
     other = outcomes_of(LABELS[::-1], np.ones(len(LABELS), bool), CLASSES)
     with pytest.raises(ValueError, match="different images or labels"):
         estimate(first, against=[*second[:2], other])
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 3])
+@pytest.mark.parametrize("is_difference", [False, True])
+def test_estimates_of_classes_are_those_of_a_test_set_of_one_class(num_seeds, is_difference):
+    rng, labels = np.random.default_rng(0), np.array([0, 2, 2, 0, 3, 0, 2, 3, 0])  # class 1 has no test image
+    runs, others = (
+        [outcomes_of(labels, rng.random(len(labels)) < share, 4) for _ in range(num_seeds)] for share in (0.7, 0.4)
+    )
+    found = estimate_classes(runs, against=others if is_difference else None)
+    assert len(found) == 4 and found[1] is None
+    for label in (0, 2, 3):
+        rows = labels == label
+        alone, against = ([outcomes_of(labels[rows], run.is_hit[rows], 4) for run in each] for each in (runs, others))
+        expected = estimate(alone, against=against if is_difference else None)["accuracy"]
+        assert found[label].mean == pytest.approx(expected.mean)
+        assert found[label].values == pytest.approx(expected.values)
+        assert found[label].deviation == pytest.approx(expected.deviation)
+        assert found[label].interval == pytest.approx(expected.interval)
+    with pytest.raises(ValueError, match="different images or labels"):
+        estimate_classes(runs, against=[outcomes_of(labels[::-1], np.ones(9, bool), 4)] * num_seeds)

@@ -118,7 +118,7 @@ def test_our_checkpoint_on_a_folder_with_a_class_missing_against_an_earlier_eval
         assert [(row["name"], row["group"]) for row in csv.DictReader(file)] == [("größer", "many"), ("<b>", "few")]
     page = (tmp_path / "now" / "report.html").read_text(encoding="utf-8")
     test = compare(earlier.outcomes(), now.outcomes())
-    assert f"<td>{mcnemar(earlier.outcomes().is_hit, now.outcomes().is_hit):.3f}</td>" in page
+    assert f"p = {mcnemar(earlier.outcomes().is_hit, now.outcomes().is_hit):.3f} (McNemar" in page
     assert f"{100 * test.differences['accuracy']:+.1f}".lstrip("-+") in page and "Over 2 seeds" in page
 
 

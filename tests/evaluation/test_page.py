@@ -1,7 +1,9 @@
 """The page says what the numbers are, whatever the names are, and needs nothing from outside."""
 
 import base64
+import hashlib
 import re
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -23,30 +25,47 @@ from ft_focalsam.evaluation import (
     write_page,
 )
 from ft_focalsam.evaluation.predictions import FORMAT
-from ft_focalsam.evaluation.report.pictures import example, worst_confusions
+from ft_focalsam.evaluation.report.html import SCRIPT
+from ft_focalsam.evaluation.report.pictures import example, scaled, worst_confusions
 
 pytestmark = pytest.mark.slow
 
 NAMES = ["<script>alert(1)</script>", "Größe & „eins“", "a|b *c* $x$", "plain"]
 COUNTS = np.array([200, 50, 30, 5])
 LOG = [{"step": s, "loss": 3.0 / s, "eval_accuracy": s / 10} for s in range(1, 9)] + [{"train_loss": 1.0}]
-WORDS = {"title": "A <b>title</b>", "log_history": LOG}
+RUN = {
+    "method": {
+        **{"sharpness": "focal_sam", "rho": 0.05, "focal_gamma": 1.5, "focal_lambda": 0.7, "loss": "<ce>"},
+        **{"train_sampler": "instance", "num_train_epochs": 20.0, "max_steps": -1, "seed": 3},
+    },
+    "data": {"name": "path/to/<photos>", "notes": ["2 of 9 training images cannot be read & are <skipped>"]},
+    "model": {"tuning": "lora", "parameters": 200, "trained_parameters": 5},
+    "resolved": {"backbone": "tiny<clip>", "validation_fraction": 0.1},
+    "date": "2026-02-03T04:05:06+00:00",
+    "versions": {"ft_focalsam": "9.9"},
+}
+NOW = datetime(2026, 5, 6, 7, 8, tzinfo=timezone.utc)  # noqa: UP017, which Python 3.10 lacks
+WORDS = {"title": "A <b>title</b>", "log_history": LOG, "run": RUN, "written": NOW}
 VOID = {"meta", "img", "source", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Tags in balance, attributes, rows of tables and text of a page."""
+    """Tags in balance, attributes, ids and links, rows of tables, scripts and text of a page."""
 
     def __init__(self, html):
         super().__init__()
         self.open, self.tags, self.attributes, self.addresses, self.text, self.rows = [], [], [], [], [], []
+        self.ids, self.targets, self.scripts = [], [], []
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [name for name, _ in attrs]
-        self.addresses += [value for name, value in attrs if name in ("src", "srcset", "href")]
+        self.addresses += [value for name, value in attrs if name in ("src", "srcset")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.targets += [value for name, value in attrs if name == "popovertarget"]
+        self.targets += [value.removeprefix("#") for name, value in attrs if name == "href"]
         if tag not in VOID:
             self.open.append(tag)
         if tag == "tr":
@@ -58,9 +77,17 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
-        if self.open and self.open[-1] in ("td", "th"):
+        (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
+        if self.open and (self.open[-1] in ("td", "th") or self.open[-2:] == ["th", "span"]):
             self.rows[-1][-1] += data
+
+
+def check_safe(page):
+    """No tag or script but the page's own, nothing from outside, and every link leads somewhere."""
+    assert page.open == [] and "b" not in page.tags and not {"onerror", "onclick"} & set(page.attributes)
+    assert page.scripts == [SCRIPT] and page.tags.count("script") == 1
+    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    assert len(set(page.ids)) == len(page.ids) and page.targets and set(page.targets) <= set(page.ids)
 
 
 def verdict_of(strength, *, seed=0, counts=COUNTS, dataset="test <set>", images=120):
@@ -93,9 +120,8 @@ def written(tmp_path_factory, pictures):
 def test_page_is_whole_safe_and_alone(written):
     html = (written[0] / "report.html").read_text(encoding="utf-8")
     page = Page(html)
-    assert page.open == []
-    assert "script" not in page.tags and "b" not in page.tags
-    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    check_safe(page)
+    assert base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode() in html  # the one that may run
     assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"base64,[\w+/=]+", "", html))
     text = "".join(page.text)
     for name in (*NAMES, "zero <shot>", "ours & theirs", "A <b>title</b>"):
@@ -106,39 +132,104 @@ def test_page_is_whole_safe_and_alone(written):
 def test_drawings_are_there_in_light_and_dark(written):
     page = Page((written[0] / "report.html").read_text(encoding="utf-8"))
     drawings = [a.partition(",")[2] for a in page.addresses if a.startswith("data:image/svg+xml;base64,")]
-    assert len(drawings) == 2 * 4  # frequency, calibration, loss, accuracy
+    assert len(drawings) == 2 * 4  # frequency, calibration, loss, accuracy; each dark and light
     texts = [base64.b64decode(drawing).decode() for drawing in drawings]
     assert all("#15181c" not in light and dark != light for dark, light in zip(texts[::2], texts[1::2], strict=True))
 
 
 def test_tables_hold_the_numbers(written):
     folder, verdicts = written
-    rows = {row[0]: row[1:] for row in reversed(Page((folder / "report.html").read_text()).rows) if row}
+    page = Page((folder / "report.html").read_text())
+    rows = {row[0]: row[1:] for row in reversed(page.rows) if row}
     first, last = verdicts.values()
-    value = [f"{100 * verdict.metrics['accuracy']:.1f}" for verdict in verdicts.values()]
-    assert [cell[:4] for cell in rows["top-1"]] == value
-    assert rows["worst class"] == [
-        f"{100 * verdict.metrics['worst_class_accuracy']:.1f}" for verdict in verdicts.values()
-    ]
     test = compare_verdicts(first, last)
-    assert rows["images that only ours & theirs has right"] == [str(test.only_second)]
+    for metric, title in (("accuracy", "top-1"), ("worst_class_accuracy", "worst class"), ("few", "few-shot")):
+        values = [first.metrics[metric], last.metrics[metric]]
+        shown = [f"{100 * value:.1f}" for value in values] + [f"{100 * (values[1] - values[0]):+.1f}"]
+        cells = [cell[: cell.index(".") + 2] for cell in rows[title][:3]]  # without the intervals below
+        assert cells == [text.replace("-", "−") for text in shown]
+    told = f"ours & theirs alone is right on {test.only_second} and zero <shot> alone on {test.only_first};"
+    assert told in "".join(page.text)
     for name, train, accuracy in zip(NAMES, COUNTS, last.class_accuracies, strict=True):
         # The first table with that name at its left may be that of the confusions.
-        row = next(r for r in Page((folder / "report.html").read_text()).rows if r[0] == name and len(r) == 6)
+        row = next(r for r in page.rows if r[:1] == [name] and r[-1] == "30" and len(r) == 7)
         low, high = accuracy_interval(accuracy, 30)
-        assert row[2:4] == [str(train), "30"]
-        assert row[5] == f"{100 * accuracy:.1f}"
+        assert row[5:] == [str(train), "30"]
+        assert row[2] == f"{100 * accuracy:.1f}"
         assert f"<small>{100 * low:.1f} to {100 * high:.1f}</small>" in (folder / "report.html").read_text()
+
+
+def test_page_has_no_error_of_an_html5_parser(written):
+    html5lib = pytest.importorskip("html5lib", reason="html5lib is in the extra `test`")
+    html = (written[0] / "report.html").read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True).parse(html)
+    with pytest.raises(html5lib.html5parser.ParseError):
+        html5lib.HTMLParser(strict=True).parse(html.replace("</table>", "", 1))
+
+
+def test_settings_and_what_was_told_about_the_data_are_shown(written):
+    for name in ("report.html", "report.md"):
+        text = (written[0] / name).read_text(encoding="utf-8")
+        text = "".join(Page(text).text) if name.endswith("html") else text.replace("\\", "")
+        for shown in (
+            "Focal-SAM with ρ (rho) = 0.05, γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7; backbone tiny<clip>; "
+            "tuning lora; 20 epochs; seed 3; trained on 2026-02-03 04:05 UTC.",
+            "2 of 9 training images cannot be read & are <skipped>",
+            "5 of 200 (2.50%)",
+            "ft_focalsam 9.9",
+            "Written 2026-05-06 07:08 UTC with ft_focalsam",
+        ):
+            assert shown in text
+        assert "path/to" not in text
+
+
+def test_confusion_matrix_counts_every_image(written):
+    folder, verdicts = written
+    outcomes = list(verdicts.values())[-1].outcomes
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    start = page.rows.index(["", *NAMES])
+    for label, row in enumerate(page.rows[start + 1 : start + 1 + len(NAMES)]):
+        pairs = zip(outcomes.labels, outcomes.predicted, strict=True)
+        taken_for = [predicted for own, predicted in pairs if own == label]
+        counts = [taken_for.count(predicted) for predicted in range(len(NAMES))]
+        assert row == [NAMES[label], *(str(count) if count else "" for count in counts)]
+
+
+def test_examples_name_their_files_and_open_large_ones(written):
+    html = (written[0] / "report.html").read_text(encoding="utf-8")
+    outcomes = list(written[1].values())[-1].outcomes
+    shown = [row for confusion in worst_confusions(outcomes) for row in confusion.rows[:4]]
+    places = re.findall(r'<div popover id="([\w-]+)".*?<p>([^<]+)</p>', html)
+    assert [file for _, file in places] == [f"{row}.png" for row in shown]
+    for place, _ in places:
+        assert html.count(f'popovertarget="{place}"') == 2  # opens and closes it
+
+
+def test_comparison_tells_classes_first(tmp_path):
+    runs = {"plain": [verdict_of(1.0, seed=s) for s in range(3)], "SAM": [verdict_of(1.8, seed=s) for s in range(3)]}
+    methods = [MethodRuns(name, dict(enumerate(each)), dict.fromkeys(range(3), 1.0)) for name, each in runs.items()]
+    write_comparison(tmp_path, methods, title="T", clock="time", written=NOW)
+    page = Page((tmp_path / "comparison.html").read_text(encoding="utf-8"))
+    check_safe(page)
+    (start,) = (index for index, row in enumerate(page.rows) if row[:2] == ["class", "SAM minus plain"])
+    assert start == 0
+    expected = {}
+    for label, name in enumerate(NAMES):
+        gains = [b.class_accuracies[label] - a.class_accuracies[label] for a, b in zip(*runs.values(), strict=True)]
+        expected[name] = (np.mean(gains), f"{100 * np.mean(gains):+.1f} ± {100 * np.std(gains, ddof=1):.1f}")
+    shown = page.rows[1 : 1 + len(NAMES)]
+    gains = [expected[row[0]][0] for row in shown]
+    assert set(expected) == {row[0] for row in shown} and np.all(np.diff(gains) < 1e-9)
+    for name, cell, *_ in shown:
+        assert cell.replace("\u00a0", " ").startswith(expected[name][1].replace("-", "−"))
+    text = "".join(page.text)
+    assert "SAM against plain: " in text and "Written 2026-05-06 07:08 UTC" in text
 
 
 def test_tables_hold_the_number_of_test_images(written):
     rows = {row[0]: row[1:] for row in reversed(Page((written[0] / "report.html").read_text()).rows) if row}
-    assert rows["test images"] == ["120", "120"]
-    assert [rows[f"of {group}-shot classes"] for group in ("many", "medium", "few")] == [
-        ["30"] * 2,
-        ["60"] * 2,
-        ["30"] * 2,
-    ]
+    titles = ("top-1", "many-shot", "medium-shot", "few-shot", "worst class")
+    assert [rows[title][-1] for title in titles] == ["120", "30", "60", "30", "120"]
 
 
 def test_markdown_says_the_same_and_its_pictures_exist(written):
@@ -147,7 +238,7 @@ def test_markdown_says_the_same_and_its_pictures_exist(written):
     assert re.search(r"^# A \\<b\\>title\\</b\\>$", text, re.MULTILINE)
     assert "<script>" not in text and r"a\|b \*c\* \$x\$" in text
     links = re.findall(r"\]\((report_pictures/[\w.]+)\)", text)
-    assert len(links) > 4 and all((folder / link).is_file() for link in links)
+    assert len(links) == len(set(links)) > 4 and all((folder / link).is_file() for link in links)
     last = list(verdicts.values())[-1]
     low, high = (100 * end for end in last.intervals["accuracy"])
     assert f"{100 * last.metrics['accuracy']:.1f} ({low:.1f} to {high:.1f}) |" in text
@@ -227,7 +318,7 @@ def test_no_name_breaks_out_of_the_report(tmp_path):
     for name in ("report", "comparison"):
         html = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         page = Page(html)
-        assert page.open == [] and not {"script", "b"} & set(page.tags) and "onerror" not in page.attributes
+        check_safe(page)
         drawings = [a.partition(",")[2] for a in page.addresses if a.startswith("data:image/svg+xml;base64,")]
         for drawing in drawings:
             ElementTree.fromstring(base64.b64decode(drawing))
@@ -304,7 +395,7 @@ def test_examples_show_the_surest_mistakes_first():
 
 
 def test_examples_are_scaled(pictures):
-    assert example(pictures, 3).size == (112, 84)
+    assert example(pictures, 3).size == (448, 336) and scaled(example(pictures, 3), 112).size == (112, 84)
     assert example(pictures, 3).getpixel((50, 50)) == (3, 0, 0)
     large = datasets.Dataset.from_dict({"image": [Image.new("L", (600, 300))]}, features=pictures.features)
-    assert example(large, 0).size == (112, 56)
+    assert example(large, 0).size == (448, 224)

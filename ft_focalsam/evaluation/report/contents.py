@@ -1,280 +1,284 @@
-"""What a report says, section by section. A new section is one function here, named in `report_blocks`."""
+"""What a report says, section by section. A new section is one function here or in a file beside this one, named in
+`report_blocks`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
-from ..comparison import compare_verdicts
-from ..estimates import FEWEST_SEEDS, Estimate, estimate
+from ..comparison import Comparison, compare_verdicts
+from ..estimates import estimate, estimate_classes
 from ..verdict import Verdict
-from .blocks import Block, Examples, Heading, Plot, Table, Text
+from .blocks import Block, Confusions, Example, Examples, Heading, Plot, SideBySide, Table, Text, Warnings
+from .confidence import calibration
+from .formats import (
+    Cell,
+    count_cell,
+    describe_seeds,
+    estimate_cell,
+    format_p_value,
+    format_percent,
+    metric_titles,
+    percent_cell,
+    plural,
+    seeds_title,
+)
 from .frequency import RUN_MARKERS, frequency_figure
 from .pictures import example, worst_confusions
-from .plots import curve, reliability
+from .plots import curve
+from .settings import settings, subtitle
+from .summary import summary
 from .tables import distinct_notes, verdict_rows
 
-TITLES = {
-    "accuracy": "top-1",
-    "top5_accuracy": "top-5",
-    "mean_class_accuracy": "mean per class",
-    "many": "many-shot",
-    "medium": "medium-shot",
-    "few": "few-shot",
-    "worst_class_accuracy": "worst class",
-    "harmonic_mean_accuracy": "harmonic mean",
-    "geometric_mean_accuracy": "geometric mean",
-    "macro_f1": "macro-F1",
-    "calibration_error": "calibration error",
-}
-EXAMPLES = 4  # pictures of each confusion
+EXAMPLES = 4  # images of each confusion
+MOST_IN_MATRIX = 50  # classes
+MOST_UNFOLDED = 20  # rows of the table of all classes that a page shows without being asked
 
-# Of what is logged in training: title -> key in the log -> name in the drawing.
+# Of what is logged in training: title -> key in the log -> name in the drawing; {} is what is evaluated on.
 CURVES = {
-    "loss": {"loss": "training", "eval_loss": "evaluation"},
-    "accuracy": {"eval_accuracy": "top-1", "eval_mean_class_accuracy": "mean per class", "eval_few": "few-shot"},
+    "loss": {"loss": "training", "eval_loss": "{}"},
+    "accuracy": {
+        "eval_accuracy": "{}, top-1",
+        "eval_mean_class_accuracy": "{}, mean per class",
+        "eval_few": "{}, few-shot",
+    },
     "sharpness": {"sharpness": "class-weighted loss at w + ε minus at w"},
     "learning rate": {"learning_rate": "learning rate"},
 }
 
 
-def report_blocks(
-    verdicts: Mapping[str, Verdict],
-    *,
-    title: str,
-    pictures: Mapping[str, datasets.Dataset],
-    log_history: Sequence[Mapping],
-    seeds: Mapping[str, Sequence[Verdict]],
-) -> Iterator[Block]:
-    """All blocks of a report, see [`write_page`]."""
-    yield Heading(title, 1)
-    yield from headline(verdicts)
-    for dataset, runs in seeds.items():
-        yield from seed_table(dataset, runs)
-    names = list(dict.fromkeys(verdict.predictions.dataset for verdict in verdicts.values()))
-    for dataset in names:
-        runs = {name: verdict for name, verdict in verdicts.items() if verdict.predictions.dataset == dataset}
-        if len(names) > 1:
+@dataclass(frozen=True)
+class Report:
+    """What a report is about; the arguments are those of [`write_page`]."""
+
+    verdicts: Mapping[str, Verdict]
+    title: str
+    pictures: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    log_history: Sequence[Mapping] = ()
+    seeds: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
+    run: Mapping = field(default_factory=dict)
+
+    @property
+    def test_sets(self) -> dict[str, dict[str, Verdict]]:
+        """The runs by the name of their test set."""
+        found: dict[str, dict[str, Verdict]] = {}
+        for name, verdict in self.verdicts.items():
+            found.setdefault(verdict.predictions.dataset, {})[name] = verdict
+        return found
+
+
+def report_blocks(report: Report) -> Iterator[Block]:
+    """All blocks of a report."""
+    yield Heading(report.title, 1)
+    yield from subtitle(report.run)
+    several = len(report.test_sets) > 1
+    for dataset, runs in report.test_sets.items():
+        yield from summary(runs, dataset=dataset if several else None)
+    yield from warnings(report)
+    for dataset, runs in report.test_sets.items():
+        level = 3 if several else 2
+        if several:
             yield Heading(f"Test set {dataset}")
-        level = 3 if len(names) > 1 else 2
-        yield from comparisons(runs, level)
+        yield from scores(runs, level)
+        if dataset in report.seeds:
+            yield from seed_table(dataset, report.seeds[dataset], level)
         yield from classes(runs, level)
-        yield from confusions(runs, pictures.get(dataset), level)
+        yield from confusions(runs, report.pictures.get(dataset), level)
         yield from calibration(runs, level)
-    yield from training(log_history)
+    yield from training(report.log_history, report.run)
+    yield from settings(report.run)
 
 
-def headline(verdicts: Mapping[str, Verdict]) -> Iterator[Block]:
-    """The metrics of all runs, one column a run, and what to know about them."""
+def warnings(report: Report) -> Iterator[Block]:
+    """What the data lacks, and how the numbers were made."""
+    notes = distinct_notes({name: [*v.warnings, *v.notes] for name, v in report.verdicts.items()})
+    notes = [*(report.run.get("data") or {}).get("notes", ()), *notes]
+    if notes:
+        yield Heading("What to know about the data")
+        yield Warnings(notes)
+
+
+def scores(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
+    """The metrics of all runs on a test set, with what the last one gains, beside the accuracies of the classes."""
+    *others, last = runs
+    tests = {name: compare_verdicts(runs[name], runs[last]) for name in others}
+    images = runs[last].metric_images
     rows = []
-    for metric, title in _titles(verdict.metrics for verdict in verdicts.values()).items():
-        cells = [_cell(verdict.metrics.get(metric), verdict.intervals.get(metric)) for verdict in verdicts.values()]
-        rows.append((title, *cells))
-    for title, counts in _image_counts(verdicts.values()).items():
-        rows.append((title, *counts))
-    rows.append(("classes in the test", *(f"{int((v.test_counts > 0).sum()):,}" for v in verdicts.values())))
-    yield Table(("%", *verdicts), rows)
-    yield from map(Text, distinct_notes({name: [*v.notes, *v.warnings] for name, v in verdicts.items()}))
+    for metric, title in metric_titles(verdict.metrics for verdict in runs.values()).items():
+        cells = [percent_cell(v.metrics.get(metric), v.intervals.get(metric)) for v in runs.values()]
+        cells += [_difference_cell(test, metric) for test in tests.values()]
+        rows.append((title, *cells, count_cell(images.get(metric, images["accuracy"]))))
+    differences = ["difference"] if len(others) == 1 else [f"difference to {name}" for name in others]
+    table = Table(("%", *runs, *differences, "test images"), rows)
+    yield Heading("Scores", level)
+    chart = _frequency_plot(runs)
+    yield SideBySide([table, chart]) if chart else table
+    for name, test in tests.items():
+        yield Text(
+            f"On the same images, {last} alone is right on {test.only_second:,} and {name} alone on "
+            f"{test.only_first:,}; two equally good runs differ this much with {format_p_value(test.p_value)} "
+            "(McNemar's exact test)."
+        )
     yield Text(
-        "Small: 95 % intervals (Clopper and Pearson's, at the effective number of images). They say what other test "
-        "images of the same classes would change, not what another training would. Only means of class accuracies "
-        "have one.",
+        "Small: 95 % intervals (Clopper and Pearson's; of differences Bonett and Price's; at the effective number of "
+        "images). They say what other test images of the same classes would change, not what another training would. "
+        "Only means of class accuracies have one.",
         is_note=True,
     )
 
 
-def _image_counts(verdicts: Iterable[Verdict]) -> dict[str, list[str]]:
-    """Test images by title, all and those of each group, one number a run."""
-    counts = [verdict.metric_images for verdict in verdicts]
-    titles = {"accuracy": "test images"} | {
-        group: f"of {TITLES[group]} classes" for group in ("many", "medium", "few")
-    }
-    shown = {name: title for name, title in titles.items() if any(name in each for each in counts)}
-    return {title: [count_cell(each.get(name)) for each in counts] for name, title in shown.items()}
+def _difference_cell(test: Comparison, metric: str) -> Cell:
+    return percent_cell(test.differences.get(metric), test.intervals.get(metric), signed=True)
 
 
-def seed_table(dataset: str, runs: Sequence[Verdict]) -> Iterator[Block]:
+def _frequency_plot(runs: Mapping[str, Verdict]) -> Plot | None:
+    """Accuracy over class frequency, where all classes have training images."""
+    last = list(runs.values())[-1]
+    counts = last.class_counts
+    if counts is None or counts.min() < 1:
+        return None
+    shown = dict(list(runs.items())[-len(RUN_MARKERS) :])
+    accuracies = {name: verdict.class_accuracies for name, verdict in shown.items()}
+    names, groups, tests = last.predictions.class_names, last.outcomes.groups, last.test_counts
+    return Plot(
+        lambda look: frequency_figure(
+            look,
+            counts,
+            accuracies=accuracies,
+            class_names=names,
+            groups=groups,
+            test_counts=tests,
+            size=(5.2, 5),
+        ),
+        "Accuracy of each class against its number of training images",
+        "Accuracy of each class against its number of training images. Whiskers: 95 % intervals of the last run, wide "
+        "where a class has few test images; lines: means of the groups.",
+    )
+
+
+def seed_table(dataset: str, runs: Sequence[Verdict], level: int) -> Iterator[Block]:
     """What runs with several seeds say together; of fewer than three, each run by itself."""
-    yield Heading(f"Over {len(runs)} seeds on {dataset}")
+    yield Heading(f"Over {len(runs)} seeds on {dataset}", level)
     found = estimate([run.outcomes for run in runs])
-    rows = [(title, estimate_cell(found[name])) for name, title in _titles([found]).items()]
+    rows = [(title, estimate_cell(found[name])) for name, title in metric_titles([found]).items()]
     yield Table(("%", seeds_title(len(runs))), rows)
     yield Text(f"{describe_seeds(len(runs)).capitalize()}.", is_note=True)
 
 
-def seeds_title(num_seeds: int) -> str:
-    """What a cell of [`estimate_cell`] shows first."""
-    return "mean ± standard deviation" if num_seeds >= FEWEST_SEEDS else "mean (single runs)"
-
-
-def describe_seeds(num_seeds: int) -> str:
-    """What the numbers over seeds are, in words."""
-    if num_seeds >= FEWEST_SEEDS:
-        return (
-            f"mean ± standard deviation over {num_seeds} seeds, and 95 % intervals for other test images and other "
-            "trainings together"
-        )
-    runs = "one seed" if num_seeds == 1 else "means of two seeds with the single runs behind them"
-    return (
-        f"{runs}, and 95 % intervals for other test images but not for another training, which takes three seeds or "
-        "more"
-    )
-
-
-def comparisons(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
-    """The last run against each of the others, on the same images."""
-    if len(runs) < 2:
-        return
+def classes(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
+    """Accuracy of each class as a table."""
     *others, last = runs
-    tests = {name: compare_verdicts(runs[name], runs[last]) for name in others}
-    yield Heading(f"{last} against the other runs" if len(others) > 1 else f"{last} against {others[0]}", level)
-    rows = []
-    for metric, title in _titles(test.differences for test in tests.values()).items():
-        found = [(test.differences.get(metric), test.intervals.get(metric)) for test in tests.values()]
-        rows.append((title, *(_cell(*pair, signed=True) for pair in found)))
-    rows.append((f"images that only {last} has right", *(f"{test.only_second:,}" for test in tests.values())))
-    rows.append(("images that only the other has right", *(f"{test.only_first:,}" for test in tests.values())))
-    rows.append(("p, McNemar's exact test", *(_p_value(test.p_value) for test in tests.values())))
-    yield Table(("difference in points", *(f"to {name}" for name in others)), rows)
+    names, outcomes = runs[last].predictions.class_names, runs[last].outcomes
+    columns = {}
+    for name, verdict in runs.items():
+        columns[name] = [estimate_cell(each) for each in estimate_classes([verdict.outcomes])]
+    for name in others:
+        title = "difference" if len(others) == 1 else f"difference to {name}"
+        found = estimate_classes([outcomes], against=[runs[name].outcomes])
+        columns[title] = [estimate_cell(each, signed=True) for each in found]
+    yield Heading("All classes", level)
+    fold = None if len(names) <= MOST_UNFOLDED else f"All {plural(len(names), 'class')}, accuracy in %"
+    yield class_table(runs[last], columns, fold=fold)
     yield Text(
-        "Small: 95 % intervals of the differences on the same images (Bonett and Price's, at the effective number of "
-        "images). p is how often two runs that are equally good would differ as much as these on the images that one "
-        "of them alone has right.",
+        "Accuracy in %, small: 95 % intervals. A click on a title sorts." + (f" {MANY_INTERVALS}" if others else ""),
         is_note=True,
     )
 
 
-def classes(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
-    """Accuracy of each class: over its frequency where that is known, and as a table."""
-    last = list(runs.values())[-1]
-    names, counts = last.predictions.class_names, last.class_counts
-    yield Heading("Accuracy of each class", level)
-    shown = dict(list(runs.items())[-len(RUN_MARKERS) :])
-    accuracies = {name: verdict.class_accuracies for name, verdict in shown.items()}
-    if counts is not None and counts.min() > 0:
-        groups = last.outcomes.groups
-        yield Plot(
-            lambda look: frequency_figure(
-                look, counts, accuracies=accuracies, class_names=names, groups=groups, size=(5.2, 5)
-            ),
-            "Accuracy of each class against its number of training images",
-            "Accuracy of each class against its number of training images; lines: means of the groups.",
-        )
-    records = verdict_rows(last)
-    keys = {"name": "class", "group": "group", "train_images": "training images", "test_images": "test images"}
-    columns = {title: [record[key] for record in records] for key, title in keys.items()}
-    columns = {title: values for title, values in columns.items() if values[0] is not None}  # no counts, no groups
-    header = [*columns, *runs]
-    cells = [[str(value) for value in values] for values in columns.values()]
-    cells += [_class_cells(verdict) for verdict in runs.values()]
-    yield Table(header, list(zip(*cells, strict=True)), fold=f"All {len(names):,} classes, accuracy in %")
+MANY_INTERVALS = (
+    "Of many intervals at 95 %, one in twenty misses what it is for: a difference of a single class is a hint, not a "
+    "proof."
+)
+
+
+def class_table(
+    verdict: Verdict,
+    columns: Mapping[str, Sequence[Cell]],
+    *,
+    fold: str | None = None,
+    order: Sequence[int] | None = None,
+) -> Table:
+    """A sortable table of the classes: name, the given columns (title -> a cell per class), group, numbers of images.
+
+    Args:
+        verdict (`Verdict`): On any of the runs.
+        columns (mapping): What is told about the classes.
+        fold (`str`, *optional*): As in [`Table`].
+        order (sequence of `int`, *optional*): The classes from top to bottom; as they are numbered by default.
+    """
+    records = verdict_rows(verdict)
+    shown = {"class": [record["name"] for record in records], **columns}
+    if verdict.class_counts is not None:
+        shown["group"] = [record["group"] for record in records]
+        shown["training images"] = [count_cell(record["train_images"]) for record in records]
+    shown["test images"] = [count_cell(record["test_images"]) for record in records]
+    rows = list(zip(*shown.values(), strict=True))
+    rows = rows if order is None else [rows[label] for label in order]
+    return Table(list(shown), rows, fold=fold, is_sortable=True)
 
 
 def confusions(runs: Mapping[str, Verdict], pictures: datasets.Dataset | None, level: int) -> Iterator[Block]:
-    """What the last run takes for something else most often, with examples."""
+    """What the last run takes for something else: a matrix, and the most frequent mistakes with examples."""
     name, verdict = list(runs.items())[-1]
     names, outcomes = verdict.predictions.class_names, verdict.outcomes
     found = worst_confusions(outcomes)
-    yield Heading("What is confused most", level)
+    yield Heading("What is confused", level)
     if not found:
         yield Text(f"{name} has every image right.")
         return
-    rows = [(names[c.label], names[c.predicted], f"{len(c.rows):,}", f"{100 * c.share:.1f}") for c in found]
-    yield Table(("class", "taken for", "images", "% of the class"), rows)
-    for confusion in found if pictures is not None else ():
-        chosen = confusion.rows[:EXAMPLES]
-        captions = [f"{100 * outcomes.confidence[row]:.0f} % sure" for row in chosen]
-        images = [example(pictures, row) for row in chosen]
-        title = f"{names[confusion.label]}, taken for {names[confusion.predicted]}"
-        yield Examples(title, list(zip(images, captions, strict=True)))
-
-
-def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
-    """Reliability diagram of the last run."""
-    name, verdict = list(runs.items())[-1]
-    tally = verdict.outcomes.tally()
-    confidence = tally.bin_confidence.sum() / tally.bin_images.sum()
-    gap = 100 * (confidence - verdict.metrics["accuracy"])
-    yield Heading("Calibration", level)
-    yield Text(
-        f"{name} is {100 * confidence:.1f} % sure on average and right in {100 * verdict.metrics['accuracy']:.1f} "
-        f"%: {'over' if gap > 0 else 'under'}confident by {abs(gap):.1f} points. The expected calibration error (15 "
-        f"bins) is {100 * verdict.metrics['calibration_error']:.1f} points."
-    )
-    yield Plot(
-        lambda look: reliability(look, tally),
-        f"Reliability diagram of {name}: accuracy over confidence",
-        "Bars: accuracy of the images in each bin of confidence; dots: their mean confidence, on the diagonal.",
-    )
-
-
-def training(log_history: Sequence[Mapping]) -> Iterator[Block]:
-    """What was logged over the steps."""
+    rows = [(names[c.label], names[c.predicted], f"{len(c.rows):,}", format_percent(c.share)) for c in found]
+    table = Table(("class", "taken for", "images", "% of the class"), rows)
+    if len(names) > MOST_IN_MATRIX:
+        yield table
+    else:
+        counts = confusion_matrix(outcomes.labels, outcomes.predicted, labels=np.arange(len(names)))
+        yield SideBySide([Confusions(names, counts), table])
+        yield Text(
+            f"{name}: rows are the classes, columns what their images are taken for; the darker, the larger the share "
+            "of the class.",
+            is_note=True,
+        )
     shown = []
+    for confusion in found if pictures is not None else ():
+        examples = []
+        for row in confusion.rows[:EXAMPLES]:
+            caption = f"{100 * outcomes.confidence[row]:.0f} % sure"
+            examples.append(Example(example(pictures, row), _image_name(verdict.predictions.ids[row]), caption))
+        shown.append(Examples(f"{names[confusion.label]}, taken for {names[confusion.predicted]}", examples))
+    if shown:
+        yield SideBySide(shown)
+
+
+def _image_name(name: str) -> str:
+    """The name of an image's file; of one without, its row."""
+    return f"row {name}" if name.isdecimal() else name
+
+
+def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
+    """What was logged over the steps."""
+    has_validation = (run.get("resolved") or {}).get("validation_fraction") is not None
+    evaluated = "validation" if has_validation else "evaluation"
+    plots = []
     for title, keys in CURVES.items():
         scale, unit = (100, " (%)") if title == "accuracy" else (1, "")
         lines = {
-            name: [(entry["step"], scale * entry[key]) for entry in log_history if key in entry and "step" in entry]
+            name.format(evaluated): [
+                (entry["step"], scale * entry[key]) for entry in log_history if key in entry and "step" in entry
+            ]
             for key, name in keys.items()
         }
         lines = {name: pairs for name, pairs in lines.items() if len(pairs) > 1}
         if lines:
-            shown.append((title, lines, title + unit))
-    if shown:
+            draw = lambda look, lines=lines, ylabel=title + unit: curve(look, lines, ylabel)  # noqa: E731
+            plots.append(Plot(draw, f"{title} over the steps", f"{title.capitalize()} over the optimizer steps."))
+    if plots:
         yield Heading("Training")
-    for title, lines, ylabel in shown:
-        draw = lambda look, lines=lines, ylabel=ylabel: curve(look, lines, ylabel)  # noqa: E731
-        yield Plot(draw, f"{title} over the steps of training", f"{title.capitalize()} over the steps of training.")
-
-
-def _titles(metrics) -> dict[str, str]:
-    """Names and titles of the metrics that any of the runs has."""
-    present = {name for each in metrics for name in each}
-    return {name: title for name, title in TITLES.items() if name in present}
-
-
-def _cell(value: float | None, interval, *, signed: bool = False) -> str | tuple[str, str]:
-    """A value in percent, with its interval below it."""
-    if value is None:
-        return "–"
-    text = format_percent(value, signed=signed)
-    return text if interval is None else (text, format_interval(interval, signed=signed))
-
-
-def format_percent(value: float, *, signed: bool = False) -> str:
-    """In percent, with a true minus, and no sign before a zero."""
-    text = f"{100 * value:{'+' if signed else ''}.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def estimate_cell(found: Estimate | None, *, signed: bool = False) -> str | tuple[str, str]:
-    """Mean and deviation, or mean and single runs, with the interval below."""
-    if found is None:
-        return "–"
-    text = format_percent(found.mean, signed=signed)
-    if found.deviation is not None:
-        text += f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * found.deviation:.1f}"
-    elif len(found.values) > 1:
-        values = (format_percent(value, signed=signed) for value in found.values)
-        text += " (" + ",\N{NO-BREAK SPACE}".join(values) + ")"
-    return text if found.interval is None else (text, format_interval(found.interval, signed=signed))
-
-
-def format_interval(ends: Iterable[float], *, signed: bool = False) -> str:
-    """Both ends in percent."""
-    return " to ".join(format_percent(end, signed=signed) for end in ends)
-
-
-def _class_cells(verdict: Verdict) -> list[str | tuple[str, str]]:
-    """Accuracy of each class with its interval."""
-    values = zip(verdict.class_accuracies, *verdict.class_intervals, strict=True)
-    return [_cell(None if np.isnan(value) else value, ends) for value, *ends in values]
-
-
-def count_cell(images: int | None) -> str:
-    """A number of images; a dash where there is none to give."""
-    return "–" if images is None else f"{images:,}"
-
-
-def _p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        yield SideBySide(plots)
+        if not any("eval_loss" in entry for entry in log_history):
+            yield Text(
+                "Nothing was evaluated while training; --validation_fraction 0.1 --eval_strategy epoch shows whether "
+                "the run learns by heart.",
+                is_note=True,
+            )

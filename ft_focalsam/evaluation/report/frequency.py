@@ -11,12 +11,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from ...data.long_tail import frequency_groups
 from ...errors import printable
+from ..estimates import Estimate
+from ..intervals import accuracy_interval
 from ..metrics import group_means
+from .formats import plural
 from .plots import LIGHT, Look, colors_of, new_axes
 
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P")
 MOST_NAMED_CLASSES = 12
-LONGEST_NAME = {"class": 18, "run": 30}  # letters that a drawing has room for
+LONGEST_NAME = {"class": 18, "run": 30, "axis": 60}  # letters that a drawing has room for
 
 
 def plot_accuracy_by_frequency(
@@ -27,6 +30,7 @@ def plot_accuracy_by_frequency(
     class_names: Sequence[str],
     many: int = 100,
     few: int = 20,
+    test_counts: np.ndarray | None = None,
     title: str = "Accuracy by class frequency",
 ) -> None:
     """Draw each class's accuracy over its number of training images, with the mean of each frequency group.
@@ -42,6 +46,8 @@ def plot_accuracy_by_frequency(
         class_names (`Sequence[str]`): C names in index order.
         many (`int`, defaults to 100): As in [`~ft_focalsam.data.frequency_groups`].
         few (`int`, defaults to 20): As in [`~ft_focalsam.data.frequency_groups`].
+        test_counts (`np.ndarray`, *optional*): Test images of each class, shape (C,); with them, whiskers show the
+            95 % intervals of the last run.
         title (`str`): Above the drawing.
 
     Raises:
@@ -50,7 +56,14 @@ def plot_accuracy_by_frequency(
     """
     groups = frequency_groups(class_counts, many=many, few=few)
     with colors_of(LIGHT):
-        figure = frequency_figure(LIGHT, class_counts, accuracies=accuracies, class_names=class_names, groups=groups)
+        figure = frequency_figure(
+            LIGHT,
+            class_counts,
+            accuracies=accuracies,
+            class_names=class_names,
+            groups=groups,
+            test_counts=test_counts,
+        )
         figure.axes[0].set_title(title, loc="left", fontsize=14, fontweight="bold", pad=14)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
@@ -63,6 +76,7 @@ def frequency_figure(
     accuracies: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     groups: Mapping[str, np.ndarray],
+    test_counts: np.ndarray | None = None,
     size: tuple[float, float] = (9, 5.2),
 ) -> Figure:
     """The drawing of [`plot_accuracy_by_frequency`] in a look and a size (width, height) in inches.
@@ -72,6 +86,8 @@ def frequency_figure(
     """
     counts = np.asarray(class_counts)
     check_lengths(counts, names=class_names, **{f"accuracies of {run}": values for run, values in accuracies.items()})
+    if test_counts is not None:
+        check_lengths(counts, test_counts=test_counts)
     if not 1 <= len(accuracies) <= len(RUN_MARKERS):
         raise ValueError(f"{len(accuracies)} runs are given, but a drawing shows 1 to {len(RUN_MARKERS)}.")
     if counts.min() < 1:
@@ -81,6 +97,8 @@ def frequency_figure(
     if len(accuracies) > 1:
         stacked = 100 * np.stack(list(accuracies.values()))
         axes.vlines(counts, stacked.min(axis=0), stacked.max(axis=0), color=look.faint, linewidth=1, zorder=1)
+    if test_counts is not None:
+        _draw_whiskers(axes, counts, list(accuracies.values())[-1], test_counts, groups, look=look)
     for run_index, (marker, accuracy) in enumerate(zip(RUN_MARKERS, accuracies.values(), strict=False)):
         filled = run_index == len(accuracies) - 1
         _draw_run(axes, counts, np.asarray(accuracy), groups, look=look, marker=marker, filled=filled)
@@ -89,6 +107,33 @@ def frequency_figure(
     handles = _legend_handles(look, accuracies, groups)
     columns = max(1, len(handles) // 2) if size[0] > 8 else 1
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def difference_figure(
+    look: Look,
+    class_counts: np.ndarray,
+    differences: Sequence[Estimate | None],
+    *,
+    groups: Mapping[str, np.ndarray],
+    ylabel: str,
+    size: tuple[float, float] = (5.2, 4),
+) -> Figure:
+    """Difference of each class in points with its interval, over its number of training images."""
+    counts = np.asarray(class_counts)
+    check_lengths(counts, differences=differences)
+    figure, axes = new_axes(look, size)
+    _prepare_axes(axes, counts)
+    axes.axhline(0, color=look.ink, linewidth=1)
+    for group, members in groups.items():
+        tested = [index for index in members if differences[index] is not None]
+        low, high = 100 * np.array([differences[index].interval for index in tested]).reshape(-1, 2).T
+        means = [100 * differences[index].mean for index in tested]
+        axes.vlines(counts[tested], low, high, color=look.groups[group], linewidth=3, alpha=0.3)
+        axes.scatter(counts[tested], means, s=22, color=look.groups[group], zorder=3, label=f"{group}-shot")
+    axes.autoscale(axis="y")
+    axes.set_ylabel(_shortened(ylabel, "axis"))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -134,6 +179,23 @@ def _draw_run(
         axes.plot(ends, [100 * mean] * 2, color=color, linewidth=2, linestyle="-" if filled else (0, (4, 2)), zorder=2)
 
 
+def _draw_whiskers(
+    axes: Axes,
+    counts: np.ndarray,
+    accuracy: np.ndarray,
+    test_counts: np.ndarray,
+    groups: Mapping[str, np.ndarray],
+    *,
+    look: Look,
+) -> None:
+    """95 % intervals of the classes' accuracies, each in the colour of its group."""
+    low, high = (100 * end for end in accuracy_interval(accuracy, test_counts))
+    for group, members in groups.items():
+        axes.vlines(
+            counts[members], low[members], high[members], color=look.groups[group], linewidth=3, alpha=0.3, zorder=1.5
+        )
+
+
 def _name_classes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
     """Names along the upper edge, each above its class, where the frequencies lie far enough apart to read them."""
     places: dict[int, list[str]] = {}
@@ -155,7 +217,7 @@ def _legend_handles(
 ) -> list[Line2D]:
     """One entry a group with its colour and one a run with its marker and its group means."""
     handles = [
-        Line2D([], [], color=look.groups[group], linewidth=5, label=f"{group}-shot, {len(members)} classes")
+        Line2D([], [], color=look.groups[group], linewidth=5, label=f"{group}-shot, {plural(len(members), 'class')}")
         for group, members in groups.items()
         if len(members)
     ]

@@ -1,50 +1,24 @@
-"""A report as one HTML file: no script, nothing from outside, light and dark, wide and narrow."""
+"""A report as one HTML file: nothing from outside, light and dark, wide and narrow, readable without scripts."""
 
-from collections.abc import Iterable, Iterator
+import base64
+import hashlib
+from collections.abc import Callable, Iterable
 from html import escape as escape_html
+from pathlib import Path
 
 from ...errors import printable
-from .blocks import Block, Examples, Heading, Plot, Table, Text
-from .pictures import picture_uri
+from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
+from .formats import Cell, format_percent
+from .pictures import THUMBNAIL, picture_uri, scaled
 from .plots import DARK, LIGHT, data_uri
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #ffffff; --ink: #24292f; --soft: #5b636d; --line: #dfe3e8;
-  --stripe: #f5f7f9; --accent: #1f6fb4; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15181c; --ink: #dfe3e8; --soft: #9aa3ae; --line: #323840;
-  --stripe: #1c2026; --accent: #6cb2ee; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 64px; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 20px; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 44px 0 12px; padding-top: 14px; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-h3 { font-size: 1.05rem; margin: 28px 0 10px; overflow-wrap: anywhere; }
-h4 { font-size: .95rem; margin: 20px 0 8px; font-weight: 600; overflow-wrap: anywhere; }
-p { margin: 10px 0; max-width: 75ch; overflow-wrap: anywhere; }
-p.note, figcaption { color: var(--soft); font-size: .85rem; }
-.scroll { overflow-x: auto; margin: 12px 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; min-width: 5rem; max-width: 18rem; overflow-wrap: anywhere; }
-td.words, th.words { text-align: left; }
-th:first-child { text-align: left; padding-left: 2px; font-weight: 500; min-width: 7.5rem; position: sticky; left: 0;
-  background: var(--ground); }
-thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); font-size: .85rem; color: var(--soft); }
-tbody tr:hover > * { background: var(--stripe); }
-td small { color: var(--soft); font-size: .78rem; white-space: nowrap; margin-left: .8em; }
-summary { cursor: pointer; color: var(--accent); margin: 12px 0; }
-.plots { display: flex; flex-wrap: wrap; gap: 12px 28px; align-items: flex-start; }
-figure { margin: 8px 0; flex: 0 1 auto; max-width: 100%; }
-figure.plot img { display: block; max-width: 100%; height: auto; }
-figcaption { max-width: 60ch; overflow-wrap: anywhere; }
-.examples { display: flex; flex-wrap: wrap; gap: 14px; }
-.examples figure { margin: 0; width: 112px; }
-.examples img { display: block; max-width: 100%; border-radius: 4px; }
-@media (max-width: 620px) { main { padding: 18px 14px 48px; } th, td { padding: 6px 9px; } h1 { font-size: 1.4rem; }
-  td small { display: block; margin-left: 0; } .examples figure { width: calc(25% - 11px); } }
-""".strip()
+STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+# Whatever a name holds, the page runs no script but its own and loads nothing.
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+)
+MOST_CLASSES_WITH_COUNTS = 20  # of a confusion matrix; with more its cells have room for a colour only
 
 
 def escape(text: str) -> str:
@@ -56,38 +30,54 @@ def to_html(blocks: Iterable[Block]) -> str:
     """The page; every text of the report is escaped."""
     blocks = list(blocks)
     title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
+    elements = [_element(block, f"part-{index}") for index, block in enumerate(blocks)]
+    first = next((i for i, block in enumerate(blocks) if isinstance(block, Heading)), -1) + 1
+    elements.insert(first, _navigation(blocks))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(_elements(blocks))
-        + "\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(elements)
+        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _elements(blocks: list[Block]) -> Iterator[str]:
-    """The elements of the page; drawings that follow each other stand side by side where there is room."""
-    for index, block in enumerate(blocks):
-        if not isinstance(block, Plot):
-            yield _RENDERERS[type(block)](block)
-            continue
-        if index == 0 or not isinstance(blocks[index - 1], Plot):
-            yield '<div class="plots">'
-        yield _plot(block)
-        if index + 1 == len(blocks) or not isinstance(blocks[index + 1], Plot):
-            yield "</div>"
+def _element(block: Block, name: str) -> str:
+    return _RENDERERS[type(block)](block, name)
 
 
-def _heading(block: Heading) -> str:
-    return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+def _navigation(blocks: list[Block]) -> str:
+    """Links to the sections."""
+    sections = [(f"part-{i}", block.text) for i, block in enumerate(blocks) if _is_section(block)]
+    links = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in sections)
+    return f"<nav>{links}</nav>" if len(sections) > 1 else ""
 
 
-def _text(block: Text) -> str:
-    return f'<p class="note">{escape(block.text)}</p>' if block.is_note else f"<p>{escape(block.text)}</p>"
+def _is_section(block: Block) -> bool:
+    return isinstance(block, Heading) and block.level == 2
 
 
-def _table(block: Table) -> str:
-    kinds = [' class="words"' if words else "" for words in _are_words(block)]
+def _heading(block: Heading, name: str) -> str:
+    return f'<h{block.level} id="{name}">{escape(block.text)}</h{block.level}>'
+
+
+def _text(block: Text, name: str) -> str:
+    kind = ' class="note"' if block.is_note else ' class="lead"' if block.is_lead else ""
+    return f"<p{kind}>{escape(block.text)}</p>"
+
+
+def _warnings(block: Warnings, name: str) -> str:
+    return '<ul class="warnings">' + "".join(f"<li>{escape(text)}</li>" for text in block.sentences) + "</ul>"
+
+
+def _facts(block: Facts, name: str) -> str:
+    pairs = (f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>" for term, value in block.pairs)
+    return f'<dl class="facts">{"".join(pairs)}</dl>'
+
+
+def _table(block: Table, name: str) -> str:
+    kinds = [' class="words"' if words else "" for words in block.are_words]
     head = "".join(
         f'<th scope="col"{kind}>{escape(cell)}</th>' for kind, cell in zip(kinds, block.header, strict=True)
     )
@@ -97,20 +87,42 @@ def _table(block: Table) -> str:
         + "</tr>"
         for name, *cells in block.rows
     )
-    table = f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    sortable = ' class="sortable"' if block.is_sortable else ""
+    table = f"<table{sortable}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    table = f'<div class="scroll">{table}</div>'
     return table if block.fold is None else f"<details><summary>{escape(block.fold)}</summary>\n{table}\n</details>"
 
 
-def _are_words(block: Table) -> list[bool]:
-    """Of each column, whether its cells are words and not numbers; the first names the row."""
-    return [any(isinstance(cell, str) and cell[:1].isalpha() for cell in column) for column in zip(*block.rows)]  # noqa: B905, rows are of one length
-
-
-def _cell(cell: str | tuple[str, str]) -> str:
+def _cell(cell: Cell) -> str:
     return escape(cell) if isinstance(cell, str) else f"{escape(cell[0])}<small>{escape(cell[1])}</small>"
 
 
-def _plot(block: Plot) -> str:
+def _confusions(block: Confusions, name: str) -> str:
+    """A table whose cells are the darker the larger the share of the row's class."""
+    names, has_counts = [escape(each) for each in block.class_names], len(block.counts) <= MOST_CLASSES_WITH_COUNTS
+    head = "".join(f'<th scope="col"><span>{each}</span></th>' for each in names)
+    rows = []
+    for label, counts in enumerate(block.counts):
+        cells = []
+        for predicted, count in enumerate(counts):
+            if not count:
+                cells.append("<td></td>")
+                continue
+            share = count / counts.sum()
+            kind = "hit" if label == predicted else "miss"
+            told = f"{names[label]}, taken for {names[predicted]}: {count:,} ({format_percent(share)} %)"
+            text = f"{count:,}" if has_counts else ""
+            cells.append(f'<td class="{kind}" style="--share:{share:.3f}" title="{told}">{text}</td>')
+        rows.append(f'<tr><th scope="row">{names[label]}</th>{"".join(cells)}</tr>')
+    kind = "matrix" if has_counts else "matrix dense"
+    return (
+        f'<div class="scroll"><table class="{kind}">\n<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + "\n</tbody>\n</table></div>"
+    )
+
+
+def _plot(block: Plot, name: str) -> str:
     return (
         f'<figure class="plot"><picture><source media="(prefers-color-scheme: dark)" '
         f'srcset="{data_uri(block.draw, DARK)}"><img src="{data_uri(block.draw, LIGHT)}" '
@@ -118,13 +130,40 @@ def _plot(block: Plot) -> str:
     )
 
 
-def _examples(block: Examples) -> str:
-    figures = "".join(
-        f'<figure><img src="{picture_uri(picture)}" alt="{escape(block.title)}"><figcaption>{escape(caption)}'
-        "</figcaption></figure>"
-        for picture, caption in block.pictures
-    )
-    return f'<h4>{escape(block.title)}</h4>\n<div class="examples">{figures}</div>'
+def _examples(block: Examples, name: str) -> str:
+    """Small images; a click opens the large one above the page (a popover, which needs no script)."""
+    title, figures = escape(block.title), []
+    for number, example in enumerate(block.examples):
+        place, file, caption = f"{name}-{number}", escape(example.name), escape(example.caption)
+        figures.append(
+            f'<figure><button type="button" class="zoom" popovertarget="{place}" aria-label="enlarge {file}">'
+            f'<img src="{picture_uri(scaled(example.image, THUMBNAIL))}" alt="{title}"></button>'
+            f'<figcaption>{caption}<span class="file">{escape(Path(example.name).name)}</span></figcaption>'
+            f'<div popover id="{place}" class="large"><img src="{picture_uri(example.image)}" alt="{title}">'
+            f"<p><strong>{title}</strong>, {caption}</p><p>{file}</p>"
+            f'<button type="button" popovertarget="{place}" popovertargetaction="hide">Close</button></div></figure>'
+        )
+    return f'<h4>{title}</h4>\n<div class="examples">{"".join(figures)}</div>'
 
 
-_RENDERERS = {Heading: _heading, Text: _text, Table: _table, Examples: _examples}
+def _side_by_side(block: SideBySide, name: str) -> str:
+    parts = (f"<div>{_element(part, f'{name}-{index}')}</div>" for index, part in enumerate(block.blocks))
+    return f'<div class="beside">{"".join(parts)}</div>'
+
+
+def _footer(block: Footer, name: str) -> str:
+    return f"<footer>{escape(block.text)}</footer>"
+
+
+_RENDERERS: dict[type, Callable[..., str]] = {
+    Heading: _heading,
+    Text: _text,
+    Warnings: _warnings,
+    Facts: _facts,
+    Table: _table,
+    Confusions: _confusions,
+    Plot: _plot,
+    Examples: _examples,
+    SideBySide: _side_by_side,
+    Footer: _footer,
+}

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import printable
-from .blocks import Block, Examples, Heading, Plot, Table, Text
+from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
+from .formats import Cell
+from .pictures import THUMBNAIL, scaled
 from .plots import LIGHT, colors_of
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -22,46 +24,61 @@ def write_markdown(path: Path, blocks: Iterable[Block], *, folder: str) -> None:
     """
     (path.parent / folder).mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(
-        part for index, block in enumerate(blocks) for part in _parts(block, path.parent, folder, index)
+        part for index, block in enumerate(blocks) for part in _parts(block, path.parent, folder, f"{index:02}")
     )
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _parts(block: Block, root: Path, folder: str, index: int) -> Iterator[str]:
+def _parts(block: Block, root: Path, folder: str, name: str) -> Iterator[str]:
     if isinstance(block, Heading):
         yield f"{'#' * block.level} {escape_markdown(block.text)}"
-    elif isinstance(block, Text):
+    elif isinstance(block, (Text, Footer)):
         yield escape_markdown(block.text)
+    elif isinstance(block, Warnings):
+        yield from map(escape_markdown, block.sentences)
+    elif isinstance(block, Facts):
+        yield markdown_table(Table(("setting", "value"), block.pairs))
     elif isinstance(block, Table):
         if block.fold is not None:
             yield escape_markdown(block.fold)
         yield markdown_table(block)
+    elif isinstance(block, Confusions):
+        rows = zip(block.class_names, block.counts, strict=True)
+        rows = [(label, *(str(count) if count else "" for count in counts)) for label, counts in rows]
+        yield markdown_table(Table(("class, taken for", *block.class_names), rows))
     elif isinstance(block, Plot):
-        name = f"{folder}/{index:02}.png"
+        path = f"{folder}/{name}.png"
         with colors_of(LIGHT):
-            block.draw(LIGHT).savefig(root / name, dpi=160, facecolor="white", metadata={"Software": None})
-        yield f"![{escape_markdown(block.description)}]({name})"
+            block.draw(LIGHT).savefig(root / path, dpi=160, facecolor="white", metadata={"Software": None})
+        yield f"![{escape_markdown(block.description)}]({path})"
         yield escape_markdown(block.caption)
     elif isinstance(block, Examples):
         yield f"**{escape_markdown(block.title)}**"
-        yield " ".join(_pictures(block, root, folder, index))
+        yield " ".join(_examples(block, root, folder, name))
+    elif isinstance(block, SideBySide):
+        for index, part in enumerate(block.blocks):
+            yield from _parts(part, root, folder, f"{name}_{index}")
 
 
 def markdown_table(block: Table) -> str:
     """The lines of a table."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (block.header, *block.rows)]
-    lines.insert(1, "|" + "|".join(["---", *["---:"] * (len(block.header) - 1)]) + "|")
+    rules = ["---" if words else "---:" for words in block.are_words[1:]]  # the first column names the row
+    lines.insert(1, "|" + "|".join(["---", *rules]) + "|")
     return "\n".join(lines)
 
 
-def _pictures(block: Examples, root: Path, folder: str, index: int) -> Iterator[str]:
-    for number, (picture, caption) in enumerate(block.pictures):
-        name = f"{folder}/{index:02}_{number}.jpg"
-        picture.save(root / name, quality=88)
-        yield f"![{escape_markdown(caption)}]({name}) {escape_markdown(caption)}"
+def _examples(block: Examples, root: Path, folder: str, name: str) -> Iterator[str]:
+    """Small images that link to the large ones."""
+    for number, example in enumerate(block.examples):
+        small, large = (f"{folder}/{name}_{number}{kind}.jpg" for kind in ("", "_large"))
+        scaled(example.image, THUMBNAIL).save(root / small, quality=85)
+        example.image.save(root / large, quality=85)
+        caption = escape_markdown(f"{example.name}, {example.caption}")
+        yield f"[![{caption}]({small})]({large}) {caption}"
 
 
-def _cell(cell: str | tuple[str, str]) -> str:
+def _cell(cell: Cell) -> str:
     return (
         escape_markdown(cell) if isinstance(cell, str) else f"{escape_markdown(cell[0])} ({escape_markdown(cell[1])})"
     )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from math import isclose
 from pathlib import Path
@@ -11,17 +12,17 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from ...errors import printable
-from ..estimates import Estimate, estimate
+from ..estimates import Estimate, estimate, estimate_classes
+from ..outcomes import Outcomes
 from ..verdict import Verdict
-from .blocks import Block, Heading, Plot, Table, Text
-from .contents import TITLES, count_cell, describe_seeds, estimate_cell
-from .frequency import RUN_MARKERS
-from .html import to_html
-from .markdown import markdown_table, write_markdown
+from .blocks import Block, Heading, Plot, SideBySide, Table, Text, Warnings
+from .contents import MANY_INTERVALS, MOST_UNFOLDED, class_table
+from .formats import TITLES, count_cell, describe_seeds, estimate_cell, format_interval, format_percent, plural
+from .frequency import RUN_MARKERS, difference_figure
+from .markdown import markdown_table
+from .page import write_blocks
 from .plots import Look, new_axes
 from .tables import COLUMNS, distinct_notes
-
-PICTURES = "comparison_pictures"  # folder of what comparison.md shows
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class MethodRuns:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """Of [`~ft_focalsam.evaluation.estimate`], by the name of the metric."""
-        return estimate([verdict.outcomes for verdict in self.verdicts.values()])
+        return estimate(self._outcomes)
 
     def differences(self, reference: "MethodRuns") -> dict[str, Estimate]:
         """This method minus another one, seed by seed on the same images.
@@ -54,6 +55,27 @@ class MethodRuns:
         Raises:
             ValueError: If the seeds or the pictures of the two differ.
         """
+        return estimate(self._outcomes, against=self._paired_with(reference))
+
+    @cached_property
+    def class_estimates(self) -> list[Estimate | None]:
+        """Of [`~ft_focalsam.evaluation.estimates.estimate_classes`], one entry a class."""
+        return estimate_classes(self._outcomes)
+
+    def class_differences(self, reference: "MethodRuns") -> list[Estimate | None]:
+        """As `differences`, of the accuracy of each class.
+
+        Raises:
+            ValueError: As `differences`.
+        """
+        return estimate_classes(self._outcomes, against=self._paired_with(reference))
+
+    @property
+    def _outcomes(self) -> list[Outcomes]:
+        return [verdict.outcomes for verdict in self.verdicts.values()]
+
+    def _paired_with(self, reference: "MethodRuns") -> list[Outcomes]:
+        """The outcomes of another method with the same seeds on the same images."""
         if list(self.verdicts) != list(reference.verdicts):
             raise ValueError(
                 f"{self.name} was run with the seeds {', '.join(map(str, self.verdicts))} and {reference.name} with "
@@ -61,15 +83,21 @@ class MethodRuns:
             )
         for seed, verdict in self.verdicts.items():
             verdict.predictions.check_same_pictures(reference.verdicts[seed].predictions, source=self.name)
-        runs, others = ([v.outcomes for v in each.verdicts.values()] for each in (self, reference))
-        return estimate(runs, against=others)
+        return reference._outcomes
 
     def cost(self, reference: "MethodRuns") -> float:
         """Time of a training over that of another method, medians over the seeds."""
         return median(self.seconds.values()) / median(reference.seconds.values())
 
 
-def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title: str, clock: str) -> str:
+def write_comparison(
+    folder: str | Path,
+    methods: Sequence[MethodRuns],
+    *,
+    title: str,
+    clock: str,
+    written: datetime | None = None,
+) -> str:
     """Write comparison.html, one file that needs nothing else, the same as comparison.md, and comparison.json.
 
     Args:
@@ -77,6 +105,7 @@ def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title
         methods (sequence of `MethodRuns`): The first is the one that the others are compared with.
         title (`str`): Of the page.
         clock (`str`): What the seconds are of, e.g. "CPU time".
+        written (`datetime`, *optional*): When the page was written; now by default.
 
     Returns:
         `str`: The tables as Markdown, and what to know about them.
@@ -92,9 +121,13 @@ def write_comparison(folder: str | Path, methods: Sequence[MethodRuns], *, title
     tables = [accuracy_table(methods, costs)]
     if differences:
         tables.append(difference_table(differences, reference.name))
-    blocks = [Heading(title, 1), *_page(tables, methods, costs, clock=clock)]
-    (folder / "comparison.html").write_text(to_html(blocks), encoding="utf-8")
-    write_markdown(folder / "comparison.md", blocks, folder=PICTURES)
+    blocks = [
+        Heading(title, 1),
+        *class_sections(methods, differences),
+        *score_sections(tables, methods, costs, clock=clock),
+        *note_section(methods),
+    ]
+    write_blocks(folder, "comparison", blocks, written=written)
     record = {
         method.name: {
             "cost": costs[method.name],
@@ -169,12 +202,69 @@ def _spread(costs: Sequence[float]) -> list[float]:
     return places
 
 
-def _page(
+def class_sections(
+    methods: Sequence[MethodRuns], differences: Mapping[str, Mapping[str, Estimate]]
+) -> Iterator[Block]:
+    """What each method gains and loses by class: in a sentence, as drawings, as a table."""
+    reference, *others = methods
+    verdict = reference.any_verdict
+    names, counts = verdict.predictions.class_names, verdict.class_counts
+    found = {method.name: method.class_differences(reference) for method in others}
+    for name, estimates in found.items():
+        yield Text(_gains(name, reference.name, differences[name], estimates, names), is_lead=True)
+    yield Heading("Class by class")
+    if counts is not None and counts.min() >= 1:
+        plots = []
+        for name, estimates in found.items():
+            draw = lambda look, e=estimates, n=name: difference_figure(  # noqa: E731
+                look, counts, e, groups=verdict.outcomes.groups, ylabel=f"{n} minus {reference.name} (points)"
+            )
+            title = f"Difference of {name} from {reference.name} on each class, by its training images"
+            plots.append(Plot(draw, title, f"{title}; whiskers: 95 % intervals."))
+        if plots:
+            yield SideBySide(plots)
+    columns = {}
+    for name, estimates in found.items():
+        columns[f"{name} minus {reference.name}"] = [estimate_cell(each, signed=True) for each in estimates]
+    for method in methods:
+        columns[method.name] = [estimate_cell(each) for each in method.class_estimates]
+    last = found[others[-1].name] if others else reference.class_estimates
+    order = sorted(range(len(names)), key=lambda index: -last[index].mean if last[index] else float("inf"))
+    fold = None if len(names) <= MOST_UNFOLDED else f"All {plural(len(names), 'class')}"
+    yield class_table(verdict, columns, fold=fold, order=order)
+    yield Text(f"Accuracy in %, differences in points. A click on a title sorts. {MANY_INTERVALS}", is_note=True)
+
+
+def _gains(
+    name: str,
+    reference: str,
+    differences: Mapping[str, Estimate],
+    classes: Sequence[Estimate | None],
+    names: Sequence[str],
+) -> str:
+    """On which classes a method is better and worse than the reference, in a sentence."""
+    overall = differences["accuracy"]
+    tested = {label: each for label, each in zip(names, classes, strict=True) if each is not None}
+    better = sum(each.interval[0] > 0 for each in tested.values())
+    worse = sum(each.interval[1] < 0 for each in tested.values())
+    best, worst = (choose(tested, key=lambda label: tested[label].mean) for choose in (max, min))
+    doubt = ", which may be chance" if overall.interval[0] <= 0 <= overall.interval[1] else ""
+    return (
+        f"{name} against {reference}: {format_percent(overall.mean, signed=True)} points top-1 (95 % interval "
+        f"{format_interval(overall.interval, signed=True)}){doubt}. Beyond chance it is better on {better:,} and "
+        f"worse on {worse:,} of {plural(len(tested), 'class')}; highest: {best} "
+        f"({format_percent(tested[best].mean, signed=True)}), lowest: {worst} "
+        f"({format_percent(tested[worst].mean, signed=True)})."
+    )
+
+
+def score_sections(
     tables: Sequence[Table], methods: Sequence[MethodRuns], costs: Mapping[str, float], *, clock: str
 ) -> Iterator[Block]:
+    """The tables over all classes, and accuracy over cost."""
     verdict, seeds = methods[0].any_verdict, describe_seeds(len(methods[0].verdicts))
+    yield Heading("All classes together")
     yield from tables
-    yield from map(Text, _notes(methods))
     yield Text(
         f"{len(verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
         f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
@@ -182,8 +272,20 @@ def _page(
         f"{verdict.many} training images, few-shot those with fewer than {verdict.few}.",
         is_note=True,
     )
+    plots = []
     for metric in ("mean_class_accuracy", "few"):
         if all(method.estimates.get(metric) for method in methods):
             draw = lambda look, metric=metric: accuracy_by_cost(look, methods, costs, metric)  # noqa: E731
             title = f"{TITLES[metric].capitalize()} accuracy over the time of training"
-            yield Plot(draw, title, f"{title}, one mark a method, with the intervals of the table.")
+            plots.append(Plot(draw, title, f"{title}, one mark a method, with the intervals of the table."))
+    if plots:
+        yield Heading("Accuracy and cost")
+        yield SideBySide(plots)
+
+
+def note_section(methods: Sequence[MethodRuns]) -> Iterator[Block]:
+    """What to know about the numbers."""
+    notes = _notes(methods)
+    if notes:
+        yield Heading("What to know about the data")
+        yield Warnings(notes)

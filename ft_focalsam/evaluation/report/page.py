@@ -1,16 +1,18 @@
-"""`write_page`: the whole report of one or several runs, as HTML and as Markdown."""
+"""`write_page`: the whole report of one or several runs; `write_blocks`: any report, as HTML and as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import datasets
 
+from ...versions import library_versions
 from ..verdict import Verdict
-from .contents import report_blocks
+from .blocks import Block, Footer
+from .contents import Report, report_blocks
 from .html import to_html
 from .markdown import write_markdown
-
-PICTURES = "report_pictures"  # folder of what report.md shows
+from .settings import format_date, format_versions
 
 
 def write_page(
@@ -21,26 +23,42 @@ def write_page(
     pictures: Mapping[str, datasets.Dataset] | None = None,
     log_history: Sequence[Mapping] = (),
     seeds: Mapping[str, Sequence[Verdict]] | None = None,
+    run: Mapping | None = None,
+    written: datetime | None = None,
 ) -> None:
-    """Write report.html, one file that needs nothing else, and report.md with its pictures in report_pictures/.
+    """Write report.html, one file that needs nothing else, and report.md with its images in report_pictures/.
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
         verdicts (`Mapping[str, Verdict]`): Name of a run -> what is to be said of it. Runs on the same test set are
             compared, the last of them with each of the others.
         title (`str`): Of the page.
-        pictures (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its pictures, column "image", in
+        pictures (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its images, column "image", in
             the order of the predictions; examples of what is confused are taken from there.
         log_history (sequence of mappings): What was logged in training, `trainer.state.log_history`.
         seeds (`Mapping`, *optional*): Name of a test set -> runs with several seeds on it.
+        run (mapping, *optional*): How the model was trained, as [`~ft_focalsam.hub.read_run`] gives it.
+        written (`datetime`, *optional*): When the report was written; now by default.
 
     Raises:
-        ValueError: If two runs on one test set were scored on different pictures or classes.
+        ValueError: If two runs on one test set were scored on different images or classes.
+    """
+    report = Report(verdicts, title, pictures or {}, log_history, seeds or {}, run or {})
+    write_blocks(folder, "report", report_blocks(report), written=written)
+
+
+def write_blocks(folder: str | Path, name: str, blocks: Iterable[Block], *, written: datetime | None = None) -> None:
+    """Write NAME.html, and NAME.md with its images in NAME_pictures/, with date and versions in the last line.
+
+    Args:
+        folder (`str` or `Path`): Where to write; made where it does not exist.
+        name (`str`): Of the files.
+        blocks (iterable of blocks): What the report says.
+        written (`datetime`, *optional*): As in [`write_page`].
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = list(
-        report_blocks(verdicts, title=title, pictures=pictures or {}, log_history=log_history, seeds=seeds or {})
-    )
-    (folder / "report.html").write_text(to_html(blocks), encoding="utf-8")
-    write_markdown(folder / "report.md", blocks, folder=PICTURES)
+    date = format_date(written or datetime.now().astimezone())
+    blocks = [*blocks, Footer(f"Written {date} with {format_versions(library_versions())}.")]
+    (folder / f"{name}.html").write_text(to_html(blocks), encoding="utf-8")
+    write_markdown(folder / f"{name}.md", blocks, folder=f"{name}_pictures")

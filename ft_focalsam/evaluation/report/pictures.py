@@ -11,7 +11,7 @@ from PIL import Image
 from ...data.images import StoredImage, to_rgb, undecoded
 from ..outcomes import Outcomes
 
-SIDE = 112  # pixels of the longer side of an example
+THUMBNAIL, LARGE = 112, 448  # pixels of the longer side of an example
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Confusion:
     share: float
 
 
-def worst_confusions(outcomes: Outcomes, most: int = 6) -> list[Confusion]:
-    """The pairs of classes with the most mistakes, of equally many those with the larger share of their class."""
+def worst_confusions(outcomes: Outcomes, most: int | None = 6) -> list[Confusion]:
+    """The pairs of classes with the most mistakes, of equally many those with the larger share of their class;
+    with `most` None, all of them."""
     wrong = np.flatnonzero(~outcomes.is_hit & (outcomes.predicted >= 0))
     pairs = np.stack([outcomes.labels[wrong], outcomes.predicted[wrong]], axis=1)
     found, places = np.unique(pairs, axis=0, return_inverse=True)
@@ -46,20 +47,23 @@ def worst_confusions(outcomes: Outcomes, most: int = 6) -> list[Confusion]:
 
 
 def example(dataset: datasets.Dataset, row: int) -> Image.Image:
-    """One picture of a data set, upright, in RGB, with its longer side scaled to 112 pixels (small ones by whole
-    factors, without smoothing)."""
+    """One image of a data set, upright, in RGB, as large as a report shows it."""
     stored = StoredImage.read(undecoded(dataset)[int(row)]["image"], row=int(row))
-    picture = to_rgb(stored.open())
+    return scaled(to_rgb(stored.open()), LARGE)
+
+
+def scaled(picture: Image.Image, side: int) -> Image.Image:
+    """An image with its longer side scaled to a number of pixels; a small one by a whole factor, without smoothing."""
     longer = max(picture.size)
-    if longer * 2 <= SIDE:
-        factor = SIDE // longer
+    if longer * 2 <= side:
+        factor = side // longer
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    size = tuple(max(1, round(side * SIDE / longer)) for side in picture.size)
+    size = tuple(max(1, round(length * side / longer)) for length in picture.size)
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def picture_uri(picture: Image.Image) -> str:
     """A picture as JPEG inside a data URI."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=88)
+    picture.save(file, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..intervals import accuracy_interval
 from ..outcomes import BINS, Tally
 
 
@@ -100,6 +101,8 @@ def reliability(look: Look, tally: Tally) -> Figure:
     low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
     axes.vlines(confidence, low, high, color=look.second, linewidth=2, zorder=3)
     axes.scatter(confidence, confidence, s=16, color=look.second, zorder=4)
+    ends = [100 * end for end in accuracy_interval(accuracy / 100, images)]
+    axes.vlines(left + width / 2, *ends, color=look.ink, linewidth=1, alpha=0.6, zorder=2.2)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
     share = axes.inset_axes((0, 1.06, 1, 0.16))
     share.bar(left, 100 * images / images.sum(), width, align="edge", color=look.faint, edgecolor=look.ground)

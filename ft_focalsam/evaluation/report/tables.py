@@ -99,6 +99,7 @@ def write_report(
         class_counts,
         accuracies=accuracies,
         class_names=class_names,
+        test_counts=test_counts,
         **thresholds,
     )
 
