@@ -15,6 +15,7 @@ from ..evaluation import (
     Verdict,
     file_name,
     judge,
+    run_folder,
     short_name,
     write_page,
     write_report,
@@ -22,7 +23,6 @@ from ..evaluation import (
 from ..files import written_aside
 from ..hub import read_run, write_run
 from ..models import Classifier, LongTailClassifier, load_image_processor
-from ..trainer.checkpointing import number_of
 from .config import parse_config
 
 SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, what all of its runs have in common
@@ -31,12 +31,6 @@ HELD_OUT = (
     *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
     *("class_names", "image_root", "test_dataset"),
 )
-
-
-def run_folder(name: str | Path) -> Path:
-    """The folder of a run, from itself or from one of its checkpoints."""
-    path = Path(name).expanduser()
-    return path if number_of(path) is None else path.parent
 
 
 def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_validation: bool = False) -> ImageData:

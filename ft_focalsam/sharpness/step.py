@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .batch_statistics import kept_broadcast, kept_running_statistics
-from .collectives import PERTURBATION_SCOPES, average_over_ranks, is_sharded, world_size
+from .choices import check_choices, check_sharded
+from .collectives import average_over_ranks, is_sharded, world_size
 from .compiled import refuse_compiled
 from .directions import Direction, Gradient, Parts, unit_direction
 from .frontier import FrozenPrefix, PrefixRecord
@@ -31,10 +32,9 @@ from .per_sample import perturbed_per_sample
 from .randomness import RandomState, drawing_from, is_same_state, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
-from .targets import TARGETS, Target, perturbed
+from .targets import Target, perturbed
+from .weights import sample_weights
 
-# The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
-IGNORED = -100
 # Up to this share of a batch with c(n) > 0, the second pass runs over these samples alone.
 FEW_ROWS = 0.6
 
@@ -112,7 +112,7 @@ class SharpnessStep:
         if perturb == "merged":
             refuse_compiled(model, "perturb is 'merged'", "trained")
         if is_sharded(inspect_model(model).trained):
-            _check_sharded(scope, perturb, direction)
+            check_sharded(scope, perturb, direction)
             separate_reason = separate_reason or "its parameters are sharded over processes"
         self.model = model
         self._given_reason = separate_reason
@@ -457,47 +457,7 @@ class SharpnessStep:
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
             self._class_weights = self.class_weights.to(parameter.device, dtype)
-        labels = labels.to(parameter.device)
-        if labels.ndim == 2:
-            return labels.masked_fill(labels == IGNORED, 0).to(dtype) @ self._class_weights
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"The labels are {labels.dtype} of shape {tuple(labels.shape)}; give class indices, integers of shape "
-                "(B,), or class probabilities of shape (B, C)."
-            )
-        labels = labels.long()
-        ignored = labels == IGNORED
-        return self._class_weights[labels.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+        return sample_weights(self._class_weights, labels.to(parameter.device))
 
     def _random_state(self) -> RandomState:
         return random_state(self.accelerators)
-
-
-def check_choices(*, scope: str, perturb: str, direction: Direction, adaptive: bool) -> None:
-    """Raise a `ValueError` for choices that are unknown or do not go together."""
-    if scope not in PERTURBATION_SCOPES:
-        raise ValueError(f"perturbation_scope is {scope!r}; choose one of {', '.join(PERTURBATION_SCOPES)}.")
-    if perturb not in TARGETS:
-        raise ValueError(f"perturb is {perturb!r}; choose one of {', '.join(TARGETS)}.")
-    name = type(direction).__name__.lower()
-    if direction.learns and scope == "local":
-        raise ValueError(
-            f"ascent is '{name}', which carries one direction for all processes, and perturbation_scope is 'local'; "
-            "set it to 'global'."
-        )
-    if adaptive and (perturb == "merged" or name == "gaussian"):
-        what = "perturb is 'merged', whose weights stand nowhere" if perturb == "merged" else "ascent is 'gaussian'"
-        raise ValueError(f"adaptive_rho measures the radius relative to each weight, and {what}; set it to false.")
-
-
-def _check_sharded(scope: str, perturb: str, direction: Direction) -> None:
-    if scope == "local":
-        raise ValueError(
-            "perturbation_scope is 'local' and the model is sharded over processes, none of which has a gradient of "
-            "its own; set it to 'global'."
-        )
-    if perturb != "trained" or not isinstance(direction, Gradient):
-        raise ValueError(
-            f"perturb is {perturb!r} and ascent '{type(direction).__name__.lower()}', and the model is sharded over "
-            "processes; set them to 'trained' and 'gradient', or use plain data parallelism."
-        )

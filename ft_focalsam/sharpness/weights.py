@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+# The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
+IGNORED = -100
 SHARPNESS_METHODS: dict[str, Callable[..., Tensor]] = {}
 
 
@@ -120,3 +122,29 @@ def class_weights(method: str, class_counts, hyperparameters: Mapping[str, float
     known = set(inspect.signature(function).parameters) - {"class_counts"}
     chosen = {name: value for name, value in (hyperparameters or {}).items() if name in known}
     return function(as_class_counts(class_counts), **chosen)
+
+
+def sample_weights(class_weights: Tensor, labels: Tensor) -> Tensor:
+    """c(n) of each sample.
+
+    Args:
+        class_weights (`Tensor` of shape (C,)): c.
+        labels (`Tensor` of shape (B,) or (B, C)): Class indices, or class probabilities (mixup), for which
+            c(n) = sum_k y_nk c_k; `IGNORED` for samples without weight.
+
+    Returns:
+        `Tensor` of shape (B,).
+
+    Raises:
+        ValueError: If the labels are neither.
+    """
+    if labels.ndim == 2:
+        return labels.masked_fill(labels == IGNORED, 0).to(class_weights.dtype) @ class_weights
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}; give class indices, integers of shape "
+            "(B,), or class probabilities of shape (B, C)."
+        )
+    labels = labels.long()
+    ignored = labels == IGNORED
+    return class_weights[labels.masked_fill(ignored, 0)].masked_fill(ignored, 0)

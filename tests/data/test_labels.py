@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from ft_focalsam.data.labels import IGNORED, dataset_labels
-from ft_focalsam.sharpness import step
+from ft_focalsam.sharpness import weights
 
 LABELS = [3, 0, 0, 2, 1, 0, 3]
 
@@ -130,4 +130,4 @@ def test_items_that_are_no_mappings():
 
 
 def test_the_label_that_is_left_out_is_everyones():
-    assert IGNORED == step.IGNORED == torch.nn.CrossEntropyLoss().ignore_index
+    assert IGNORED == weights.IGNORED == torch.nn.CrossEntropyLoss().ignore_index

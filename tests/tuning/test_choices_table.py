@@ -93,3 +93,15 @@ def test_norms(tiny_backbones, case):
         refused(model, "norms", "LayerNorm")
     else:
         check(model, "norms", "momentum", "one_pass")
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_image_features_are_computed_once_where_texts_train(tiny_backbones, case):
+    model = make(tiny_backbones["clip"], case)
+    update = make_evaluation("two_point", SharpnessStep(model, C, rho=RHO))
+    calls = []
+    model.backbone.get_submodule("vision_model").register_forward_hook(lambda *_: calls.append(1))
+    for number in range(6):
+        calls.clear()
+        run_update(update, model, pictures().double() + number, LABELS, number=number, losses=losses_of)
+    assert len(calls) == 1

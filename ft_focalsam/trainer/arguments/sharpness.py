@@ -22,7 +22,7 @@ from ...sharpness import (
 )
 from ...sharpness.collectives import PERTURBATION_SCOPES
 from ...sharpness.directions import make_direction
-from ...sharpness.step import check_choices
+from ...sharpness.choices import check_choices
 from .checks import check_allowed
 
 # A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
