@@ -20,9 +20,9 @@ from ...sharpness import (
     class_weights,
     scheduled_rho,
 )
+from ...sharpness.choices import check_choices
 from ...sharpness.collectives import PERTURBATION_SCOPES
 from ...sharpness.directions import make_direction
-from ...sharpness.choices import check_choices
 from .checks import check_allowed
 
 # A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
