@@ -264,7 +264,7 @@ LINEAR_PROBE = (
     {"sharpness": "sam"},
     {"sharpness": "weighted_sam"},
     {"sharpness": "imbsam", "imbsam_eta": 6},
-    {"sharpness": "focal_sam", "economy": "look_sam", "economy_interval": 2},
+    {"sharpness": "focal_sam", "ascent": "momentum", "ascent_interval": 2},
     {"sharpness": "focal_sam", "gradient_accumulation_steps": 2, "train_sampler": "class_balanced"},
     {"sharpness": "cc_sam"},
 )

@@ -263,7 +263,8 @@ def test_joined_projections_are_those_of_the_checkpoint(names, name):
     expected = whole.state_dict()
     joined = join_projections(split_attention(plain_open_clip(names[name])).state_dict(), set(expected))
     assert joined.keys() == expected.keys()
-    assert all(torch.equal(value, expected[key]) for key, value in joined.items())
+    for key, value in joined.items():  # CoCa has parameters that its constructor leaves uninitialised
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["timm_eva", "timm_beit", "timm"])

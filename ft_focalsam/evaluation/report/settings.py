@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from .blocks import Block, Facts, Heading, Text
-from .method_names import HYPERPARAMETERS, METHOD_NAMES, SYMBOLS, describe_length, describe_values
+from .method_names import HYPERPARAMETERS, METHOD_NAMES, SEVERAL, SYMBOLS, describe_length, describe_values
 
 
 def settings(run: Mapping) -> Iterator[Block]:
-    """How a model was trained; nothing where there is no run.json, as of a model from elsewhere.
+    """How a model was trained; nothing where there is no run.json, as of a model from elsewhere. An average of runs has
+    the settings that all of them have.
 
     Args:
         run (mapping): Of [`~ft_focalsam.hub.read_run`].
@@ -16,12 +17,13 @@ def settings(run: Mapping) -> Iterator[Block]:
     if not run.get("method"):
         return
     method, model, data, resolved = (run.get(name) or {} for name in ("method", "model", "data", "resolved"))
-    name = method["sharpness"]
+    name = method.get("sharpness", SEVERAL)
     pairs = [("method", METHOD_NAMES.get(name, name))]
     for key in HYPERPARAMETERS.get(name, ()):
-        pairs.append((f"{key} ({SYMBOLS[key]})" if key in SYMBOLS else key, f"{method[key]:g}"))
-    pairs += [("loss", method["loss"]), ("sampler", method["train_sampler"]), ("length", describe_length(method))]
-    pairs += [("seed", str(method["seed"]))]
+        value = f"{method[key]:g}" if key in method else SEVERAL
+        pairs.append((f"{key} ({SYMBOLS[key]})" if key in SYMBOLS else key, value))
+    pairs += [("loss", method.get("loss", SEVERAL)), ("sampler", method.get("train_sampler", SEVERAL))]
+    pairs += [("length", describe_length(method)), ("seed", str(method.get("seed", SEVERAL)))]
     optional = {
         "backbone": _backbone(run),
         "tuning": model.get("tuning"),
@@ -42,12 +44,13 @@ def subtitle(run: Mapping) -> Iterator[Block]:
     if not run.get("method"):
         return
     method, backbone, tuning = run["method"], _backbone(run), (run.get("model") or {}).get("tuning")
-    name = method["sharpness"]
+    name = method.get("sharpness", SEVERAL)
     values = describe_values(method, HYPERPARAMETERS.get(name, ()))
     parts = [f"{METHOD_NAMES.get(name, name)}{f' with {values}' if values else ''}"]
     parts += [f"backbone {backbone}"] if backbone else []
     parts += [f"tuning {tuning}"] if tuning else []
-    parts += [describe_length(method), f"seed {method['seed']}"]
+    parts += [describe_length(method)]
+    parts += [f"seed {method.get('seed', SEVERAL)}"]
     yield Text("; ".join([*parts, *([f"trained on {_date(run)}"] if _date(run) else [])]) + ".", is_note=True)
 
 
