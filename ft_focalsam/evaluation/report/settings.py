@@ -8,8 +8,8 @@ from .method_names import HYPERPARAMETERS, METHOD_NAMES, SEVERAL, SYMBOLS, descr
 
 
 def settings(run: Mapping) -> Iterator[Block]:
-    """How a model was trained; nothing where there is no run.json, as of a model from elsewhere. An average of runs has
-    the settings that all of them have.
+    """How a model was trained; nothing where there is no run.json, as of a model from elsewhere. An average of runs
+    has the settings that all of them have.
 
     Args:
         run (mapping): Of [`~ft_focalsam.hub.read_run`].
