@@ -39,11 +39,10 @@ from ft_focalsam.evaluation import (
     short_name,
     write_comparison,
 )
-from ft_focalsam.evaluation.report.method_names import METHOD_NAMES
+from ft_focalsam.evaluation.report.method_names import method_title
 from ft_focalsam.files import write_aside
 
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
-NAMES = METHOD_NAMES | {"none": "plain"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
 # Options that say nothing about what comes out.
 PLACES = ("output_dir", "logging_dir", "hub_token", "overwrite", "resume_changed")
@@ -81,7 +80,8 @@ def method_options(method: str) -> list[str]:
 def method_name(method: str) -> str:
     """As the tables show it."""
     name, _, settings = method.partition(":")
-    return ", ".join([NAMES.get(name, name), *(settings.replace("=", " ").split(",") if settings else ())])
+    title = "plain" if name == "none" else method_title(name)
+    return ", ".join([title, *(settings.replace("=", " ").split(",") if settings else ())])
 
 
 def describe(options: tuple) -> dict:

@@ -15,9 +15,17 @@ from ..data.long_tail import frequency_groups
 from ..errors import printable
 from ..evaluation.report.formats import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
-from ..evaluation.report.method_names import HYPERPARAMETERS, METHOD_NAMES, describe_length, describe_values
+from ..evaluation.report.method_names import (
+    describe_length,
+    describe_values,
+    direction_hyperparameters,
+    loss_hyperparameters,
+    method_hyperparameters,
+    method_title,
+)
 from ..evaluation.report.tables import distinct_notes
 from ..models.backbones import is_pretrained
+from ..sharpness import DIRECTIONS, EVALUATIONS, SHARPNESS_METHODS, TARGETS
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
@@ -30,17 +38,8 @@ COLUMNS = {
     "medium": "medium-shot",
     "few": "few-shot",
 }
-# Choices of the perturbation that the card names where they are not the default: key, title, value -> its settings.
-CHOICES = (
-    ("rho_schedule", "schedule of ρ", {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}),
-    ("perturb", "perturbed", {"norms": (), "merged": ()}),
-    (
-        "ascent",
-        "direction",
-        {"friendly": ("friendly_sigma", "ascent_decay"), "momentum": ("ascent_decay",), "gaussian": ()},
-    ),
-    ("evaluation", "evaluation", {"one_pass": ()}),
-)
+# Schedules of rho other than constant, and the arguments that each reads.
+SCHEDULES = {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}
 CITATION = """\
 @inproceedings{li2025focalsam,
   title     = {Focal-{SAM}: Focal Sharpness-Aware Minimization for Long-Tailed Classification},
@@ -139,7 +138,8 @@ def _results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Ev
 def _introduction(run: dict, config: dict) -> Iterator[str]:
     classes = len(config.get("id2label") or ())
     what = f"An image classifier for {classes:,} classes" if classes else "A model"
-    method = METHOD_NAMES.get(run["method"].get("sharpness"), "")
+    name = run["method"].get("sharpness")
+    method = method_title(name) if name in SHARPNESS_METHODS else ""
     trained = "fine-tuned" if is_pretrained(config.get("backbone") or "") else "trained from scratch"
     by = f", {trained} on long-tailed images{f' by {method}' if method else ''} with ft_focalsam"
     yield f"{what}{by}."
@@ -149,23 +149,37 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
     if not method:
         return
     name = method["sharpness"]
-    values = describe_values(method, HYPERPARAMETERS.get(name, ()))
+    values = describe_values(method, method_hyperparameters(name))
     paper = " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else ""
-    lines = [f"- **{METHOD_NAMES.get(name) or escape_markdown(name)}**{paper}{f': {values}' if values else ''}"]
+    lines = [f"- **{escape_markdown(method_title(name))}**{paper}{f': {values}' if values else ''}"]
     if name != "none":
-        if method["adaptive_rho"]:
-            lines.append("- adaptive: ρ is relative to each weight (ASAM)")
-        for key, title, extras in CHOICES:
-            if method.get(key) in extras:  # not in a run file of an earlier version
-                values = describe_values(method, extras[method[key]])
-                lines.append(f"- {title}: " + ", ".join(filter(None, (method[key], values))))
-        if method.get("ascent_interval", 1) > 1:
-            lines.append(f"- perturbed in one step of {method['ascent_interval']}")
-        if method["perturbation_scope"] != "global":
-            lines.append("- each process and micro-batch perturbed by its own gradient (local)")
+        lines += _about_perturbation(method)
     loss, sampler = escape_markdown(method["loss"]), escape_markdown(method["train_sampler"])
+    values = describe_values(method, loss_hyperparameters(method["loss"]))
+    loss += f" ({values})" if values else ""
     lines.append(f"- loss: {loss}; sampler: {sampler}; {describe_length(method)}; seed {method['seed']}")
     yield "## Method\n\n" + "\n".join(lines)
+
+
+def _about_perturbation(method: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each choice that is not the default; run files of earlier versions have fewer choices."""
+    if method["adaptive_rho"]:
+        yield "- adaptive: ρ is relative to each weight (ASAM)"
+    schedule, ascent = method.get("rho_schedule"), method.get("ascent")
+    if schedule in SCHEDULES:
+        values = [f"{key} = {method[key]:g}" for key in SCHEDULES[schedule]]
+        yield "- schedule of ρ: " + ", ".join([schedule, *values])
+    if method.get("perturb") in TARGETS.keys() - {"trained"}:
+        yield f"- perturbed: {method['perturb']}"
+    if ascent in DIRECTIONS.keys() - {"gradient"}:
+        values = describe_values(method, direction_hyperparameters(ascent))
+        yield "- direction: " + ", ".join(filter(None, (ascent, values)))
+    if method.get("evaluation") in EVALUATIONS.keys() - {"two_point"}:
+        yield f"- evaluation: {method['evaluation']}"
+    if method.get("ascent_interval", 1) > 1:
+        yield f"- perturbed in one step of {method['ascent_interval']}"
+    if method["perturbation_scope"] != "global":
+        yield "- each process and micro-batch perturbed by its own gradient (local)"
 
 
 def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:

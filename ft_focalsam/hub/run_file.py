@@ -22,28 +22,25 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
 from ..errors import one_line
+from ..losses import LOSSES
 from ..models.backbones import is_pretrained, split_name
 from ..parsing import parse_json
+from ..sharpness import DIRECTIONS, SHARPNESS_METHODS
+from ..sharpness.hyperparameters import by_argument
 from ..versions import library_versions
 
 RUN_NAME = "run.json"
-# Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
+# Arguments of the Trainer that say how a run is trained, beside the hyperparameters of its methods.
 METHOD = (
     "sharpness",
     "rho",
     "rho_schedule",
     "rho_initial",
     "rho_step_at",
-    "focal_gamma",
-    "focal_lambda",
-    "imbsam_eta",
-    "cc_sam_ratio",
     "adaptive_rho",
     "perturbation_scope",
     "perturb",
     "ascent",
-    "ascent_decay",
-    "friendly_sigma",
     "evaluation",
     "ascent_interval",
     "loss",
@@ -81,7 +78,7 @@ def describe_run(
     dataset, counts, config = values.get("dataset"), trainer.class_counts, getattr(model, "config", None)
     backbone = getattr(config, "backbone", None) or getattr(config, "_name_or_path", None) or ""
     return {
-        "method": {name: _plain(getattr(args, name)) for name in METHOD},
+        "method": _method(args),
         "data": {
             "name": None if dataset is None else _public(dataset),
             "hub_id": hub_id(dataset) if dataset not in SOURCES else None,
@@ -103,6 +100,12 @@ def describe_run(
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": library_versions(),
     }
+
+
+def _method(args) -> dict[str, Any]:
+    methods = [*(method.make for method in SHARPNESS_METHODS.values()), *DIRECTIONS.values(), LOSSES[args.loss]]
+    names = [*METHOD, *(name for name in by_argument(methods) if hasattr(args, name))]
+    return {name: _plain(getattr(args, name)) for name in names}
 
 
 def write_run(folder: str | os.PathLike, description: dict) -> None:

@@ -1,6 +1,7 @@
 """YAML and command line to dataclasses; help, docstrings and choices agree; every recipe parses."""
 
 import dataclasses
+import inspect
 import re
 import typing
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, RHO_SCHEDULES, SHARPN
 from ft_focalsam.trainer.arguments.loss import LossArguments
 from ft_focalsam.trainer.arguments.run import RunArguments
 from ft_focalsam.trainer.arguments.sampling import SamplingArguments
-from ft_focalsam.trainer.arguments.sharpness import CC_SAM, SharpnessArguments
+from ft_focalsam.trainer.arguments.sharpness import SharpnessArguments
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
 from ft_focalsam.tuning.options import LORA_INITS
 
@@ -309,7 +310,7 @@ def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
         ({"sharpness": "focalsam"}, r"sharpness is 'focalsam'; choose one of .*focal_sam"),
         ({"loss": "poly"}, r"loss is 'poly'; choose one of cross_entropy, class_balanced, grw"),
         ({"loss": "vs", "vs_gamma": -0.1}, r"vs_gamma is -0\.1; set it to 0 or more"),
-        ({"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to at least 0 and below 1"),
+        ({"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to a number, 0 or more and below 1"),
         ({"drw_start": 80.0}, r"drw_start is 80\.0; set it to a share of training, from 0 to 1"),
         ({"train_sampler": "balanced"}, r"train_sampler is 'balanced'; choose one of instance, class_balanced"),
         ({"perturbation_scope": "rank"}, r"perturbation_scope is 'rank'; choose one of global, local"),
@@ -484,8 +485,8 @@ def squeeze(text: str) -> str:
 
 def docstring_entries(documented: type) -> dict[str, tuple[str, str]]:
     """Entries `name (type, defaults to ...):` with an indented text: name -> (heading, text)."""
-    pattern = re.compile(r"^ {8}(\w+) \((.*?)\):\n((?: {12}.*\n)+)", flags=re.MULTILINE)
-    return {m[1]: (m[2], squeeze(m[3])) for m in pattern.finditer(documented.__doc__)}
+    pattern = re.compile(r"^ {4}(\w+) \((.*?)\):\n((?: {8}.*\n)+)", flags=re.MULTILINE)
+    return {m[1]: (m[2], squeeze(m[3])) for m in pattern.finditer(inspect.cleandoc(documented.__doc__) + "\n")}
 
 
 @pytest.mark.parametrize("arguments", ALL_TYPES, ids=lambda arguments: arguments.__name__)
@@ -524,7 +525,7 @@ def test_every_argument_is_of_one_family():
 @pytest.mark.parametrize(
     ("arguments", "name", "choices"),
     [
-        (FocalSAMTrainingArguments, "sharpness", [*SHARPNESS_METHODS, CC_SAM]),
+        (FocalSAMTrainingArguments, "sharpness", SHARPNESS_METHODS),
         (FocalSAMTrainingArguments, "rho_schedule", RHO_SCHEDULES),
         (FocalSAMTrainingArguments, "perturb", TARGETS),
         (FocalSAMTrainingArguments, "ascent", DIRECTIONS),
