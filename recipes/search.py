@@ -1,4 +1,4 @@
-"""Search rho, gamma and lambda of a sharpness method on a part of the training set.
+"""Search rho, gamma and lambda, or what else a method declares a range for, on a part of the training set.
 
     python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
 
@@ -13,7 +13,7 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,22 +30,37 @@ from ft_focalsam.data import DataArguments, prepare_images
 from ft_focalsam.errors import told_in_one_sentence
 from ft_focalsam.evaluation import METRICS
 from ft_focalsam.files import check_writable
+from ft_focalsam.losses import LOSSES
 from ft_focalsam.ranges import Range, check_numbers
+from ft_focalsam.sharpness import SHARPNESS_METHODS, Hyperparameter
+from ft_focalsam.sharpness.hyperparameters import hyperparameters_of
 
 STUDY = "ft_focalsam"
+SMALLEST = 1e-6  # on a log scale
 VALIDATION_FRACTION = 0.2  # where the configuration has none
-RANGES = {"rho": "rho_range", "focal_gamma": "gamma_range", "focal_lambda": "lambda_range"}
-SEARCHED = {  # by sharpness
-    "sam": ("rho",),
-    "weighted_sam": ("rho", "focal_lambda"),
-    "imbsam": ("rho",),
-    "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
-    "cc_sam": ("rho",),
+
+
+def searchable(sharpness: str, loss: str) -> dict[str, Hyperparameter]:
+    """The hyperparameters of a method and a loss that declare where to search, by argument."""
+    of_both = [*SHARPNESS_METHODS[sharpness].hyperparameters, *hyperparameters_of(LOSSES[loss]).values()]
+    return {known.argument: known for known in of_both if known.search is not None}
+
+
+def range_key(known: Hyperparameter) -> str:
+    """The option that sets the range of a hyperparameter."""
+    return known.search.key or f"{known.argument}_range"
+
+
+ALL_SEARCHABLE = {
+    argument: known
+    for sharpness in SHARPNESS_METHODS
+    for loss in LOSSES
+    for argument, known in searchable(sharpness, loss).items()
 }
 
 
 @dataclass
-class SearchArguments:
+class _SearchArguments:
     """What is tried, and how it is judged."""
 
     num_trials: Annotated[int, Range(1)] = field(
@@ -54,33 +69,35 @@ class SearchArguments:
     objective: str = field(
         default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
     )
-    rho_range: list[float] = field(
-        default_factory=lambda: [0.01, 0.5], metadata={"help": "Lowest and highest rho, searched on a log scale."}
-    )
-    gamma_range: list[float] = field(
-        default_factory=lambda: [0.0, 6.0], metadata={"help": "Lowest and highest focal_gamma."}
-    )
-    lambda_range: list[float] = field(
-        default_factory=lambda: [0.2, 1.5], metadata={"help": "Lowest and highest focal_lambda."}
-    )
 
     def __post_init__(self):
         check_numbers(self)
         if self.objective not in METRICS:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
-        for name in RANGES.values():
-            ends = getattr(self, name)
-            lowest = 1e-6 if name == "rho_range" else 0.0  # its scale is a logarithm
-            if len(ends) != 2 or not lowest <= ends[0] <= ends[1]:
-                raise ValueError(f"{name} is {ends}; give two numbers, {lowest:g} or more, the lower one first.")
+        for known in ALL_SEARCHABLE.values():
+            ends = getattr(self, range_key(known))
+            is_in_range = all(end in known and not (known.search.log and end < SMALLEST) for end in ends)
+            if len(ends) != 2 or not is_in_range or ends[0] > ends[1]:
+                allowed = f"{SMALLEST:g} or more" if known.search.log else str(known)
+                raise ValueError(f"{range_key(known)} is {ends}; give two numbers, {allowed}, the lower one first.")
+
+
+def _range_field(known: Hyperparameter) -> tuple:
+    text = f"Lowest and highest {known.argument}{', searched on a log scale' if known.search.log else ''}."
+    default = [known.search.low, known.search.high]
+    return range_key(known), list[float], field(default_factory=lambda: list(default), metadata={"help": text})
+
+
+SearchArguments = make_dataclass(
+    "SearchArguments", [_range_field(known) for known in ALL_SEARCHABLE.values()], bases=(_SearchArguments,)
+)
 
 
 def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
     """Raise a `ValueError` before any image is read."""
-    if args.sharpness not in SEARCHED:
-        raise ValueError(
-            f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {', '.join(SEARCHED)}."
-        )
+    if not searchable(args.sharpness, args.loss):
+        fitting = ", ".join(name for name, method in SHARPNESS_METHODS.items() if method.hyperparameters)
+        raise ValueError(f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {fitting}.")
     if data_args.streaming:
         raise ValueError("streaming is on, and no part of a stream can be held out; search on a stored subset.")
     if args.world_size > 1:
@@ -106,7 +123,7 @@ def open_study(folder: Path, search: SearchArguments, options: tuple):
     now = describe(options) | {key: value for key, value in asdict(search).items() if key != "num_trials"}
     if not study.user_attrs:
         study.set_user_attr("options", now)
-        study.enqueue_trial({key: getattr(args, key) for key in SEARCHED[args.sharpness]})
+        study.enqueue_trial({key: getattr(args, key) for key in searchable(args.sharpness, args.loss)})
     check_same(study.user_attrs["options"], now, whose=f"The search in '{folder}'")
     return study
 
@@ -121,13 +138,13 @@ def finished(study) -> list:
     return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
 
 
-def search_space(search: SearchArguments, sharpness: str) -> Callable:
+def search_space(search: SearchArguments, *, sharpness: str, loss: str) -> Callable:
     """What a trial draws: the `hp_space` of the Trainer."""
 
     def draw(trial) -> dict[str, float]:
         return {
-            key: trial.suggest_float(key, *getattr(search, RANGES[key]), log=key == "rho")
-            for key in SEARCHED[sharpness]
+            key: trial.suggest_float(key, *getattr(search, range_key(known)), log=known.search.log)
+            for key, known in searchable(sharpness, loss).items()
         }
 
     return draw
@@ -182,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         print(f"{data.name}: {sizes}; {left} trials to go")
         trainer, _ = make_trainer(data, options, restarts=True)
         trainer.hyperparameter_search(
-            hp_space=search_space(search, args.sharpness),
+            hp_space=search_space(search, sharpness=args.sharpness, loss=args.loss),
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
             n_trials=left,
             direction="maximize",

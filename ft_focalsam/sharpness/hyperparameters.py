@@ -22,7 +22,7 @@ class Search:
     Args:
         low, high (`float`): The lowest and the highest value that are tried.
         log (`bool`): Draw on a log scale.
-        key (`str`, *optional*): The option that sets the two; by default the argument's name and `_range`.
+        key (`str`, *optional*): The option that sets the two; by default the name of the argument and "_range".
     """
 
     low: float

@@ -20,6 +20,9 @@ from .hyperparameters import Hyperparameter, Search, check_hyperparameters, hype
 
 # The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
 IGNORED = -100
+RHO = Hyperparameter(
+    "Radius of the perturbation.", argument="rho", low=0, symbol="ρ", search=Search(0.01, 0.5, log=True)
+)
 T = TypeVar("T", bound=Callable)
 
 
@@ -35,6 +38,11 @@ class SharpnessMethod:
 
     make: Callable[..., Any]
     title: str
+
+    @property
+    def hyperparameters(self) -> list[Hyperparameter]:
+        """Rho, and those of its own; none of plain training."""
+        return [] if self.make is plain else [RHO, *hyperparameters_of(self.make).values()]
 
     @property
     def is_of_the_family(self) -> bool:

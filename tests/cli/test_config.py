@@ -310,7 +310,7 @@ def test_value_of_the_wrong_kind_in_yaml(write, line, reason):
         ({"sharpness": "focalsam"}, r"sharpness is 'focalsam'; choose one of .*focal_sam"),
         ({"loss": "poly"}, r"loss is 'poly'; choose one of cross_entropy, class_balanced, grw"),
         ({"loss": "vs", "vs_gamma": -0.1}, r"vs_gamma is -0\.1; set it to 0 or more"),
-        ({"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to a number, 0 or more and below 1"),
+        ({"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to 0 or more and below 1"),
         ({"drw_start": 80.0}, r"drw_start is 80\.0; set it to a share of training, from 0 to 1"),
         ({"train_sampler": "balanced"}, r"train_sampler is 'balanced'; choose one of instance, class_balanced"),
         ({"perturbation_scope": "rank"}, r"perturbation_scope is 'rank'; choose one of global, local"),

@@ -8,7 +8,6 @@ from ...sharpness import DIRECTIONS, SHARPNESS_METHODS, Hyperparameter
 from ...sharpness.hyperparameters import hyperparameters_of
 
 SEVERAL = "several"  # a setting in which the runs of an average differ
-RHO = Hyperparameter("Radius of the perturbation.", argument="rho", symbol="ρ")
 
 
 def method_title(name: str) -> str:
@@ -17,10 +16,8 @@ def method_title(name: str) -> str:
 
 
 def method_hyperparameters(name: str) -> list[Hyperparameter]:
-    """Of a sharpness method, rho first; none of one that is not registered here, or that perturbs nothing."""
-    if name == "none" or name not in SHARPNESS_METHODS:
-        return []
-    return [RHO, *hyperparameters_of(SHARPNESS_METHODS[name].make).values()]
+    """Of a sharpness method, rho first; none of one that is not registered here."""
+    return SHARPNESS_METHODS[name].hyperparameters if name in SHARPNESS_METHODS else []
 
 
 def direction_hyperparameters(name: str) -> list[Hyperparameter]:
