@@ -178,6 +178,7 @@ def build_model(
         data.class_names,
         head=model_args.head,
         head_scale=model_args.head_scale,
+        head_options=model_args.head_options,
         image_size=data_args.image_size,
         dtype=model_args.backbone_dtype,
         features=model_args.backbone_features,

@@ -1,17 +1,19 @@
 """Arguments of a run that are neither those of the data, of a way to tune nor of the Trainer: `ModelArguments`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..errors import unknown
 from ..models import HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
-from ..tuning import choose_methods
+from ..registry import listed
+from ..sharpness.hyperparameters import values_for, with_hyperparameters
+from ..tuning import TUNING_METHODS, choose_methods
 
 
 @dataclass
-class ModelArguments:
+class _ModelArguments:
     """Backbone, head, and what of the backbone is tuned.
 
     Args:
@@ -21,10 +23,8 @@ class ModelArguments:
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
         backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
-        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, clip_adapter, context_prompts, ia3,
-            last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, vpt_shallow, linear_probe, zero_shot or
-            full; several, joined by commas, are combined.
-        head (`str`): cosine, l2_normalized, layer_norm or linear.
+        tuning (`str`, or list of `str` in YAML): Names in `TUNING_METHODS`; several, joined by commas, are combined.
+        head (`str`): A name in `HEADS`.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
         head_start (`str`): text, class_means, linear_probe, random or kaiming; by default text where the backbone has
             a text tower, kaiming where its weights are random, else class_means.
@@ -58,13 +58,11 @@ class ModelArguments:
     tuning: str = field(
         default="lora",
         metadata={
-            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, "
-            "clip_adapter, context_prompts, ia3, last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, "
-            "vpt_shallow, linear_probe, zero_shot or full."
+            "help": f"What trains beside the head, one or several joined by commas: {listed(TUNING_METHODS)}."
         },
     )
     head: str = field(
-        default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
+        default="cosine", metadata={"help": f"Classification head: {listed(HEADS)}."}
     )
     head_scale: Annotated[float, Range(0, open_low=True)] = field(
         default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
@@ -91,6 +89,11 @@ class ModelArguments:
         },
     )
 
+    @property
+    def head_options(self) -> dict:
+        """The hyperparameters of the head, by the names of its parameters."""
+        return values_for(HEADS[self.head], self)
+
     def __post_init__(self) -> None:
         if isinstance(self.tuning, list):
             self.tuning = ",".join(map(str, self.tuning))
@@ -103,3 +106,7 @@ class ModelArguments:
         check_prompts(self.prompt_templates, self.prompt_names)
         if self.head_start is not None and self.head_start not in HEAD_STARTS:
             raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
+
+
+# Any: what the heads declare is not seen by type checkers.
+ModelArguments: Any = with_hyperparameters(_ModelArguments, HEADS.values(), name="ModelArguments")

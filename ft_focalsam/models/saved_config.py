@@ -67,6 +67,7 @@ KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
     "feature_size": (True, _is_count(MOST_FEATURES), False),
     "head": (True, _is_text, False),
     "head_scale": (False, lambda value: type(value) in (int, float) and 0 < value < math.inf, False),
+    "head_options": (False, _are_settings, True),
     "image_size": (False, _is_count(MOST_PIXELS), True),
     "prompt_templates": (False, _are_templates, True),
     "prompt_names": (False, _are_texts, True),

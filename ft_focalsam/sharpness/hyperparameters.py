@@ -153,6 +153,9 @@ def with_hyperparameters(base: type, methods: Iterable[Callable], *, name: str) 
     made.__module__ = base.__module__
     text, raises, rest = inspect.cleandoc(base.__doc__ or "").partition("\n\nRaises:")
     entries = [f"    {each.argument} ({_documented(each)}):\n        {each.help}\n" for each in known.values()]
+    if not known:
+        made.__doc__ = base.__doc__
+        return made
     made.__doc__ = f"{text}\n\n> Hyperparameters of the methods\n\nArgs:\n{''.join(entries)}".rstrip() + raises + rest
     return made
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ...losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
+from ...registry import listed
 from ...sharpness.hyperparameters import with_hyperparameters
 from .checks import check_allowed
 
@@ -16,8 +17,7 @@ class _LossArguments(TrainingArguments):
 
     Args:
         loss (`str`, defaults to `"cross_entropy"`):
-            Training loss: cross_entropy, class_balanced, grw, focal, ldam, balanced_softmax, logit_adjusted, vs, lade
-            or influence_balanced. The docstrings of `ft_focalsam/losses.py` have the formula of each.
+            Training loss, a name in `LOSSES`. The docstrings of `ft_focalsam/losses.py` have the formula of each.
         drw_start (`float`, 0 to 1, *optional*, defaults to `None`):
             Fraction of training after which samples are weighted by the inverse effective number of their class
             (deferred re-weighting), with any loss; by default never.
@@ -28,10 +28,7 @@ class _LossArguments(TrainingArguments):
 
     loss: str = field(
         default="cross_entropy",
-        metadata={
-            "help": "Training loss: cross_entropy, class_balanced, grw, focal, ldam, balanced_softmax, "
-            "logit_adjusted, vs, lade or influence_balanced."
-        },
+        metadata={"help": f"Training loss: {listed(LOSSES)}."},
     )
     drw_start: float | None = field(
         default=None,

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ...ranges import Range
+from ...registry import listed
 from ...sharpness import (
     DIRECTIONS,
     EVALUATIONS,
@@ -34,7 +35,7 @@ class _SharpnessArguments(TrainingArguments):
 
     Args:
         sharpness (`str`, defaults to `"focal_sam"`):
-            Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam.
+            Sharpness-aware method, a name in `SHARPNESS_METHODS`.
         rho (`float`, >= 0, defaults to `0.05`):
             Radius of the perturbation.
         rho_schedule (`str`, defaults to `"constant"`):
@@ -71,7 +72,7 @@ class _SharpnessArguments(TrainingArguments):
 
     sharpness: str = field(
         default="focal_sam",
-        metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam."},
+        metadata={"help": f"Sharpness-aware method: {listed(SHARPNESS_METHODS)}."},
     )
     rho: float = field(default=0.05, metadata={"help": "Radius of the perturbation."})
     rho_schedule: str = field(
