@@ -306,7 +306,11 @@ def test_class_without_sample_is_refused(name, counts):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("class_balanced", {"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to 0 or more and below"),
+        (
+            "class_balanced",
+            {"effective_number_beta": 1.0},
+            r"effective_number_beta is 1\.0; set it to 0 or more and below",
+        ),
         ("cross_entropy", {"effective_number_beta": -0.1}, r"effective_number_beta is -0\.1"),
         ("grw", {"grw_exponent": -1.0}, r"grw_exponent is -1\.0; set it to 0 or more"),
         ("focal", {"focal_loss_gamma": float("nan")}, r"focal_loss_gamma is nan; set it to 0 or more"),

@@ -13,8 +13,8 @@ from ..sharpness.hyperparameters import check_hyperparameters, hyperparameters_o
 from ..sharpness.per_sample import per_sample_rule
 
 # A head is a class built as (feature_size, num_classes, scale), and by keyword with its hyperparameters, each with a
-# default and a note: `power: Annotated[float, Hyperparameter("...", argument="head_power")] = 1.0`. What it needs for its
-# starts (`head_start.py`):
+# default and a note: `power: Annotated[float, Hyperparameter("...", argument="head_power")] = 1.0`. What it needs for
+# its starts (`head_start.py`):
 #   start_from(vectors, length=1)  sets it up to answer by the similarity of a feature to one vector a class; `length`
 #                                  is that of a feature where the vectors are of features of length 1
 #   prepare(features)              what its weights multiply

@@ -137,7 +137,7 @@ def values_for(method: Callable, arguments: Any) -> dict[str, Any]:
 
 
 def with_hyperparameters(base: type, methods: Iterable[Callable], *, name: str) -> Any:
-    """A dataclass with the fields of `base` and one for each hyperparameter of the methods, as they are registered now.
+    """A dataclass with the fields of `base` and one for each hyperparameter of methods.
 
     Args:
         base (dataclass type): Its docstring gets an entry for each.

@@ -5,7 +5,14 @@ from datetime import datetime
 
 from ...sharpness import Hyperparameter
 from .blocks import Block, Facts, Heading, Text
-from .method_names import SEVERAL, describe_length, describe_values, loss_hyperparameters, method_hyperparameters, method_title
+from .method_names import (
+    SEVERAL,
+    describe_length,
+    describe_values,
+    loss_hyperparameters,
+    method_hyperparameters,
+    method_title,
+)
 
 
 def settings(run: Mapping) -> Iterator[Block]:
