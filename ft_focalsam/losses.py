@@ -301,7 +301,7 @@ class PerSampleLoss:
         self,
         name: str,
         class_counts: Tensor,
-        hyperparameters: Mapping[str, float],
+        hyperparameters: Mapping[str, float | None],
         *,
         label_smoothing: float,
         drw_start: float | None,

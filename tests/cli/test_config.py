@@ -25,7 +25,7 @@ from ft_focalsam.trainer.arguments.run import RunArguments
 from ft_focalsam.trainer.arguments.sampling import SamplingArguments
 from ft_focalsam.trainer.arguments.sharpness import SharpnessArguments
 from ft_focalsam.tuning import TUNING_METHODS, choose_methods, describe_methods
-from ft_focalsam.tuning.options import LORA_INITS
+from ft_focalsam.tuning.lora import LORA_INITS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
