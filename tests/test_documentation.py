@@ -93,7 +93,7 @@ def test_the_readmes_example_and_the_python_page_run_in_their_order(tmp_path):
 
 @pytest.mark.slow
 def test_the_tuning_method_of_ones_own_trains_is_saved_and_loads(tmp_path):
-    (code,) = python_blocks(EXTENDING)
+    *_, code = python_blocks(EXTENDING)
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     use = f"""
 import torch.nn.functional as F

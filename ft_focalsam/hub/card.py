@@ -16,16 +16,18 @@ from ..errors import printable
 from ..evaluation.report.formats import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
 from ..evaluation.report.method_names import (
+    declared,
     describe_length,
     describe_values,
-    direction_hyperparameters,
-    loss_hyperparameters,
     method_hyperparameters,
     method_title,
 )
 from ..evaluation.report.tables import distinct_notes
+from ..losses import LOSSES
+from ..models import HEADS
 from ..models.backbones import is_pretrained
 from ..sharpness import DIRECTIONS, EVALUATIONS, SHARPNESS_METHODS, TARGETS
+from ..sharpness.hyperparameters import hyperparameters_of
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
@@ -155,7 +157,7 @@ def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
     if name != "none":
         lines += _about_perturbation(method)
     loss, sampler = escape_markdown(method["loss"]), escape_markdown(method["train_sampler"])
-    values = describe_values(method, loss_hyperparameters(method["loss"]))
+    values = describe_values(method, declared(LOSSES, method["loss"]))
     loss += f" ({values})" if values else ""
     lines.append(f"- loss: {loss}; sampler: {sampler}; {describe_length(method)}; seed {method['seed']}")
     yield "## Method\n\n" + "\n".join(lines)
@@ -172,7 +174,7 @@ def _about_perturbation(method: Mapping[str, Any]) -> Iterator[str]:
     if method.get("perturb") in TARGETS.keys() - {"trained"}:
         yield f"- perturbed: {method['perturb']}"
     if ascent in DIRECTIONS.keys() - {"gradient"}:
-        values = describe_values(method, direction_hyperparameters(ascent))
+        values = describe_values(method, declared(DIRECTIONS, ascent))
         yield "- direction: " + ", ".join(filter(None, (ascent, values)))
     if method.get("evaluation") in EVALUATIONS.keys() - {"two_point"}:
         yield f"- evaluation: {method['evaluation']}"
@@ -212,15 +214,28 @@ def _about_model(
     ways = model.get("tuning") or ",".join([*([adapter["peft_type"].lower()] if adapter else []), *inserted])
     if ways:
         size = f", rank {adapter['r']}, alpha {adapter['lora_alpha']:g}" if adapter.get("peft_type") == "LORA" else ""
-        lines.append(f"- tuned by: {escape_markdown(ways)}{size}")
+        known = ("lora_rank", "lora_alpha") if size else ()
+        options = [
+            f", {name} = {escape_markdown(str(value))}"
+            for name, value in (model.get("tuning_options") or {}).items()
+            if name not in known
+        ]
+        lines.append(f"- tuned by: {escape_markdown(ways)}{size}{''.join(options)}")
     if "head" in config:
         scale = "" if config["head"] == "linear" else f", scale {config['head_scale']:g}"
-        lines.append(f"- head: {escape_markdown(config['head'])}{scale}")
+        options = _head_options(config)
+        lines.append(f"- head: {escape_markdown(config['head'])}{scale}{f', {options}' if options else ''}")
     if model:
         trained, total = model["trained_parameters"], model["parameters"]
         lines.append(f"- trained parameters: {trained:,} of {total:,} ({trained / total:.2%})")
     if lines:
         yield "## Model\n\n" + "\n".join(lines)
+
+
+def _head_options(config: Mapping[str, Any]) -> str:
+    known = hyperparameters_of(HEADS[config["head"]]) if config["head"] in HEADS else {}
+    values = {known[name].argument: v for name, v in (config.get("head_options") or {}).items() if name in known}
+    return describe_values(values, known.values())
 
 
 def _backbone_name(backbone: str, repository: str | None) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
@@ -27,6 +27,7 @@ from ..models.backbones import is_pretrained, split_name
 from ..parsing import parse_json
 from ..sharpness import DIRECTIONS, SHARPNESS_METHODS
 from ..sharpness.hyperparameters import by_argument
+from ..tuning import CommonOptions, choose_methods
 from ..versions import library_versions
 
 RUN_NAME = "run.json"
@@ -91,6 +92,7 @@ def describe_run(
         "model": {
             "base_model": base_model(backbone),
             "tuning": values.get("tuning"),
+            "tuning_options": _tuning_options(values),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
@@ -99,6 +101,18 @@ def describe_run(
         **_resolved(trainer),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": library_versions(),
+    }
+
+
+def _tuning_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tuning methods have of their own, where it is not at its default."""
+    methods = choose_methods(values["tuning"]) if values.get("tuning") else []
+    common = {field.name for field in dataclasses.fields(CommonOptions)}
+    return {
+        field.name: _plain(values[field.name])
+        for method in methods
+        for field in dataclasses.fields(method.options)
+        if field.name not in common and values.get(field.name, field.default) not in (field.default, [])
     }
 
 

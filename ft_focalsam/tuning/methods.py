@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .registry import (
     TUNING_METHODS,
+    CommonOptions,
     apply_tuning,
     check_keeps_backbone,
     choose_methods,
@@ -17,6 +18,7 @@ from .registry import (
 
 __all__ = [
     "TUNING_METHODS",
+    "CommonOptions",
     "apply_tuning",
     "check_keeps_backbone",
     "choose_methods",

@@ -1,10 +1,9 @@
 """What the methods and their hyperparameters are called where people read about a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ...losses import LOSSES
-from ...sharpness import DIRECTIONS, SHARPNESS_METHODS, Hyperparameter
+from ...sharpness import SHARPNESS_METHODS, Hyperparameter
 from ...sharpness.hyperparameters import hyperparameters_of
 
 SEVERAL = "several"  # a setting in which the runs of an average differ
@@ -20,14 +19,9 @@ def method_hyperparameters(name: str) -> list[Hyperparameter]:
     return SHARPNESS_METHODS[name].hyperparameters if name in SHARPNESS_METHODS else []
 
 
-def direction_hyperparameters(name: str) -> list[Hyperparameter]:
-    """Of a direction of the perturbation."""
-    return list(hyperparameters_of(DIRECTIONS[name]).values()) if name in DIRECTIONS else []
-
-
-def loss_hyperparameters(name: str) -> list[Hyperparameter]:
-    """Of a loss."""
-    return list(hyperparameters_of(LOSSES[name]).values()) if name in LOSSES else []
+def declared(registry: Mapping[str, Callable], name: str) -> list[Hyperparameter]:
+    """What a loss, a direction or a head declares; nothing where it is not registered here."""
+    return list(hyperparameters_of(registry[name]).values()) if name in registry else []
 
 
 def describe_values(method: Mapping[str, Any], known: Iterable[Hyperparameter]) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from ...losses import LOSSES
 from ...sharpness import Hyperparameter
 from .blocks import Block, Facts, Heading, Text
 from .method_names import (
     SEVERAL,
+    declared,
     describe_length,
     describe_values,
-    loss_hyperparameters,
     method_hyperparameters,
     method_title,
 )
@@ -28,7 +29,7 @@ def settings(run: Mapping) -> Iterator[Block]:
     name = method.get("sharpness", SEVERAL)
     pairs = [("method", method_title(name)), *_values(method, method_hyperparameters(name))]
     loss = method.get("loss", SEVERAL)
-    pairs += [("loss", loss), *_values(method, loss_hyperparameters(loss))]
+    pairs += [("loss", loss), *_values(method, declared(LOSSES, loss))]
     pairs += [("sampler", method.get("train_sampler", SEVERAL))]
     pairs += [("length", describe_length(method)), ("seed", str(method.get("seed", SEVERAL)))]
     optional = {

@@ -1,0 +1,252 @@
+"""One entry for each new member of a family: its hyperparameters reach arguments, run, card and search."""
+
+import csv
+import json
+import sys
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from running import QUICKSTART, ROOT, run
+
+from ft_focalsam.hub import make_card
+
+pytestmark = pytest.mark.slow
+
+# One entry a family, each as somebody would add it to the file of the family.
+ENTRIES = """
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from ft_focalsam.averaging.soups import register_soup
+from ft_focalsam.data import SOURCES, register_source
+from ft_focalsam.evaluation import register_metric
+from ft_focalsam.losses import cross_entropy, register_loss
+from ft_focalsam.models import register_head
+from ft_focalsam.models.heads import CosineHead
+from ft_focalsam.ranges import Range
+from ft_focalsam.sharpness import Hyperparameter, Search, register_sharpness_method
+from ft_focalsam.tuning import CommonOptions, register_tuning
+
+SEEN = {}
+
+
+@register_sharpness_method("root_sam", title="Root-SAM")
+def root_sam(
+    class_counts,
+    *,
+    power: Annotated[
+        float,
+        Hyperparameter("Power of the rarity.", argument="root_power", low=0, symbol="p", search=Search(0.1, 2.0)),
+    ] = 0.5,
+):
+    SEEN["root_power"] = power
+    return (class_counts.min() / class_counts) ** power
+
+
+@register_loss("tempered")
+def tempered(
+    logits,
+    targets,
+    *,
+    temperature: Annotated[
+        float, Hyperparameter("Temperature.", low=0, open_low=True, search=Search(0.5, 4.0, log=True))
+    ] = 1.0,
+):
+    SEEN["temperature"] = temperature
+    return cross_entropy(logits / temperature, targets)
+
+
+@register_head("shifted")
+class ShiftedHead(CosineHead):
+    def __init__(
+        self,
+        feature_size,
+        num_classes,
+        scale,
+        *,
+        shift: Annotated[float, Hyperparameter("Shift of the logits.", argument="head_shift")] = 0.0,
+    ):
+        super().__init__(feature_size, num_classes, scale)
+        SEEN["head_shift"] = self.shift = shift
+
+    def forward(self, features):
+        return super().forward(features) + self.shift
+
+
+@dataclass
+class SomeNormsOptions(CommonOptions):
+    some_norms: Annotated[int, Range(1)] = field(default=1, metadata={"help": "How many norms train."})
+
+
+@register_tuning("some_norms", options=SomeNormsOptions)
+def some_norms(model, options):
+    norms = [module for module in model.backbone.modules() if isinstance(module, torch.nn.LayerNorm)]
+    SEEN["some_norms"] = options.some_norms
+    for norm in norms[: options.some_norms]:
+        norm.requires_grad_(True)
+
+
+@register_source("few_digits")
+def few_digits():
+    return replace(SOURCES["digits"](), name="few_digits")
+
+
+@register_metric("error_rate")
+def error_rate(tally):
+    return 1 - tally.hits.sum() / tally.images.sum()
+
+
+@register_soup("first")
+def first(
+    template,
+    ingredients,
+    score=None,
+    *,
+    say=print,
+    weight: Annotated[float, Hyperparameter("Of the first.", argument="first_weight", low=0, high=1)] = 1.0,
+):
+    rest = (1 - weight) / (len(ingredients) - 1)
+    return [weight] + [rest] * (len(ingredients) - 1)
+"""
+CHOICES = {
+    **{"dataset": "few_digits", "tuning": "some_norms", "some_norms": 2, "head": "shifted", "head_shift": 0.25},
+    **{"sharpness": "root_sam", "root_power": 0.75, "loss": "tempered", "temperature": 1.5},
+}
+OPTIONS = [word for key, value in CHOICES.items() for word in (f"--{key}", str(value))]
+SHORT = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+
+
+def script(folder, lines: str):
+    """A program of somebody who has these entries."""
+    path = folder / "program.py"
+    path.write_text(f"{ENTRIES}\n\n{lines}")
+    result = run([sys.executable, path])
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of two steps with all of them, and what each was given."""
+    folder = tmp_path_factory.mktemp("extended")
+    argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(folder / "run")]
+    lines = f"import json\nfrom finetune import main\nmain({argv!r})\nprint('SEEN', json.dumps(SEEN))"
+    output = script(folder, lines)
+    return folder / "run", json.loads(output.rpartition("SEEN ")[2])
+
+
+def test_arguments_reach_what_was_trained(trained):
+    folder, seen = trained
+    assert seen == {key: CHOICES[key] for key in ("root_power", "temperature", "head_shift", "some_norms")}
+    record = json.loads((folder / "run.json").read_text())
+    assert {key: record["settings"][key] for key in CHOICES} == CHOICES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["head_options"] == {"shift": 0.25}
+    assert record["model"]["trained_parameters"] == 10 * 64 + 2 * 2 * 128  # class weights; scales and shifts
+    metrics = list(json.loads((folder / "metrics.json").read_text()).values())[-1]
+    assert metrics["error_rate"] == pytest.approx(1 - metrics["accuracy"])
+
+
+def test_the_card_names_them(trained, tmp_path):
+    folder, _ = trained
+    lines = f"from ft_focalsam.hub import make_card\nmake_card({str(folder)!r}).save({str(tmp_path / 'README.md')!r})"
+    script(tmp_path, lines)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "**Root-SAM**: ρ (rho) = 0.05, p (root_power) = 0.75\n" in text
+    assert "loss: tempered (temperature = 1.5)" in text
+    assert "- head: shifted, scale 25, head_shift = 0.25\n" in text
+    assert "- tuned by: some\\_norms, some_norms = 2\n" in text
+    settings = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert {key: settings[key] for key in CHOICES} == CHOICES
+    assert "root\\_sam" in make_card(folder).text, "a card is made by those too who do not have the entry"
+
+
+def test_a_search_draws_them(trained, tmp_path):
+    pytest.importorskip("optuna")
+    argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(tmp_path / "search"), "--num_trials", "2"]
+    argv += ["--root_power_range", "0.2", "0.3"]
+    script(tmp_path, f"from search import main\nmain({argv!r})")
+    with (tmp_path / "search" / "trials.csv").open() as file:
+        trials = sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
+    assert list(trials[0]) == ["trial", "value", "rho", "root_power", "temperature"]
+    assert (float(trials[0]["root_power"]), float(trials[0]["temperature"])) == (0.75, 1.5)
+    assert 0.2 <= float(trials[1]["root_power"]) <= 0.3 and 0.5 <= float(trials[1]["temperature"]) <= 4
+
+
+def test_a_soup_takes_its_own_option(trained, tmp_path):
+    folder, _ = trained
+    runs = [str(folder / f"checkpoint-{step}") for step in (1, 2)]
+    argv = [*runs, "--output", str(tmp_path / "soup"), "--kind", "first", "--first_weight", "0.75"]
+    script(tmp_path, f"from soup import main\nmain({argv!r})")
+    record = json.loads((tmp_path / "soup" / "run.json").read_text())
+    assert list(record["average"]["weights"].values()) == [0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--root_power", "-1"], "root_power is -1.0; set it to 0 or more"),
+        (["--temperature", "0"], "temperature is 0.0; set it to a number above 0"),
+        (["--root_pover", "1"], "Unknown key 'root_pover' on the command line; did you mean 'root_power'"),
+        (["--some_norms", "0"], "some_norms is 0; set it to a whole number, 1 or more"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_their_mistakes_are_told_as_any(options, message, tmp_path):
+    argv = [QUICKSTART, "--output_dir", str(tmp_path / "run"), *OPTIONS, *options]
+    lines = f"from finetune import main\ntry:\n    main({argv!r})\nexcept ValueError as error:\n    print(error)"
+    assert message in script(tmp_path, lines)
+
+
+def test_two_declarations_of_one_argument_are_refused(tmp_path):
+    lines = """
+@register_loss("other")
+def other(logits, targets, *, temperature: Annotated[float, Hyperparameter("Temperature.")] = 2.0):
+    return cross_entropy(logits, targets)
+
+try:
+    from ft_focalsam import FocalSAMTrainingArguments
+except ValueError as error:
+    print(error)
+"""
+    assert "The argument 'temperature' of other has another default, range or help" in script(tmp_path, lines)
+
+
+def test_a_method_that_comes_too_late_says_so(tmp_path):
+    lines = """
+from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
+
+@dataclass
+class LateOptions(CommonOptions):
+    late: int = field(default=3, metadata={"help": "Number."})
+
+@register_tuning("late", options=LateOptions)
+def late(model, options):
+    print("given", options.late)
+
+model = LongTailClassifier.from_backbone("tiny_clip", ["a", "b"])
+try:
+    apply_tuning(model, "late", TuningOptions())
+except TypeError as error:
+    print(error)
+apply_tuning(model, "late", LateOptions(late=5))
+"""
+    output = script(tmp_path, lines)
+    assert "The options have none of LateOptions; give LateOptions(...), or register the tuning method" in output
+    assert "given 5" in output
+
+
+def test_the_page_says_where_they_go(tmp_path):
+    page = (ROOT / "docs/extending.md").read_text()
+    program = tmp_path / "program.py"
+    use = "\nfrom ft_focalsam import class_weights\nprint(class_weights('root_sam', [9, 1], {'power': 0.5}).tolist())"
+    program.write_text(page.partition("```python\n")[2].partition("```")[0] + use)
+    assert json.loads(run([sys.executable, program]).stdout) == pytest.approx([1 / 3, 1])
+    for decorator in ("register_sharpness_method", "register_loss", "register_head", "register_tuning"):
+        assert f"@{decorator}" in page
+    for decorator in ("register_source", "register_metric", "register_soup"):
+        assert f"@{decorator}" in page
