@@ -159,7 +159,7 @@ def test_the_card_names_them(trained, tmp_path):
     assert "**Root-SAM**: ρ (rho) = 0.05, p (root_power) = 0.75\n" in text
     assert "loss: tempered (temperature = 1.5)" in text
     assert "- head: shifted, scale 25, head_shift = 0.25\n" in text
-    assert "- tuned by: some\\_norms, some_norms = 2\n" in text
+    assert "- tuned by: some\\_norms, some\\_norms = 2\n" in text
     settings = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     assert {key: settings[key] for key in CHOICES} == CHOICES
     assert "root\\_sam" in make_card(folder).text, "a card is made by those too who do not have the entry"
