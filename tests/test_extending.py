@@ -27,7 +27,6 @@ from ft_focalsam.evaluation import register_metric
 from ft_focalsam.losses import cross_entropy, register_loss
 from ft_focalsam.models import register_head
 from ft_focalsam.models.heads import CosineHead
-from ft_focalsam.ranges import Range
 from ft_focalsam.sharpness import Hyperparameter, Search, register_sharpness_method
 from ft_focalsam.tuning import CommonOptions, register_tuning
 
@@ -68,10 +67,13 @@ class ShiftedHead(CosineHead):
         num_classes,
         scale,
         *,
-        shift: Annotated[float, Hyperparameter("Shift of the logits.", argument="head_shift")] = 0.0,
+        shift: Annotated[
+            float, Hyperparameter("Shift of the logits.", argument="head_shift", search=Search(-1.0, 1.0))
+        ] = 0.0,
     ):
         super().__init__(feature_size, num_classes, scale)
-        SEEN["head_shift"] = self.shift = shift
+        self.shift = shift
+        SEEN["head_shift"] = shift
 
     def forward(self, features):
         return super().forward(features) + self.shift
@@ -79,7 +81,9 @@ class ShiftedHead(CosineHead):
 
 @dataclass
 class SomeNormsOptions(CommonOptions):
-    some_norms: Annotated[int, Range(1)] = field(default=1, metadata={"help": "How many norms train."})
+    some_norms: Annotated[int, Hyperparameter("How many norms train.", low=1, search=Search(1, 3))] = field(
+        default=1, metadata={"help": "How many norms train."}
+    )
 
 
 @register_tuning("some_norms", options=SomeNormsOptions)
@@ -134,7 +138,7 @@ def trained(tmp_path_factory):
     """The folder of a run of two steps with all of them, and what each was given."""
     folder = tmp_path_factory.mktemp("extended")
     argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(folder / "run")]
-    lines = f"import json\nfrom finetune import main\nmain({argv!r})\nprint('SEEN', json.dumps(SEEN))"
+    lines = f"import json\nfrom ft_focalsam.cli.train import main\nmain({argv!r})\nprint('SEEN', json.dumps(SEEN))"
     output = script(folder, lines)
     return folder / "run", json.loads(output.rpartition("SEEN ")[2])
 
@@ -168,20 +172,25 @@ def test_the_card_names_them(trained, tmp_path):
 def test_a_search_draws_them(trained, tmp_path):
     pytest.importorskip("optuna")
     argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(tmp_path / "search"), "--num_trials", "2"]
-    argv += ["--root_power_range", "0.2", "0.3"]
-    script(tmp_path, f"from search import main\nmain({argv!r})")
+    argv += ["--root_power_range", "0.2", "0.3", "--head_shift_range", "0.5", "0.6", "--some_norms_range", "3", "3"]
+    output = script(tmp_path, f"from ft_focalsam.cli.search import main\nmain({argv!r})\nprint(SEEN)")
+    assert "'some_norms': 3" in output
     with (tmp_path / "search" / "trials.csv").open() as file:
         trials = sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
-    assert list(trials[0]) == ["trial", "value", "rho", "root_power", "temperature"]
-    assert (float(trials[0]["root_power"]), float(trials[0]["temperature"])) == (0.75, 1.5)
-    assert 0.2 <= float(trials[1]["root_power"]) <= 0.3 and 0.5 <= float(trials[1]["temperature"]) <= 4
+    searched = ["root_power", "temperature", "head_shift", "some_norms"]
+    assert list(trials[0]) == ["trial", "value", "rho", *searched]
+    values = [{key: float(trial[key]) for key in searched} for trial in trials]
+    assert values[0] == {key: CHOICES[key] for key in searched}
+    assert 0.2 <= values[1]["root_power"] <= 0.3 and 0.5 <= values[1]["temperature"] <= 4
+    assert 0.5 <= values[1]["head_shift"] <= 0.6 and values[1]["some_norms"] == 3
+    assert f"'head_shift': {values[1]['head_shift']}" in output, "the second trial has built its model anew"
 
 
 def test_a_soup_takes_its_own_option(trained, tmp_path):
     folder, _ = trained
     runs = [str(folder / f"checkpoint-{step}") for step in (1, 2)]
     argv = [*runs, "--output", str(tmp_path / "soup"), "--kind", "first", "--first_weight", "0.75"]
-    script(tmp_path, f"from soup import main\nmain({argv!r})")
+    script(tmp_path, f"from ft_focalsam.cli.soup import main\nmain({argv!r})")
     record = json.loads((tmp_path / "soup" / "run.json").read_text())
     assert list(record["average"]["weights"].values()) == [0.75, 0.25]
 
@@ -198,7 +207,8 @@ def test_a_soup_takes_its_own_option(trained, tmp_path):
 )
 def test_their_mistakes_are_told_as_any(options, message, tmp_path):
     argv = [QUICKSTART, "--output_dir", str(tmp_path / "run"), *OPTIONS, *options]
-    lines = f"from finetune import main\ntry:\n    main({argv!r})\nexcept ValueError as error:\n    print(error)"
+    train = f"from ft_focalsam.cli.train import main\ntry:\n    main({argv!r})"
+    lines = f"{train}\nexcept ValueError as error:\n    print(error)"
     assert message in script(tmp_path, lines)
 
 

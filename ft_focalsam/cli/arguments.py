@@ -1,15 +1,17 @@
-"""Arguments of a run that are neither those of the data, of a way to tune nor of the Trainer: `ModelArguments`."""
+"""What describes a run: `TYPES`, of which `ModelArguments` is here."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ..data import DataArguments
 from ..errors import unknown
 from ..models import HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
 from ..registry import listed
 from ..sharpness.hyperparameters import values_for, with_hyperparameters
-from ..tuning import TUNING_METHODS, choose_methods
+from ..trainer import FocalSAMTrainingArguments
+from ..tuning import TUNING_METHODS, TuningOptions, choose_methods
 
 
 @dataclass
@@ -106,3 +108,5 @@ class _ModelArguments:
 
 # Any: what the heads declare is not seen by type checkers.
 ModelArguments: Any = with_hyperparameters(_ModelArguments, HEADS.values(), name="ModelArguments")
+# What a run is described by, in the order in which `parse_config` gives them.
+TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)

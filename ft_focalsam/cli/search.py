@@ -1,62 +1,39 @@
-"""Search rho, gamma and lambda, or what else a method declares a range for, on a part of the training set.
+"""Search rho, gamma, lambda and what else the methods declare a range for, on a part of the training set.
 
-    python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
+    ft-focalsam search recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
 
-Takes the keys of recipes/finetune.py and those below (`--help`). `--validation_fraction` (0.2) of each class of the
+Takes the keys of ft-focalsam train and those below (`--help`). `--validation_fraction` (0.2) of each class of the
 training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial
-has the values of the configuration, the others are Optuna's (`pip install 'ft_focalsam[search]'`), through the
+has the values of the configuration, the others are Optuna's (`pip install 'ft-focalsam[search]'`), through the
 Trainer's `hyperparameter_search`. Stopped, the command goes on with the trials that are left. Writes to `output_dir`:
-trials.csv, best.yaml for recipes/finetune.py, and search.db.
+trials.csv, best.yaml for ft-focalsam train, and search.db.
 """
 
 import csv
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from compare import check_same, describe
-from finetune import make_trainer
-from transformers import set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.integrations import is_optuna_available
 
-from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.cli.arguments import ModelArguments
-from ft_focalsam.cli.config import parse_config
-from ft_focalsam.data import DataArguments, prepare_images
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import METRICS
-from ft_focalsam.files import check_writable
-from ft_focalsam.losses import LOSSES
-from ft_focalsam.ranges import Range, check_numbers
-from ft_focalsam.sharpness import SHARPNESS_METHODS, Hyperparameter
-from ft_focalsam.sharpness.hyperparameters import hyperparameters_of
+from ..data import prepare_images
+from ..evaluation import METRICS
+from ..files import check_writable
+from ..ranges import Range, check_numbers
+from ..sharpness import SHARPNESS_METHODS
+from .arguments import TYPES as RUN_TYPES
+from .building import make_trainer
+from .config import config_parser, parse_config
+from .finished_runs import check_same, describe
+from .search_space import check_ranges, search_space, searchable, searches_the_model, with_ranges
 
 STUDY = "ft_focalsam"
-SMALLEST = 1e-6  # on a log scale
 VALIDATION_FRACTION = 0.2  # where the configuration has none
-
-
-def searchable(sharpness: str, loss: str) -> dict[str, Hyperparameter]:
-    """The hyperparameters of a method and a loss that declare where to search, by argument."""
-    of_both = [*SHARPNESS_METHODS[sharpness].hyperparameters, *hyperparameters_of(LOSSES[loss]).values()]
-    return {known.argument: known for known in of_both if known.search is not None}
-
-
-def range_key(known: Hyperparameter) -> str:
-    """The option that sets the range of a hyperparameter."""
-    return known.search.key or f"{known.argument}_range"
-
-
-ALL_SEARCHABLE = {
-    argument: known
-    for sharpness in SHARPNESS_METHODS
-    for loss in LOSSES
-    for argument, known in searchable(sharpness, loss).items()
-}
 
 
 @dataclass
@@ -74,28 +51,24 @@ class _SearchArguments:
         check_numbers(self)
         if self.objective not in METRICS:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
-        for known in ALL_SEARCHABLE.values():
-            ends = getattr(self, range_key(known))
-            is_in_range = all(end in known and not (known.search.log and end < SMALLEST) for end in ends)
-            if len(ends) != 2 or not is_in_range or ends[0] > ends[1]:
-                allowed = f"{SMALLEST:g} or more" if known.search.log else str(known)
-                raise ValueError(f"{range_key(known)} is {ends}; give two numbers, {allowed}, the lower one first.")
+        check_ranges(self)
 
 
-def _range_field(known: Hyperparameter) -> tuple:
-    text = f"Lowest and highest {known.argument}{', searched on a log scale' if known.search.log else ''}."
-    default = [known.search.low, known.search.high]
-    return range_key(known), list[float], field(default_factory=lambda: list(default), metadata={"help": text})
+SearchArguments = with_ranges(_SearchArguments, name="SearchArguments")
+TYPES = (SearchArguments, *RUN_TYPES)
+READS_CONFIG = True
+USAGE = "ft-focalsam search CONFIG [--key value ...]"
 
 
-SearchArguments = make_dataclass(
-    "SearchArguments", [_range_field(known) for known in ALL_SEARCHABLE.values()], bases=(_SearchArguments,)
-)
+def make_parser() -> HfArgumentParser:
+    """The parser of its keys, for the index of keys."""
+    return config_parser(TYPES)
 
 
-def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
+def refuse_what_cannot_be_searched(options: tuple) -> None:
     """Raise a `ValueError` before any image is read."""
-    if not searchable(args.sharpness, args.loss):
+    data_args, *_, args = options
+    if not searchable(options):
         fitting = ", ".join(name for name, method in SHARPNESS_METHODS.items() if method.hyperparameters)
         raise ValueError(f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {fitting}.")
     if data_args.streaming:
@@ -105,7 +78,7 @@ def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrain
             f"A search runs in one process, and these are {args.world_size}; start it without a launcher."
         )
     if not is_optuna_available():
-        raise ValueError("The search needs Optuna; pip install 'ft_focalsam[search]'.")
+        raise ValueError("The search needs Optuna; pip install 'ft-focalsam[search]'.")
 
 
 def open_study(folder: Path, search: SearchArguments, options: tuple):
@@ -116,14 +89,13 @@ def open_study(folder: Path, search: SearchArguments, options: tuple):
     """
     import optuna
 
-    args = options[-1]
     study = optuna.create_study(
         storage=storage_of(folder), study_name=STUDY, load_if_exists=True, direction="maximize"
     )
     now = describe(options) | {key: value for key, value in asdict(search).items() if key != "num_trials"}
     if not study.user_attrs:
         study.set_user_attr("options", now)
-        study.enqueue_trial({key: getattr(args, key) for key in searchable(args.sharpness, args.loss)})
+        study.enqueue_trial({key: getattr(owner, key) for key, (owner, _) in searchable(options).items()})
     check_same(study.user_attrs["options"], now, whose=f"The search in '{folder}'")
     return study
 
@@ -136,18 +108,6 @@ def storage_of(folder: Path) -> str:
 def finished(study) -> list:
     """The trials that came to an end."""
     return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
-
-
-def search_space(search: SearchArguments, *, sharpness: str, loss: str) -> Callable:
-    """What a trial draws: the `hp_space` of the Trainer."""
-
-    def draw(trial) -> dict[str, float]:
-        return {
-            key: trial.suggest_float(key, *getattr(search, range_key(known)), log=known.search.log)
-            for key, known in searchable(sharpness, loss).items()
-        }
-
-    return draw
 
 
 def write_trials(path: Path, study) -> None:
@@ -177,14 +137,13 @@ def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Run the recipe; returns the best values by key."""
+    """Run the command; returns the best values by key."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    types = (SearchArguments, DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
-    search, *options = parse_config(types, argv)
+    search, *options = parse_config(TYPES, argv)
     data_args, _, _, args = options
     if data_args.validation_fraction is None:
         data_args.validation_fraction = VALIDATION_FRACTION
-    refuse_what_cannot_be_searched(data_args, args)
+    refuse_what_cannot_be_searched(options)
     from optuna.samplers import TPESampler
 
     folder = Path(args.output_dir)
@@ -197,9 +156,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         set_seed(args.seed)
         sizes = f"{data.num_train:,} images to train on, {len(data.validation):,} put aside"
         print(f"{data.name}: {sizes}; {left} trials to go")
-        trainer, _ = make_trainer(data, options, restarts=True)
+        trainer, _ = make_trainer(data, options, restarts=True, rebuilds=searches_the_model(options))
         trainer.hyperparameter_search(
-            hp_space=search_space(search, sharpness=args.sharpness, loss=args.loss),
+            hp_space=search_space(search, options),
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
             n_trials=left,
             direction="maximize",
@@ -214,10 +173,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     write_best(folder, best.params, argv)
     print(f"\n{search.objective} on held-out images: {100 * study.trials[0].value:.1f} as configured,")
     print(f"{100 * best.value:.1f} with " + ", ".join(f"{key} {value:.4g}" for key, value in best.params.items()))
-    print(f"\nTrain with them: recipes/finetune.py {folder / 'best.yaml'}")
+    print(f"\nTrain with them: ft-focalsam train {folder / 'best.yaml'}")
     return best.params
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
