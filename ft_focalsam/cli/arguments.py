@@ -59,9 +59,11 @@ class _ModelArguments:
     )
     tuning: str = field(
         default="lora",
-        metadata={"help": f"What trains beside the head, one or several joined by commas: {listed(TUNING_METHODS)}."},
+        metadata={
+            "help": f"What trains beside the head, one or several joined by commas: {listed(sorted(TUNING_METHODS))}."
+        },
     )
-    head: str = field(default="cosine", metadata={"help": f"Classification head: {listed(HEADS)}."})
+    head: str = field(default="cosine", metadata={"help": f"Classification head: {listed(sorted(HEADS))}."})
     head_scale: Annotated[float, Range(0, open_low=True)] = field(
         default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
     )

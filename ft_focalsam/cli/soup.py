@@ -30,7 +30,7 @@ from ..averaging.ingredients import read_ingredients
 from ..averaging.soups import SOUPS
 from ..data import DataArguments, ImageData
 from ..evaluation import JudgeOptions, format_table, short_name
-from ..export.folder import check_is_free
+from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..sharpness.hyperparameters import by_argument, check_hyperparameters, values_for
 from .parsers import command_parser

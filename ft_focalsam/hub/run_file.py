@@ -21,10 +21,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
-from ..errors import one_line
 from ..losses import LOSSES
 from ..models.backbones import is_pretrained, split_name
-from ..parsing import parse_json
+from ..parsing import read_json_object
 from ..sharpness import DIRECTIONS, SHARPNESS_METHODS
 from ..sharpness.hyperparameters import by_argument
 from ..tuning import CommonOptions, choose_methods
@@ -147,13 +146,7 @@ def read_json(path: Path) -> dict:
     """
     if not path.is_file():
         return {}
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON ({one_line(error)}); write it again, or remove it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds a {type(content).__name__} and no object; remove the file.")
-    return content
+    return read_json_object(path, called=f"'{path}'", remedy="write it again, or remove it")
 
 
 def hub_id(name: str | None) -> str | None:
