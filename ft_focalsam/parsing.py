@@ -1,6 +1,7 @@
 """JSON and YAML of others: parsed within bounds, so that a small file cannot exhaust the memory or the stack."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,30 @@ def parse_json(text: str | bytes) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
         level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return value
+
+
+def mapping_argument(name: str, value: Any, *, example: Mapping[str, Any]) -> dict | None:
+    """The value of an argument that is a mapping: as YAML has it, or JSON on a command line.
+
+    Args:
+        name (`str`): Of the argument.
+        value: What was given; None where nothing was.
+        example (mapping): What an error shows.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} is {value[:80]!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
+                f"'{json.dumps(example)}'."
+            ) from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}; set it to a mapping, as in {json.dumps(example)}.")
     return value
 
 

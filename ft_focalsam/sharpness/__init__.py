@@ -9,7 +9,7 @@ from .hyperparameters import Hyperparameter, Search
 from .optimizer import FocalSAM
 from .passes import LossContractError
 from .per_sample import per_sample_rule
-from .schedules import RHO_SCHEDULES, scheduled_rho
+from .schedules import SCHEDULES, scheduled_rho, scheduled_weights
 from .step import SharpnessStep
 from .targets import TARGETS, register_target
 from .weights import SHARPNESS_METHODS, class_weights, register_sharpness_method
@@ -17,7 +17,7 @@ from .weights import SHARPNESS_METHODS, class_weights, register_sharpness_method
 __all__ = [
     "DIRECTIONS",
     "EVALUATIONS",
-    "RHO_SCHEDULES",
+    "SCHEDULES",
     "SHARPNESS_METHODS",
     "TARGETS",
     "ClassConditionalSAM",
@@ -35,5 +35,6 @@ __all__ = [
     "register_sharpness_method",
     "register_target",
     "scheduled_rho",
+    "scheduled_weights",
     "weighted_grad_rule",
 ]

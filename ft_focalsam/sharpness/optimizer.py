@@ -59,7 +59,8 @@ class FocalSAM(torch.optim.Optimizer):
 
     Parameter groups and state are the base optimizer's, so learning-rate schedulers work on either; each group also
     holds `rho`, and `gamma` and `lam` where class counts were given. They are read anew in every step, for schedules
-    (see `scheduled_rho`) and after `load_state_dict`. A step whose gradient is not finite is skipped and counted.
+    (see `scheduled_rho`) and after `load_state_dict`; `class_weights` are set anew by `set_class_weights` (see
+    `scheduled_weights`). A step whose gradient is not finite is skipped and counted.
 
     Args:
         base_optimizer (`torch.optim.Optimizer`): What steps on the sharpness-aware gradient, over all of the model's
@@ -177,6 +178,30 @@ class FocalSAM(torch.optim.Optimizer):
         own = state.pop(STATE_KEY)
         self.__init__(state.pop("base_optimizer"), state.pop("model"), **state)
         self._load_own_state(own)
+
+    def set_class_weights(self, class_weights: Tensor) -> None:
+        """Take other `class_weights`, shape (C,), from the next step on. They are no part of the state: a loop that
+        goes on from a checkpoint sets those of its moment.
+
+        Raises:
+            ValueError: If the optimizer was given `class_counts`, or weights of another number of classes.
+            LossContractError: Between the passes of a step.
+        """
+        if self._class_counts is not None:
+            raise ValueError(
+                "FocalSAM computes its class weights from class_counts, gamma and lam; change those in the parameter "
+                "groups, or give it class_weights instead of class_counts."
+            )
+        if class_weights.shape != self.sharpness_step.class_weights.shape:
+            raise ValueError(
+                f"The class weights have shape {tuple(class_weights.shape)} and were of shape "
+                f"{tuple(self.sharpness_step.class_weights.shape)}; give one weight per class."
+            )
+        if self.sharpness_step.num_micro_batches > 0:
+            raise LossContractError(
+                "The class weights were set between the passes of a step; set them before its first pass."
+            )
+        self.sharpness_step.set_class_weights(class_weights)
 
     def step(self, closure: Callable[..., Tensor] | None = None, labels: Tensor | None = None) -> Tensor | None:
         """One update with `labels`; without, the base optimizer's step on what the passes left in `p.grad`.

@@ -131,17 +131,29 @@ class SharpnessStep:
         self._is_usable: Tensor | None = None  # whether epsilon could be formed
         self._pass: Pass | None = None
         self._gradients: GradientPair
+        self._scaled: ScaledGradient | None = None
+        self._weighted: WeightedGradient | None = None
+        self.class_weights = torch.empty(0, dtype=torch.float64)
         self.set_class_weights(class_weights)
 
     def set_class_weights(self, class_weights: Tensor) -> None:
-        """Take other class-wise sharpness weights, shape (C,), from the next step on."""
+        """Take other class-wise sharpness weights, shape (C,), from the next step on. What was found out about the
+        gradients of the model does not depend on them, and stays known."""
+        class_weights = class_weights.detach().to("cpu", torch.float64, copy=True)
+        if torch.equal(class_weights, self.class_weights):
+            return
         self.class_weights = class_weights
         self._class_weights = class_weights  # where and as the model needs them
         self._has_weights = bool(class_weights.any())
         if (class_weights == class_weights[0]).all():
-            self._gradients = ScaledGradient(self.model, float(class_weights[0]), perturb=self.perturb)
+            self._scaled = self._scaled or ScaledGradient(self.model, perturb=self.perturb)
+            self._scaled.weight = float(class_weights[0])
+            self._gradients = self._scaled
         else:
-            self._gradients = WeightedGradient(self.model, separate_reason=self._given_reason, perturb=self.perturb)
+            self._weighted = self._weighted or WeightedGradient(
+                self.model, separate_reason=self._given_reason, perturb=self.perturb
+            )
+            self._gradients = self._weighted
 
     @property
     def separate_reason(self) -> str | None:

@@ -206,7 +206,7 @@ class FocalSAMTrainer(ResumableTrainer):
             return self._end_step(whole(), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        self._evaluation.rho = self.args.rho_at(self._progress())
+        self._follow_schedules()
         loss = self._evaluation.micro_batch(
             as_targets(inputs["labels"]),
             Run(whole, forward, takes_rows=True),
@@ -275,6 +275,8 @@ class FocalSAMTrainer(ResumableTrainer):
                 logs = {**logs, "skipped_steps": statistics["skipped_steps"]}
             else:
                 logs = {**logs, "rho": self._evaluation.rho, **statistics}
+            if self.args.schedules_weights:
+                logs["mean_class_weight"] = float(self.sharpness_step.class_weights.mean())
         super().log(logs, start_time)
 
     def _prepare_for_training(self, *args):
@@ -397,6 +399,13 @@ class FocalSAMTrainer(ResumableTrainer):
         path = None if self._resumed_from is None else Path(self._resumed_from) / DIRECTION_NAME
         if path is not None and path.is_file():
             self._evaluation.load_state_dict(load_file(path))
+
+    def _follow_schedules(self) -> None:
+        """Take rho and the class weights of this moment of training."""
+        progress = self._progress()
+        self._evaluation.rho = self.args.rho_at(progress)
+        if self.args.schedules_weights:
+            self.sharpness_step.set_class_weights(self.args.class_weights_at(progress, self.class_counts))
 
     def _interaction(self) -> str | None:
         """Why the samples of a batch interact, if the loss makes them."""

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from ..errors import one_line
 from ..models import LongTailClassifier
 from ..models.peft_adapter import NOT_REPEATABLE, adapter_types, check_adapter_fields
-from ..parsing import parse_json
+from ..parsing import mapping_argument
 from .registry import PEFT, CommonOptions, register_tuning
 
 
@@ -30,7 +30,9 @@ class PeftOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_config = _read_mapping(self.peft_config)
+        self.peft_config = mapping_argument(
+            "peft_config", self.peft_config, example={"peft_type": "LOHA", "target_modules": ["fc1"]}
+        )
 
 
 @register_tuning("peft", place=PEFT, options=PeftOptions)
@@ -86,17 +88,3 @@ def read_peft_config(fields: dict | None) -> PeftConfig:
             return config(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"peft_config for {kind} is refused by peft: {one_line(error)}; correct it.") from error
-
-
-def _read_mapping(value: dict | str | None) -> dict | None:
-    if isinstance(value, str):
-        try:
-            value = parse_json(value)
-        except ValueError as error:
-            raise ValueError(
-                f"peft_config is {value[:80]!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
-                """'{"peft_type": "LOHA", "target_modules": ["fc1"]}'."""
-            ) from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"peft_config is {value!r}; set it to a mapping of peft_type and the fields of its config.")
-    return value

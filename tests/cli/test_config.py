@@ -19,7 +19,7 @@ from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
 from ft_focalsam.ranges import Range
-from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, RHO_SCHEDULES, SHARPNESS_METHODS, TARGETS
+from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ft_focalsam.trainer.arguments.loss import LossArguments
 from ft_focalsam.trainer.arguments.run import RunArguments
 from ft_focalsam.trainer.arguments.sampling import SamplingArguments
@@ -147,7 +147,7 @@ def test_peft_config_as_a_mapping_or_as_json(write):
     assert parse_config((TuningOptions,), ["--peft_config", text])[0].peft_config == expected
     with pytest.raises(ValueError, match=r"peft_config is 'LOHA', which is not JSON .*; write a mapping in YAML, or"):
         parse_config((TuningOptions,), ["--peft_config", "LOHA"])
-    with pytest.raises(ValueError, match=r"peft_config is \[1\]; set it to a mapping of peft_type"):
+    with pytest.raises(ValueError, match=r"peft_config is \[1\]; set it to a mapping, as in"):
         parse_config((TuningOptions,), ["--peft_config", "[1]"])
 
 
@@ -525,7 +525,9 @@ def test_every_argument_is_of_one_family():
     ("arguments", "name", "choices"),
     [
         (FocalSAMTrainingArguments, "sharpness", SHARPNESS_METHODS),
-        (FocalSAMTrainingArguments, "rho_schedule", RHO_SCHEDULES),
+        (FocalSAMTrainingArguments, "rho_schedule", SCHEDULES),
+        (FocalSAMTrainingArguments, "sharpness_schedule", SCHEDULES),
+        (FocalSAMTrainingArguments, "sharpness_initial", set(SHARPNESS_METHODS) - {"cc_sam"}),
         (FocalSAMTrainingArguments, "perturb", TARGETS),
         (FocalSAMTrainingArguments, "ascent", DIRECTIONS),
         (FocalSAMTrainingArguments, "evaluation", EVALUATIONS),

@@ -14,13 +14,14 @@ class ScaledGradient(GradientPair):
 
     Args:
         model (`nn.Module`): As for `GradientPair`.
-        weight (`float`): c(n). A sample that is to have none of it has to have a loss of 0.
+        weight (`float`): c(n), which may change between two steps. A sample that is to have none of it has to have a
+            loss of 0.
         perturb (`str`): As for `GradientPair`.
     """
 
-    def __init__(self, model: nn.Module, weight: float, *, perturb: str = "trained"):
+    def __init__(self, model: nn.Module, weight: float = 1.0, *, perturb: str = "trained"):
         super().__init__(model, perturb=perturb)
-        self._weight = weight
+        self.weight = weight
 
     def watch(self, weights: Tensor) -> AbstractContextManager[None]:
         return self._merged_weights_watched()
@@ -30,7 +31,7 @@ class ScaledGradient(GradientPair):
             batch.backward(batch.mean())
         if not found:
             return
-        weighted = torch._foreach_mul([gradient.to(sum_dtype(p)) for p, gradient in found.items()], self._weight)
+        weighted = torch._foreach_mul([gradient.to(sum_dtype(p)) for p, gradient in found.items()], self.weight)
         self._add(dict(zip(found, weighted, strict=True)))
         arrived = {p: gradient for p, gradient in found.items() if p in self.info.trained}
         sums = {p: p.grad for p in arrived if p.grad is not None}
