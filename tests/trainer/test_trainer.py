@@ -485,7 +485,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_counted_and_logged(sharp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rho_schedule": "cosine"}, "rho_schedule is 'cosine'; choose one of constant"),
+        ({"rho_schedule": "wave"}, "rho_schedule is 'wave'; choose one of constant"),
         ({"rho_initial": -1.0}, "rho_initial is -1.0"),
         ({"perturb": "heads"}, "perturb is 'heads'; choose one of trained, norms, merged"),
         ({"ascent": "up"}, "ascent is 'up'; choose one of gradient"),
