@@ -19,6 +19,7 @@ from ..evaluation.report.method_names import (
     declared,
     describe_length,
     describe_values,
+    describe_weights_schedule,
     method_hyperparameters,
     method_title,
 )
@@ -26,7 +27,7 @@ from ..evaluation.report.tables import distinct_notes
 from ..losses import LOSSES
 from ..models import HEADS
 from ..models.backbones import is_pretrained
-from ..sharpness import DIRECTIONS, EVALUATIONS, SHARPNESS_METHODS, TARGETS
+from ..sharpness import DIRECTIONS, EVALUATIONS, SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ..sharpness.hyperparameters import hyperparameters_of
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
@@ -41,7 +42,6 @@ COLUMNS = {
     "few": "few-shot",
 }
 # Schedules of rho other than constant, and the arguments that each reads.
-SCHEDULES = {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
@@ -156,9 +156,12 @@ def _perturbation(method: Mapping[str, Any]) -> Iterator[str]:
     if method["adaptive_rho"]:
         yield "adaptive: ρ is relative to each weight (ASAM)"
     schedule, ascent = method.get("rho_schedule"), method.get("ascent")
-    if schedule in SCHEDULES:
-        values = [f"{key} = {method[key]:g}" for key in SCHEDULES[schedule]]
+    if schedule in SCHEDULES.keys() - {"constant"}:
+        keys = ("rho_initial", "rho_step_at") if schedule == "step" else ("rho_initial",)
+        values = [f"{key} = {method[key]:g}" for key in keys]
         yield "schedule of ρ: " + ", ".join([schedule, *values])
+    if course := describe_weights_schedule(method):
+        yield f"schedule of the class weights: {course}"
     if method.get("perturb") in TARGETS.keys() - {"trained"}:
         yield f"perturbed: {method['perturb']}"
     if ascent in DIRECTIONS.keys() - {"gradient"}:

@@ -44,6 +44,17 @@ SAME |= {
         ("gaussian, one pass", {"ascent": "gaussian", "evaluation": "one_pass"}, (batches(12), batches(6))),
     )
 }
+# Class weights that change between steps.
+STAGES = {"sharpness": "imbsam", "imbsam_eta": 5, "sharpness_initial": "sam", "sharpness_schedule": "step"}
+GRADUAL = {"sharpness_initial": "imbsam", "sharpness_schedule": "linear"}
+SAME |= {
+    f"scheduled class weights, {name}": ({"max_steps": 8, **GLOBAL, **changes}, *sizes)
+    for name, changes, sizes in (
+        ("stages", {"tuning": "lora", **STAGES}, (batches(12), batches(6))),
+        ("stages, full, accumulated", {"tuning": "full", **STAGES}, (batches(6, 2), batches(3, 2))),
+        ("gradual", {"tuning": "lora", **GRADUAL}, (batches(12), batches(6))),
+    )
+}
 # A subclass's penalty on the weights, which no sample has.
 SAME |= {
     f"penalty, {name}": ({"tuning": "lora", "penalises": True, **GLOBAL, **changes}, *sizes)

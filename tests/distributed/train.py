@@ -1,4 +1,4 @@
-"""What each process of the tests runs: `train.py output_dir [arguments of benchmark_scaling]`, where runs.json in that
+"""What each process of the tests runs: `train.py output_dir [arguments of scaling.py]`, where runs.json in that
 folder holds the trainings to do, by name. Where the launcher says FSDP, the model is sharded."""
 
 import json
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from benchmark_scaling import Collectives
-from benchmark_scaling import main as benchmark_scaling
 from distributed.sharded import ReduceScatters, is_sharded, sharding, train_in_a_loop, whole_weights
+from scaling import Collectives
+from scaling import main as benchmark_scaling
 from sharpness.models import make_model
 from test_trainer import Images, arguments
 from torch.utils.data import IterableDataset

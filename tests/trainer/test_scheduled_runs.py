@@ -101,7 +101,7 @@ def test_beginning_with_none_is_plain_training_until_the_switch(tmp_path):
         (STAGES | {"sharpness": "cc_sam"}, "sharpness_schedule is 'step', which cc_sam does not read"),
         (STAGES | {"sharpness": "none"}, "which would end in plain training; set sharpness to the method"),
         (STAGES | {"sharpness_initial_values": "{"}, "sharpness_initial_values is '{', which is not JSON"),
-        (STAGES | {"sharpness_initial_values": "[1]"}, r"sharpness_initial_values is \[1\]; set it to a mapping, as in"),
+        (STAGES | {"sharpness_initial_values": "[1]"}, r"initial_values is \[1\]; set it to a mapping, as in"),
         (GRADUAL | {"sharpness_initial_values": {"focal_gamma": 1}},
          "'focal_gamma' in sharpness_initial_values is no hyperparameter .* weighted_sam, which has focal_lambda"),
         (STAGES | {"sharpness_initial_values": {"focal_gamma": 1}}, "of sam, which has none; leave it out"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ...sharpness import SHARPNESS_METHODS, Hyperparameter
+from ...sharpness import SCHEDULES, SHARPNESS_METHODS, Hyperparameter
 from ...sharpness.hyperparameters import hyperparameters_of
 
 SEVERAL = "several"  # a setting in which the runs of an average differ
@@ -17,6 +17,18 @@ def method_title(name: str) -> str:
 def method_hyperparameters(name: str) -> list[Hyperparameter]:
     """Of a sharpness method, rho first; none of one that is not registered here."""
     return SHARPNESS_METHODS[name].hyperparameters if name in SHARPNESS_METHODS else []
+
+
+def describe_weights_schedule(method: Mapping[str, Any]) -> str:
+    """ "step from SAM, sharpness_step_at = 0.6"; nothing where the class weights stay as they are."""
+    schedule, initial = method.get("sharpness_schedule"), method.get("sharpness_initial")
+    if schedule not in SCHEDULES.keys() - {"constant"} or initial not in SHARPNESS_METHODS:
+        return ""
+    known = hyperparameters_of(SHARPNESS_METHODS[initial].make).values()
+    values = describe_values({**method, **(method.get("sharpness_initial_values") or {})}, known)
+    parts = [f"{schedule} from {method_title(initial)}{f' ({values})' if values else ''}"]
+    parts += [f"sharpness_step_at = {method['sharpness_step_at']:g}"] if schedule == "step" else []
+    return ", ".join(parts)
 
 
 def declared(registry: Mapping[str, Callable], name: str) -> list[Hyperparameter]:

@@ -11,6 +11,7 @@ from .method_names import (
     declared,
     describe_length,
     describe_values,
+    describe_weights_schedule,
     method_hyperparameters,
     method_title,
 )
@@ -28,6 +29,8 @@ def settings(run: Mapping) -> Iterator[Block]:
     method, model, data, resolved = (run.get(name) or {} for name in ("method", "model", "data", "resolved"))
     name = method.get("sharpness", SEVERAL)
     pairs = [("method", method_title(name)), *_values(method, method_hyperparameters(name))]
+    course = describe_weights_schedule(method)
+    pairs += [("class weights over training", course)] if course else []
     loss = method.get("loss", SEVERAL)
     pairs += [("loss", loss), *_values(method, declared(LOSSES, loss))]
     pairs += [("sampler", method.get("train_sampler", SEVERAL))]
@@ -54,7 +57,8 @@ def subtitle(run: Mapping) -> Iterator[Block]:
     method, backbone, tuning = run["method"], _backbone(run), (run.get("model") or {}).get("tuning")
     name = method.get("sharpness", SEVERAL)
     values = describe_values(method, method_hyperparameters(name))
-    parts = [f"{method_title(name)}{f' with {values}' if values else ''}"]
+    course = describe_weights_schedule(method)
+    parts = [f"{method_title(name)}{f' with {values}' if values else ''}{f', {course}' if course else ''}"]
     parts += [f"backbone {backbone}"] if backbone else []
     parts += [f"tuning {tuning}"] if tuning else []
     parts += [describe_length(method)]
