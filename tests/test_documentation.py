@@ -55,6 +55,8 @@ def test_options_exist(page):
     known |= {"help", "key"}  # of argparse, and as in `--key value`
     for script in (ROOT / "recipes").rglob("*.py"):
         known |= set(re.findall(r'"--(\w+)"', script.read_text()))
+    for name in re.findall(r'argument="(\w+)"', page.read_text()):  # declared on the page
+        known |= {name, f"{name}_range"}
     text = re.sub(r"(accelerate launch|torchrun|srun) .*?recipes/", "", page.read_text())  # options of the launchers
     assert [name for name in re.findall(r"--([a-z]\w+)", text) if name not in known] == []
 

@@ -156,9 +156,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         set_seed(args.seed)
         sizes = f"{data.num_train:,} images to train on, {len(data.validation):,} put aside"
         print(f"{data.name}: {sizes}; {left} trials to go")
-        trainer, _ = make_trainer(data, options, restarts=True, rebuilds=searches_the_model(options))
+        draw = search_space(search, options)
+        draw_model = draw if searches_the_model(options) else None
+        trainer, _ = make_trainer(data, options, restarts=True, draw=draw_model)
         trainer.hyperparameter_search(
-            hp_space=search_space(search, options),
+            hp_space=draw,  # within a trial a value is drawn once
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
             n_trials=left,
             direction="maximize",
