@@ -46,7 +46,7 @@ METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = METHOD_NAMES | {"none": "plain"}
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
 # Options that say nothing about what comes out.
-PLACES = ("output_dir", "logging_dir", "hub_token", "overwrite", "resume_changed")
+PLACES = ("output_dir", "logging_dir", "hub_token", "report_to", "overwrite", "resume_changed")
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -14,6 +14,7 @@ checkpoints, with a card.
 import copy
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,9 @@ from ft_focalsam.models import (
 from ft_focalsam.models.backbones import find_family
 from ft_focalsam.trainer.checkpointing import check_checkpoint, checkpoints
 from ft_focalsam.trainer.preemption import TrainingTerminated
+from ft_focalsam.trainer.run_config import CONFIG_NAME, write_config
 from ft_focalsam.trainer.run_lock import one_writer
+from ft_focalsam.trainer.run_log import run_log, tell
 from ft_focalsam.trainer.run_settings import describe_differences, differences, settings_of
 from ft_focalsam.tuning import check_keeps_backbone, describe_methods, describe_parameters
 
@@ -392,7 +395,11 @@ def main(
     with one_writer(args.output_dir, is_writer=args.should_save):
         refuse_overwriting(options)
         argv = sys.argv[1:] if argv is None else argv
-        return run(options, argv, trainer_type=trainer_type, build=build, before=before)
+        resumes = str(args.resume_from_checkpoint or False).lower() != "false"
+        with run_log(args.output_dir, appends=resumes, is_writer=args.process_index == 0, own=(CONFIG_NAME,)):
+            if args.process_index == 0:
+                write_config(options)
+            return run(options, argv, trainer_type=trainer_type, build=build, before=before)
 
 
 def run(
@@ -400,7 +407,8 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
-    say = print if args.process_index == 0 else lambda *_: None
+    began = time.monotonic()
+    say = tell if args.process_index == 0 else lambda *_: None
     data_notes = []  # which the report shows too
 
     def note(text: str) -> None:
@@ -416,15 +424,19 @@ def run(
     aside = "" if data_args.validation_fraction is None else f", {len(data.validation):,} put aside for validation"
     sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
     say(f"\n{data.name}: {sizes}{aside}")
+    args.choose_eval_strategy(has_validation=data_args.validation_fraction is not None)
     if args.eval_strategy != IntervalStrategy.NO and data_args.validation_fraction is None:
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
     trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
+    trainer.progress.shows_evaluation = data_args.validation_fraction is not None
     before = before or ROW_BEFORE[head_start]
     metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):
-            record = describe_run(trainer, options=options, argv=argv, data_notes=data_notes)
+            record = describe_run(
+                trainer, options=options, argv=argv, data_notes=data_notes, seconds=time.monotonic() - began
+            )
             save(trainer, weights, data, metrics, verdicts, record)
             write_run(args.output_dir, record)
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")

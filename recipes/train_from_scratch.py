@@ -15,6 +15,7 @@ from finetune import run_script
 from ft_focalsam import FocalSAMTrainer
 from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.models.backbones import is_pretrained
+from ft_focalsam.trainer.run_log import tell
 
 PUBLISHED_EPOCHS = 200
 
@@ -27,7 +28,7 @@ class TimedTrainer(FocalSAMTrainer):
         if self.is_world_process_zero() and not resume_from_checkpoint:
             seconds, epochs = output.metrics["train_runtime"], self.state.epoch
             published = seconds / epochs * PUBLISHED_EPOCHS
-            print(
+            tell(
                 f"{len(self.train_dataset) * epochs / seconds:,.0f} images a second; {epochs:g} epochs took "
                 f"{seconds / 60:.1f} minutes, {PUBLISHED_EPOCHS} would take {published / 60:.0f}."
             )
