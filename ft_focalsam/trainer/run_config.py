@@ -61,6 +61,8 @@ def _as_written(name: str, value: Any) -> Any:
     """A setting as YAML keeps it, with the whole path where it is a local one."""
     if isinstance(value, Enum):
         return value.value
+    if hasattr(value, "to_dict"):  # Accelerate's settings
+        return value.to_dict()
     if isinstance(value, str) and name in PATHS:
         return os.path.abspath(os.path.expanduser(value))
     if isinstance(value, str):

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +45,7 @@ def run_log(
         yield
         return
     path = Path(folder).expanduser() / LOG_NAME
-    to_file = logging.FileHandler(path, mode="a" if appends else "w", encoding="utf-8")
+    to_file = _ToFile(path, mode="a" if appends else "w", encoding="utf-8")
     to_file.setFormatter(_Lines())
     handlers = {_TOLD: [to_file], _PACKAGE: [to_file]}
     if not (_PACKAGE.handlers or logging.getLogger().handlers):  # else Python's last resort, which has no more say
@@ -65,7 +65,8 @@ def run_log(
         for logger, new in handlers.items():
             for handler in new:
                 logger.removeHandler(handler)
-        to_file.close()
+        with suppress(OSError):
+            to_file.close()
 
 
 class _Lines(logging.Formatter):
@@ -76,6 +77,13 @@ class _Lines(logging.Formatter):
         level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
         lines = [line for line in record.getMessage().splitlines() if line.strip()]
         return "\n".join(f"{time} {level}{line}" for line in lines)
+
+
+class _ToFile(logging.FileHandler):
+    """A file that may become impossible to write to, as on a full disk: a run does not end for its log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _AboveBar(logging.Handler):

@@ -92,6 +92,8 @@ def _portable(value: Any) -> Any:
         return [_portable(each) for each in value]
     if isinstance(value, Enum):
         return _portable(value.value)
+    if isinstance(value, float) and value.is_integer():  # 0.0 is a 0 that was read from a file
+        return int(value)
     if isinstance(value, str):
         path = Path(value).expanduser()
         return path.resolve().name if path.is_absolute() or (value and path.exists()) else value
