@@ -57,6 +57,7 @@ class ProgressLines(TrainerCallback):
         if "train_runtime" in logs:
             self._tell(self._summary(state, logs))
         elif any(name.startswith("eval_") for name in logs):
+            self._close_evaluation_bar()  # which the Trainer says later
             if self.shows_evaluation:
                 self._tell(f"{position(state)}  {describe_evaluation(logs)}")
         else:
@@ -72,17 +73,21 @@ class ProgressLines(TrainerCallback):
         self._evaluation_bar.update()
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self._evaluation_bar is not None:
-            self._evaluation_bar.close()
-        self._evaluation_bar = None
+        self._close_evaluation_bar()
 
-    on_predict = on_evaluate
+    def on_predict(self, args, state, control, **kwargs):
+        self._close_evaluation_bar()
 
     def on_train_end(self, args, state, control, **kwargs):
         self._is_training = False
         if self._bar is not None:
             self._bar.close()
         self._bar = None
+
+    def _close_evaluation_bar(self) -> None:
+        if self._evaluation_bar is not None:
+            self._evaluation_bar.close()
+        self._evaluation_bar = None
 
     def _shows_bar(self, args, state) -> bool:
         return state.is_world_process_zero and not args.disable_tqdm and sys.stdout.isatty()

@@ -129,7 +129,7 @@ def test_a_terminal_has_a_bar_unless_it_is_disabled(disable, tmp_path, monkeypat
     text = terminal.read()
     assert ("/3 [" in text) == ("step/s" in text) == ("Evaluation" in text) == (not disable)
     assert bool(re.search(r"loss=?[ \d.]+\]", text)) == (not disable)
-    lines = [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")]
+    lines = [line for line in re.split(r"[\r\n]+|\x1b\[A", text) if line.startswith("step ")]
     assert len(lines) == 4 and "validation" in lines[-1]  # whole lines, none of them amid the bar
 
 
