@@ -32,7 +32,7 @@ def write_config(options: Sequence[Any]) -> None:
     """
     folder = Path(options[-1].output_dir).expanduser().absolute()
     with opened_aside(folder / CONFIG_NAME, "w", encoding="utf-8") as file:
-        file.write(f"# recipes/finetune.py {CONFIG_NAME} --output_dir OTHER runs this again.\n")
+        file.write(f"# ft-focalsam train {folder / CONFIG_NAME} --output_dir OTHER\n")
         file.write(_yaml({"output_dir": str(folder)}))
         for each in options:
             title = type(each).__name__.removesuffix("Arguments").removesuffix("Options").removeprefix("FocalSAM")
