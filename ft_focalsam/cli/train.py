@@ -6,11 +6,11 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png, run.json, config.yaml (runs it again), train.log, predictions/ and checkpoints. A run that was killed goes on with
-`--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder that holds a run is
-overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by while training; the
-table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but predictions and
-checkpoints, with a card.
+accuracy_by_frequency.png, run.json, config.yaml (runs it again), train.log, predictions/ and checkpoints. A run that
+was killed goes on with `--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder
+that holds a run is overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by
+while training; the table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but
+predictions and checkpoints, with a card.
 """
 
 import sys

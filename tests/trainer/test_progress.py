@@ -13,8 +13,9 @@ import torch
 from sharpness.models import make_model
 from test_trainer import Images, trainer_for
 from transformers import ProgressCallback
+from transformers.integrations import is_tensorboard_available
 
-from ft_focalsam import FocalSAMTrainer
+from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments
 from ft_focalsam.trainer import progress
 from ft_focalsam.trainer.progress import describe_evaluation, describe_numbers, duration
 
@@ -145,3 +146,25 @@ def test_a_callback_that_the_user_gives_stays(tmp_path):
     args = trainer_for(model(), tmp_path).args
     trainer = FocalSAMTrainer(model(), args, train_dataset=Images(), callbacks=[own])
     assert own in trainer.callback_handler.callbacks and trainer.progress in trainer.callback_handler.callbacks
+
+
+def test_the_default_tracker_is_tensorboard_where_it_is_installed(tmp_path):
+    expected = ["tensorboard"] if is_tensorboard_available() else []
+    assert FocalSAMTrainingArguments(str(tmp_path)).report_to == expected
+    assert FocalSAMTrainingArguments(str(tmp_path), report_to="none").report_to == []
+
+
+def test_tensorboard_gets_the_numbers_in_the_output_folder(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_for(model(), tmp_path / "out", report_to=None, push_to_hub=False)
+    trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (events,) = (tmp_path / "out" / "runs").rglob("events.*")
+    scalars = EventAccumulator(str(events))
+    scalars.Reload()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [scalar.value for scalar in scalars.Scalars("train/loss")] == pytest.approx(logged)
+    assert len(scalars.Scalars("train/sharpness")) == 4

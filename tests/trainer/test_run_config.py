@@ -43,7 +43,8 @@ def values(options):
 def test_the_config_of_every_recipe_reads_back_the_same(config, tmp_path):
     before, after = written_and_read(tmp_path, str(config))
     assert values(before) == values(after)
-    assert settings_of(before[-1], before[:-1]) == settings_of(after[-1], after[:-1])
+    one, other = (settings_of(options[-1], options[:-1]) for options in (before, after))
+    assert {key for key in one if one[key] != other[key]} <= set(PATHS)  # the files of some are not here
 
 
 def test_values_of_every_kind_read_back_the_same(tmp_path):
@@ -173,7 +174,7 @@ def test_neither_local_paths_nor_the_log_are_published_and_no_file_has_the_token
     assert not {"config.yaml", "train.log"} & set(files_to_push(folder / "first"))
     for name in files_to_push(folder / "second"):  # whose images were given by their whole path
         assert str(folder).encode() not in (folder / "second" / name).read_bytes(), name
-    card = make_card(folder / "second").text
+    card = make_card(folder / "second", repo_id="me/mine").text
     assert "path/to/images" in card and str(folder) not in card
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20 and not [path for path in files if SECRET.encode() in path.read_bytes()]
