@@ -4,22 +4,6 @@
 uploaded, `push.py` uploads it, `trainer_push.py` is the Trainer's side, and `space.py` makes a demo.
 """
 
-from .card import make_card, write_card
-from .files import files_to_push
-from .push import check_push, push_folder
-from .run_file import describe_run, read_run, write_run
-from .space import push_space
-from .trainer_push import HubPushing
+import lazy_loader
 
-__all__ = [
-    "HubPushing",
-    "check_push",
-    "describe_run",
-    "files_to_push",
-    "make_card",
-    "push_folder",
-    "push_space",
-    "read_run",
-    "write_card",
-    "write_run",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -50,7 +50,7 @@ def choose_inserted(name: str) -> InsertedKind:
     Raises:
         ValueError: If there is none.
     """
-    from .. import tuning  # noqa: F401  (which registers what it inserts, and imports this package)
+    from ..tuning import methods  # noqa: F401  (which registers what it inserts, and imports this package)
 
     kind = INSERTED_MODULES.choose(name)
     return kind if isinstance(kind, InsertedKind) else InsertedKind(kind)

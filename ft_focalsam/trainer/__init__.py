@@ -1,16 +1,5 @@
-"""`FocalSAMTrainer` and its arguments, imported when they are first used."""
+"""`FocalSAMTrainer` and its arguments."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .arguments import FocalSAMTrainingArguments
-    from .trainer import FocalSAMTrainer
-
-__all__ = ["FocalSAMTrainer", "FocalSAMTrainingArguments"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".trainer" if name == "FocalSAMTrainer" else ".arguments", __name__), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .arguments import FocalSAMTrainingArguments as FocalSAMTrainingArguments
+from .trainer import FocalSAMTrainer as FocalSAMTrainer
