@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import griffe
@@ -90,14 +91,16 @@ def _modules(config: MkDocsConfig) -> list[str]:
 
 def _public(module: griffe.Module) -> Iterator[griffe.Object | griffe.Alias]:
     """What `__all__` names, classes first; without `__all__` the documented classes and functions, of all files."""
-    if module.exports is None:
-        members = [member for member in module.members.values() if member.is_public and member.has_docstring]
+    names = getattr(import_module(module.path), "__all__", None)
+    if names is None:
         files = [file for file in module.modules.values() if not file.is_alias]
         yield from (member for file in files for member in _public(file))
+        members = [member for member in module.members.values() if member.is_public and member.has_docstring]
         members = [member for member in members if member.is_class or member.is_function]
-    else:
-        members = [module[name] for name in module.exports]
-        members = [member[member.name] if member.is_module else member for member in members]  # named like its file
+    else:  # a function may be named like its file; sub-packages have pages of their own
+        members = [module[name] for name in names]
+        members = [member.members.get(member.name) if member.is_module else member for member in members]
+    members = [member for member in members if member is not None and member.kind in KINDS]
     yield from sorted(members, key=lambda member: KINDS.index(member.kind))
 
 
