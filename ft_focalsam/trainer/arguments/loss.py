@@ -65,7 +65,7 @@ class LossArguments(TrainingArguments):
         },
     )
     grw_exponent: float = field(
-        default=1.2, metadata={"help": "Exponent of the inverse class frequency by which grw weighs."}
+        default=1.2, metadata={"help": "Exponent of the inverse class frequency in the weights of grw."}
     )
     focal_loss_gamma: float = field(
         default=2.0, metadata={"help": "Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM."}
