@@ -40,7 +40,7 @@ class RunArguments(TrainingArguments):
     Args:
         ema_decay (`float`, 0 to below 1, *optional*, defaults to `None`):
             Decay of an exponential moving average of the weights, such as 0.999, warmed up by (1 + t) / (10 + t); the
-            averaged weights are what is evaluated and what the model has at the end. By default no average.
+            averaged weights are evaluated and saved. By default no average.
 
     > Parameters that control the evaluation
 
