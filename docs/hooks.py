@@ -61,6 +61,7 @@ def on_page_content(content: str, page: Page, **_) -> str:
 
 
 def _type(text: str) -> str:
+    text = re.sub(r", defaults to .*", "", text)  # the default of the signature stands behind it
     return re.sub(r"\*([^*`]+)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", text))
 
 
