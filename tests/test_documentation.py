@@ -13,9 +13,8 @@ from running import ROOT, python
 from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.analysis.measure import MeasureOptions
-from ft_focalsam.analysis.runs import ImageOptions
 from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.key_index import keys_of, read_index
 from ft_focalsam.data import DataArguments
 
 README = ROOT / "README.md"
@@ -39,7 +38,6 @@ def anchors(page):
 @on_each_page
 def test_paths_and_commands_exist(page):
     mentioned = re.findall(rf"(?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|yaml|md)", page.read_text())
-    assert mentioned or page in (PYTHON, EXTENDING)
     assert [path for path in mentioned if not (ROOT / path).exists()] == []
 
 
@@ -57,40 +55,41 @@ def test_the_readme_links_every_page():
 
 @on_each_page
 def test_options_exist(page):
-    known = {field.name for each in (*OF_FINETUNE, ImageOptions, MeasureOptions) for field in fields(each)}
+    known = {key["name"] for section in read_index()["sections"].values() for key in section["keys"]}
     known |= {"help", "key"}  # of argparse, and as in `--key value`
-    for recipe in (ROOT / "recipes").glob("*.py"):
-        source = recipe.read_text()
-        known |= {*re.findall(r'"--(\w+)"', source), *re.findall(r"^    (\w+): .* = field\(", source, re.MULTILINE)}
+    for script in (ROOT / "recipes").rglob("*.py"):
+        known |= set(re.findall(r'"--(\w+)"', script.read_text()))
     text = re.sub(r"(accelerate launch|torchrun|srun) .*?recipes/", "", page.read_text())  # options of the launchers
     assert [name for name in re.findall(r"--([a-z]\w+)", text) if name not in known] == []
 
 
 def commands(page):
-    """(script, its words) of each shell command that runs a script of recipes/."""
+    """(command of ft-focalsam or script of recipes/, what follows it) of the shell commands."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     for line in "\n".join(blocks).splitlines():
         words = shlex.split(line, comments=True)
-        scripts = [i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py")]
-        if scripts:
-            yield words[scripts[0]], words[scripts[0] + 1 :]
+        for i, word in enumerate(words):
+            if word == "ft-focalsam":
+                yield words[i + 1], words[i + 2 :]
+            elif re.fullmatch(r"recipes/[\w/]+\.py", word):
+                yield {"recipes/finetune.py": "train"}.get(word, word), words[i + 1 :]
 
 
 @functools.cache
-def options(script):
-    """What the help of a script lists, and where it takes the keys of a run, these."""
-    result = python(script, "--help")
+def options(command):
+    if command in read_index()["commands"]:
+        return set(keys_of(command))
+    result = python(command, "--help")
     assert result.returncode == 0, result.stderr[-3000:]
-    listed = set(re.findall(r"(?<![\w-])--(\w+)", result.stdout))
-    return listed | {field.name for each in OF_FINETUNE for field in fields(each)} if "key" in listed else listed
+    return set(re.findall(r"(?<![\w-])--(\w+)", result.stdout))
 
 
 @pytest.mark.slow
 @on_each_page
-def test_commands_have_options_of_their_script(page):
-    for script, words in commands(page):
-        unknown = {word[2:] for word in words if word.startswith("--")} - options(script)
-        assert not unknown, (script, unknown)
+def test_commands_have_their_options(page):
+    for command, words in commands(page):
+        unknown = {word[2:] for word in words if word.startswith("--")} - options(command)
+        assert not unknown, (command, unknown)
 
 
 @on_each_page
