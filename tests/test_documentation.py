@@ -22,6 +22,7 @@ EXTENDING, HUB, PYTHON = (ROOT / f"docs/{name}.md" for name in ("extending", "hu
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("recipes", "accelerate_configs", "ft_focalsam", "tests", "docs")
 OF_FINETUNE = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+SCRIPTS = {"recipes/finetune.py": "train", "recipes/train_from_scratch.py": "train_from_scratch"}
 on_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -72,7 +73,7 @@ def commands(page):
             if word == "ft-focalsam":
                 yield words[i + 1], words[i + 2 :]
             elif re.fullmatch(r"recipes/[\w/]+\.py", word):
-                yield {"recipes/finetune.py": "train"}.get(word, word), words[i + 1 :]
+                yield SCRIPTS.get(word, word), words[i + 1 :]
 
 
 @functools.cache
