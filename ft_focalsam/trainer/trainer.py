@@ -72,8 +72,8 @@ class FocalSAMTrainer(ResumableTrainer):
         compute_loss_func (`Callable`, *optional*): Instead of `args.loss`: (outputs, labels) -> losses of shape (B,);
             with `sharpness="none"` it may return the mean. A third argument gets `num_items_in_batch`.
         compute_metrics (`Callable`, *optional*): Defaults to `LongTailMetrics` of the class counts.
-        data_collator, train_dataset, eval_dataset, processing_class, model_init, callbacks, optimizers,
-        optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
+        data_collator, train_dataset, eval_dataset, processing_class, model_init: As in `transformers.Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As there, too.
 
     Raises:
         TypeError: If `args` are plain `TrainingArguments`.

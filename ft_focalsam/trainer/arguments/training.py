@@ -43,7 +43,7 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
         default=False, metadata={"help": "Drop columns that the model's forward does not name, before transforms run."}
     )
     label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
+        default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that hold labels."}
     )
     dataloader_num_workers: Annotated[int | None, Range(0)] = field(  # type: ignore[assignment]  # a number in the end
         default=None,
@@ -71,7 +71,7 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
 
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Filter losses that are not finite out of the log once more, which waits for the device."},
+        metadata={"help": "Filter non-finite losses out of the log a second time, which waits for the device."},
     )
 
     def __post_init__(self):
