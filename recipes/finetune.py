@@ -116,7 +116,7 @@ def refuse_what_cannot_be_meant(
         "metric_for_best_model": args.metric_for_best_model is not None,
     }
     for key, is_set in chosen.items():
-        if is_set and data_args.validation_fraction is None:
+        if is_set and not data_args.has_validation:
             raise ValueError(
                 f"{key} is {values[key]!r}, which chooses by the images that are evaluated on, and these are the test "
                 "set; put some aside with --validation_fraction 0.1 (of each class), or leave the key out."
@@ -413,10 +413,10 @@ def run(
         data = load_data(data_args, args, say=say if data_args.streaming else note)
     set_seed(args.seed)
 
-    aside = "" if data_args.validation_fraction is None else f", {len(data.validation):,} put aside for validation"
+    aside = "" if not data_args.has_validation else f", {len(data.validation):,} put aside for validation"
     sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
     say(f"\n{data.name}: {sizes}{aside}")
-    if args.eval_strategy != IntervalStrategy.NO and data_args.validation_fraction is None:
+    if args.eval_strategy != IntervalStrategy.NO and not data_args.has_validation:
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
     trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
     before = before or ROW_BEFORE[head_start]
