@@ -67,14 +67,7 @@ def main(argv: list[str] | None = None) -> Inspection:
     print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
 
     check_writable(folder)
-    content = {
-        "dataset": data.name,
-        "class_names": inspection.class_names,
-        "train_counts": inspection.train_counts.tolist(),
-        "test_counts": inspection.test_counts.tolist(),
-        "sizes": inspection.sizes,
-        "findings": inspection.findings,
-    }
+    content = {"dataset": data.name, **inspection.record()}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / RESULT).write_text(text + "\n", encoding="utf-8")
     plot_class_counts(folder / "class_counts.png", inspection, **thresholds)

@@ -30,7 +30,7 @@ class Backbone:
         patch (`int`): Side of a patch in pixels.
         image_size (`int`): Side in pixels of the images that it is made for.
         has_text (`bool`): Whether class names can start its head.
-        megabytes (`int`): Size of its weights on the Hub; 0 where it is not known.
+        megabytes (`int`): Size of its weights, for those that are proposed for download.
         is_described (`bool`): Whether these numbers are its own, and not a guess.
     """
 
@@ -53,25 +53,25 @@ class Backbone:
         return (image_size // self.patch) ** 2 + 1
 
 
-# The best first, among those with a text tower by zero-shot accuracy on ImageNet as published (SigLIP 2 base 78.2,
-# SigLIP base 76.2, CLIP B/16 68.3, B/32 63.2: arXiv 2502.14786, 2303.15343, 2103.00020), among the others by linear
-# probes (DINOv3, DINOv2: arXiv 2508.10104, 2304.07193). The megabytes are those of the one file with the weights.
+# The best first: those without a text tower by linear probes, those with one by zero-shot accuracy on ImageNet, as
+# published (DINOv3, DINOv2, SigLIP 2, CLIP: arXiv 2508.10104, 2304.07193, 2502.14786, 2103.00020). Of equal width,
+# those without a text tower come first, and are passed over where class names are words.
 KNOWN = (
-    Backbone("facebook/dinov3-vitl16-pretrain-lvd1689m", 1024, 24, 16, 224, megabytes=1213),
-    Backbone("facebook/dinov3-vitb16-pretrain-lvd1689m", 768, 12, 16, 224, megabytes=343),
-    Backbone("facebook/dinov3-vits16-pretrain-lvd1689m", 384, 12, 16, 224, megabytes=86),
-    Backbone("facebook/dinov2-large", 1024, 24, 14, 224, megabytes=1218),
+    Backbone("facebook/dinov3-vitl16-pretrain-lvd1689m", 1024, 24, 16, 224),
+    Backbone("facebook/dinov3-vitb16-pretrain-lvd1689m", 768, 12, 16, 224),
+    Backbone("facebook/dinov3-vits16-pretrain-lvd1689m", 384, 12, 16, 224),
+    Backbone("facebook/dinov2-large", 1024, 24, 14, 224),
     Backbone("facebook/dinov2-base", 768, 12, 14, 224, megabytes=346),
     Backbone("facebook/dinov2-small", 384, 12, 14, 224, megabytes=88),
-    Backbone("google/siglip2-large-patch16-256", 1024, 24, 16, 256, has_text=True, megabytes=3526),
-    Backbone("google/siglip-large-patch16-256", 1024, 24, 16, 256, has_text=True, megabytes=2609),
-    Backbone("openai/clip-vit-large-patch14", 1024, 24, 14, 224, has_text=True, megabytes=1711),
-    Backbone("google/siglip2-base-patch16-224", 768, 12, 16, 224, has_text=True, megabytes=1501),
-    Backbone("google/siglip-base-patch16-224", 768, 12, 16, 224, has_text=True, megabytes=813),
+    Backbone("google/siglip2-large-patch16-256", 1024, 24, 16, 256, has_text=True),
+    Backbone("google/siglip-large-patch16-256", 1024, 24, 16, 256, has_text=True),
+    Backbone("openai/clip-vit-large-patch14", 1024, 24, 14, 224, has_text=True),
+    Backbone("google/siglip2-base-patch16-224", 768, 12, 16, 224, has_text=True),
+    Backbone("google/siglip-base-patch16-224", 768, 12, 16, 224, has_text=True),
     Backbone("openai/clip-vit-base-patch16", 768, 12, 16, 224, has_text=True, megabytes=599),
-    Backbone("openai/clip-vit-base-patch32", 768, 12, 32, 224, has_text=True, megabytes=605),
-    Backbone("google/vit-large-patch16-224-in21k", 1024, 24, 16, 224, megabytes=1214),
-    Backbone("google/vit-base-patch16-224-in21k", 768, 12, 16, 224, megabytes=346),
+    Backbone("openai/clip-vit-base-patch32", 768, 12, 32, 224, has_text=True),
+    Backbone("google/vit-large-patch16-224-in21k", 1024, 24, 16, 224),
+    Backbone("google/vit-base-patch16-224-in21k", 768, 12, 16, 224),
 )
 _BY_NAME = {backbone.name: backbone for backbone in KNOWN}
 FOR_WORDS, FOR_OTHERS, FOR_CPU = "openai/clip-vit-base-patch16", "facebook/dinov2-base", "facebook/dinov2-small"
@@ -192,16 +192,17 @@ def _image_size(processor: dict, vision: dict) -> int:
 def are_words(class_names: Sequence[str]) -> bool:
     """Whether class names say what the images show, so that a text tower can make use of them.
 
-    They do where the letters alone, without digits, tell nearly all classes apart, have at least three letters, and
-    are Latin: class_1, n01440764, 007 and 猫 are no words to CLIP, bobcat, "Black footed Albatross" and 001.Möwe are.
+    They do where the Latin letters alone, without digits, tell nearly all classes apart and are at least three: class_1,
+    n01440764, 007 and 猫 are no words to CLIP; bobcat, 001.Black_footed_Albatross and Möwe are.
     """
-    letters = [" ".join(re.findall(r"[^\W\d_]+", name)).lower() for name in class_names]
-    are_latin = [
-        len(text.replace(" ", "")) >= 3 and all(c == " " or unicodedata.name(c, "").startswith("LATIN") for c in text)
-        for text in letters
-    ]
+    letters = [" ".join(filter(_is_latin, re.findall(r"[^\W\d_]+", name))).lower() for name in class_names]
     needed = math.ceil(0.9 * len(letters))
-    return sum(are_latin) >= needed and len(set(letters)) >= needed
+    long_enough = sum(len(text.replace(" ", "")) >= 3 for text in letters)
+    return long_enough >= needed and len(set(letters)) >= needed
+
+
+def _is_latin(word: str) -> bool:
+    return all(unicodedata.name(letter, "").startswith("LATIN") for letter in word)
 
 
 def are_characters(class_names: Sequence[str]) -> bool:

@@ -88,7 +88,7 @@ def _find_source(path: Path, given: Mapping[str, object]) -> tuple[dict[str, obj
     if not by_folders:
         _refuse(path, classes)
     loose = sum(child.suffix.lower() in EXTENSIONS for child in inner.iterdir() if child.is_file())
-    reasons = [f"{loose:,} images beside the folders belong to no class and are left out"] if loose else []
+    reasons = [f"{loose:,} image(s) beside the folders are in no class and are left out"] if loose else []
     if are_splits and unlabelled:  # as in competitions, whose test images have no classes
         names = ", ".join(f"'{folder.name}'" for folder in unlabelled)
         reasons.append(f"the images in {names} are in no class and are left out")

@@ -19,8 +19,8 @@ def choose_sharpness(class_counts: np.ndarray, given: Mapping[str, object]) -> t
     another one: gamma 5.5 gives the most frequent class 0.77 of the weight of the rarest where that has 4.6 % of the
     images (CIFAR-100-LT), and 0.06 where it has 40 % (CIFAR-10-LT). Fixed is what the weights shall be instead:
 
-        c_most / c_rarest = ((1 - pi_max) / (1 - pi_min))^gamma = 1/2, so gamma = -ln 2 / ln((1 - pi_max) / (1 - pi_min))
-        c_rarest = lambda (1 - pi_min)^gamma = 0.8, so lambda = 0.8 / (1 - pi_min)^gamma
+        c_most / c_rarest = ((1 - pi_max) / (1 - pi_min))^gamma = 1/2:  gamma = -ln 2 / ln((1 - pi_max) / (1 - pi_min))
+        c_rarest = lambda (1 - pi_min)^gamma = 0.8:  lambda = 0.8 / (1 - pi_min)^gamma
 
     with gamma at most 5.5, the largest published value for fine-tuning: with hundreds of classes no share is large,
     and a ratio of 1/2 would take exponents that nobody has tried. 0.8 is the lambda published for CIFAR-100-LT and
