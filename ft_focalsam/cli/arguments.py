@@ -1,13 +1,15 @@
-"""Arguments of a run that are neither those of the data, of a way to tune nor of the Trainer: `ModelArguments`."""
+"""What describes a run: `TYPES`, of which `ModelArguments` is here."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from ..data import DataArguments
 from ..errors import unknown
 from ..models import HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
-from ..tuning import choose_methods
+from ..trainer import FocalSAMTrainingArguments
+from ..tuning import TuningOptions, choose_methods
 
 
 @dataclass
@@ -103,3 +105,7 @@ class ModelArguments:
         check_prompts(self.prompt_templates, self.prompt_names)
         if self.head_start is not None and self.head_start not in HEAD_STARTS:
             raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
+
+
+# What a run is described by, in the order in which `parse_config` gives them.
+TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)

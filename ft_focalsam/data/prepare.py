@@ -156,7 +156,7 @@ def drop_broken(data: ImageData, *, say: Callable[[str], object] = print) -> Ima
             for error in list(broken.values())[:_LISTED]:
                 say(f"  {error.partition('; replace')[0].partition('; shrink')[0]}")
             if len(broken) > _LISTED:
-                say(f"  and {len(broken) - _LISTED:,} others, which recipes/inspect_data.py lists.")
+                say(f"  and {len(broken) - _LISTED:,} others, which ft-focalsam inspect lists.")
             if len(broken) == len(dataset):
                 raise ValueError(f"None of the {len(dataset):,} {what} images can be read; check the data set.")
             parts[split] = dataset.select([row for row in range(len(dataset)) if row not in broken])

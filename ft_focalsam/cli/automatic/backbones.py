@@ -192,7 +192,7 @@ def _image_size(processor: dict, vision: dict) -> int:
 def are_words(class_names: Sequence[str]) -> bool:
     """Whether class names say what the images show, so that a text tower can make use of them.
 
-    They do where the Latin letters alone, without digits, tell nearly all classes apart and are three or more: class_1,
+    They do where the Latin letters alone, without digits, tell nearly all classes apart, and are 3 or more: class_1,
     n01440764, 007 and 猫 are no words to CLIP; bobcat, 001.Black_footed_Albatross and Möwe are.
     """
     letters = [" ".join(filter(_is_latin, re.findall(r"[^\W\d_]+", name))).lower() for name in class_names]

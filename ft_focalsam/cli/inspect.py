@@ -1,8 +1,9 @@
 """Look at a data set before training on it: class counts, broken pictures, duplicates, extreme sizes.
 
-    python recipes/inspect_data.py recipes/configs/image_folder/clip_vit_b16_lora.yaml --dataset path/to/images
+    ft-focalsam inspect path/to/images
+    ft-focalsam inspect image_folder/clip_vit_b16_lora --dataset path/to/images
 
-Takes the file and the keys of recipes/finetune.py, and looks at exactly the images that such a run would use; the keys
+Takes the file and the keys of ft-focalsam train, and looks at exactly the images that such a run would use; the keys
 of the data, and --output_dir and --dataloader_num_workers (processes) on the command line count here. Prints a summary
 and writes inspection.json (every case) and class_counts.png to --output_dir, by default inspections/ and the name of
 the data set; where there is an inspection already, to NAME-2, NAME-3, ... Pixels are compared, so that a picture saved
@@ -16,33 +17,38 @@ import itertools
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from transformers import HfArgumentParser
 
-from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.cli.arguments import ModelArguments
-from ft_focalsam.cli.config import parse_config
-from ft_focalsam.data import DataArguments, Inspection, frequency_groups, inspect_images, prepare_images
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import file_name, short_name
-from ft_focalsam.files import check_writable
+from ..data import Inspection, frequency_groups, inspect_images, prepare_images
+from ..evaluation import file_name, short_name
+from ..files import check_writable
+from .arguments import TYPES
+from .config import config_parser, parse_config
+
+READS_CONFIG = True
+USAGE = "ft-focalsam inspect FOLDER|CONFIG [--key value ...]"
 
 RESULT = "inspection.json"
 GROUP_COLOURS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red"}
 
 
+def make_parser() -> HfArgumentParser:
+    """The parser of its keys, for the index of keys."""
+    return config_parser(TYPES)
+
+
 def plot_class_counts(path: Path, inspection: Inspection, *, many: int, few: int) -> None:
     """Training images of each class, the most frequent first, coloured by group."""
-    from matplotlib import pyplot
-
     counts = np.sort(inspection.train_counts)[::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for group, classes in frequency_groups(counts, many=many, few=few).items():
         axes.bar(classes, counts[classes], width=1.0, color=GROUP_COLOURS[group], label=f"{group} ({len(classes)})")
     axes.set(yscale="log", xlabel="class, by frequency", ylabel="training images")
     axes.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def free_folder(argv: list[str] | None, dataset: str) -> Path:
@@ -57,9 +63,7 @@ def free_folder(argv: list[str] | None, dataset: str) -> Path:
 
 def main(argv: list[str] | None = None) -> Inspection:
     """Inspect; returns what was found."""
-    data_args, _, _, args = parse_config(
-        (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), argv
-    )
+    data_args, _, _, args = parse_config(TYPES, argv)
     data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
     inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
@@ -73,9 +77,3 @@ def main(argv: list[str] | None = None) -> Inspection:
     plot_class_counts(folder / "class_counts.png", inspection, **thresholds)
     print(f"{RESULT} (every case) and class_counts.png are in {folder}.")
     return inspection
-
-
-if __name__ == "__main__":
-    matplotlib.use("Agg")
-    with told_in_one_sentence():
-        main()
