@@ -88,7 +88,7 @@ def _find_source(path: Path, given: Mapping[str, object]) -> tuple[dict[str, obj
     if not by_folders:
         _refuse(path, classes)
     loose = sum(child.suffix.lower() in EXTENSIONS for child in inner.iterdir() if child.is_file())
-    reasons = [f"{loose:,} image(s) beside the folders are in no class and are left out"] if loose else []
+    reasons = [f"{_count(loose, 'image')} beside the folders: in no class, and left out"] if loose else []
     if are_splits and unlabelled:  # as in competitions, whose test images have no classes
         names = ", ".join(f"'{folder.name}'" for folder in unlabelled)
         reasons.append(f"the images in {names} are in no class and are left out")
@@ -243,15 +243,19 @@ def _refuse(path: Path, classes: Sequence[Path]) -> None:
         files = sorted(name for _, _, names in os.walk(path) for name in names if not name.startswith("."))
         tables = [name for name in files if name.lower().endswith(TABLES)]
         found = (
-            f"{len(files):,} files and no image among them (such as '{(tables or files)[0]}')"
+            f"{_count(len(files), 'file')} and no image among them (such as '{(tables or files)[0]}')"
             if files
             else "nothing in it"
         )
     elif not classes:
-        found = f"{pictures:,} images and no sub-folders, which would be the classes"
+        found = f"{_count(pictures, 'image')} and no sub-folders, which would be the classes"
     elif len(classes) == 1:
         found = f"images in the one folder '{classes[0].name}' alone, and a classifier needs two classes"
     else:
         names = " and ".join(f"'{folder.name}'" for folder in classes[:3])
         found = f"images in {names}, without sub-folders, which would be the classes"
     raise ValueError(f"'{path}' has {found}; {_REMEDY}.")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

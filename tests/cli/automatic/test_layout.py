@@ -25,7 +25,7 @@ def test_a_folder_per_class_with_all_that_lies_about(animals):
     # round(0.2 n) of each class: 303, 120, 60, 31, 15, 8, 4, 2
     assert sizes["test"] == 61 + 24 + 12 + 6 + 3 + 2 + 1 + 0 and sum(sizes.values()) == 543
     assert "to sort" not in names and len(names) == 8
-    assert "1 image(s) beside the folders are in no class and are left out" in layout.reasons
+    assert "1 image beside the folders: in no class, and left out" in layout.reasons
 
 
 def test_folders_around_the_classes_are_opened(tmp_path, write_images):
@@ -161,7 +161,7 @@ def test_what_is_no_image_set_is_told_in_one_sentence(tmp_path, write_images):
     assert "has nothing in it; give a folder with one sub-folder of images per class" in fault(tmp_path / "empty")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "thesis.pdf").write_bytes(b"%PDF")
-    assert "has 1 files and no image among them (such as 'thesis.pdf')" in fault(tmp_path / "texts")
+    assert "has 1 file and no image among them (such as 'thesis.pdf')" in fault(tmp_path / "texts")
     write_images(tmp_path / "flat", 3)
     assert "has 3 images and no sub-folders, which would be the classes" in fault(tmp_path / "flat")
     write_images(tmp_path / "one" / "cat", 3)
