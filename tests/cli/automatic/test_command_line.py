@@ -17,10 +17,16 @@ def test_keys_that_are_given_have_the_types_of_their_arguments():
 
 def test_words_say_the_same_again(tmp_path):
     settings = {
-        "dataset": "Meine Bilder", "test_fraction": 0.2, "image_root": None, "fast_decode": False,
-        "learning_rate": 5e-5, "tuned_layers": [0, 3], "peft_config": {"peft_type": "LOHA"}, "prompt_templates": ["a {}.", "the {}."],
+        "dataset": "Meine Bilder",
+        "test_fraction": 0.2,
+        "image_root": None,
+        "fast_decode": False,
+        "learning_rate": 5e-5,
+        "tuned_layers": [0, 3],
+        "peft_config": {"peft_type": "LOHA"},
+        "prompt_templates": ["a {}.", "the {}."],
         "output_dir": str(tmp_path),
-    }  # fmt: skip
+    }
     options = parse_config(TYPES, as_words(settings))
     values = {key: getattr(each, key) for each in options for key in settings if hasattr(each, key)}
     assert values == settings
