@@ -4,7 +4,7 @@
 
 Takes the keys of ft-focalsam train and those below (`--help`). `--validation_fraction` (0.2) of each class of the
 training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial
-has the values of the configuration, the others are Optuna's (`pip install 'ft_focalsam[search]'`), through the
+has the values of the configuration, the others are Optuna's (`pip install 'ft-focalsam[search]'`), through the
 Trainer's `hyperparameter_search`. Stopped, the command goes on with the trials that are left. Writes to `output_dir`:
 trials.csv, best.yaml for ft-focalsam train, and search.db.
 """
@@ -97,7 +97,7 @@ def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrain
             f"A search runs in one process, and these are {args.world_size}; start it without a launcher."
         )
     if not is_optuna_available():
-        raise ValueError("The search needs Optuna; pip install 'ft_focalsam[search]'.")
+        raise ValueError("The search needs Optuna; pip install 'ft-focalsam[search]'.")
 
 
 def open_study(folder: Path, search: SearchArguments, options: tuple):
