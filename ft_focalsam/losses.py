@@ -116,7 +116,7 @@ def grw(
     *,
     class_counts: Tensor,
     grw_exponent: Annotated[
-        float, Hyperparameter("Exponent of the inverse class frequency by which grw weighs.", low=0)
+        float, Hyperparameter("Exponent of the inverse class frequency in the weights of grw.", low=0)
     ] = 1.2,
 ) -> Tensor:
     """Generalised re-weighting (Zhang et al., arXiv 2103.16370): cross-entropy weighted by (1 / pi_k)^a.

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -122,60 +123,87 @@ CHOICES = {
 }
 OPTIONS = [word for key, value in CHOICES.items() for word in (f"--{key}", str(value))]
 SHORT = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+RANGES = ["--root_power_range", "0.2", "0.3", "--head_shift_range", "0.5", "0.6", "--some_norms_range", "3", "3"]
+MISTAKES = {
+    ("--root_power", "-1"): "root_power is -1.0; set it to 0 or more",
+    ("--temperature", "0"): "temperature is 0.0; set it to a number above 0",
+    ("--root_pover", "1"): "Unknown key 'root_pover' on the command line; did you mean 'root_power'",
+    ("--some_norms", "0"): "some_norms is 0; set it to 1 or more",
+}
+# What their author then does, in one process.
+PROGRAM = """
+import json, sys
+from ft_focalsam.cli import search, soup, train
+from ft_focalsam.hub import make_card
+
+folder, told = sys.argv[1], {}
+argv, mistakes, ranges = (json.loads(text) for text in sys.argv[2:])
+train.main([*argv, "--output_dir", f"{folder}/run"])
+told["train"] = dict(SEEN)
+make_card(f"{folder}/run").save(f"{folder}/card.md")
+checkpoints = [f"{folder}/run/checkpoint-{step}" for step in (1, 2)]
+soup.main([*checkpoints, "--output", f"{folder}/soup", "--kind", "first", "--first_weight", "0.75"])
+told["mistakes"] = []
+for mistake in mistakes:
+    try:
+        train.main([*argv, "--output_dir", f"{folder}/other", *mistake])
+    except ValueError as error:
+        told["mistakes"].append(str(error))
+if ranges:
+    search.main([*argv, "--output_dir", f"{folder}/search", "--num_trials", "2", *ranges])
+    told["search"] = dict(SEEN)
+with open(f"{folder}/told.json", "w") as file:
+    json.dump(told, file)
+"""
 
 
-def script(folder, lines: str):
-    """A program of somebody who has these entries."""
+def run_program(folder, lines: str, *arguments: str) -> str:
+    """What a program with these entries prints."""
     path = folder / "program.py"
     path.write_text(f"{ENTRIES}\n\n{lines}")
-    result = run([sys.executable, path])
+    result = run([sys.executable, path, *arguments])
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run of two steps with all of them, and what each was given."""
+def done(tmp_path_factory):
+    """The folder of what the program wrote, and what it saw."""
     folder = tmp_path_factory.mktemp("extended")
-    argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(folder / "run")]
-    lines = f"import json\nfrom ft_focalsam.cli.train import main\nmain({argv!r})\nprint('SEEN', json.dumps(SEEN))"
-    output = script(folder, lines)
-    return folder / "run", json.loads(output.rpartition("SEEN ")[2])
+    ranges = RANGES if find_spec("optuna") else []
+    arguments = [json.dumps(each) for each in ([QUICKSTART, *SHORT, *OPTIONS], list(MISTAKES), ranges)]
+    run_program(folder, PROGRAM, str(folder), *arguments)
+    return folder, json.loads((folder / "told.json").read_text())
 
 
-def test_arguments_reach_what_was_trained(trained):
-    folder, seen = trained
-    assert seen == {key: CHOICES[key] for key in ("root_power", "temperature", "head_shift", "some_norms")}
-    record = json.loads((folder / "run.json").read_text())
+def test_arguments_reach_what_was_trained(done):
+    folder, told = done
+    assert told["train"] == {key: CHOICES[key] for key in ("root_power", "temperature", "head_shift", "some_norms")}
+    record = json.loads((folder / "run" / "run.json").read_text())
     assert {key: record["settings"][key] for key in CHOICES} == CHOICES
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "run" / "config.json").read_text())
     assert config["head_options"] == {"shift": 0.25}
     assert record["model"]["trained_parameters"] == 10 * 64 + 2 * 2 * 128  # class weights; scales and shifts
-    metrics = list(json.loads((folder / "metrics.json").read_text()).values())[-1]
+    metrics = list(json.loads((folder / "run" / "metrics.json").read_text()).values())[-1]
     assert metrics["error_rate"] == pytest.approx(1 - metrics["accuracy"])
 
 
-def test_the_card_names_them(trained, tmp_path):
-    folder, _ = trained
-    lines = f"from ft_focalsam.hub import make_card\nmake_card({str(folder)!r}).save({str(tmp_path / 'README.md')!r})"
-    script(tmp_path, lines)
-    text = ModelCard.load(tmp_path / "README.md").text
+def test_the_card_names_them(done):
+    folder, _ = done
+    text = ModelCard.load(folder / "card.md").text
     assert "**Root-SAM**: ρ (rho) = 0.05, p (root_power) = 0.75\n" in text
     assert "loss: tempered (temperature = 1.5)" in text
     assert "- head: shifted, scale 25, head_shift = 0.25\n" in text
     assert "- tuned by: some\\_norms, some\\_norms = 2\n" in text
     settings = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     assert {key: settings[key] for key in CHOICES} == CHOICES
-    assert "root\\_sam" in make_card(folder).text, "a card is made by those too who do not have the entry"
+    assert "root\\_sam" in make_card(folder / "run").text, "a card is made by those too who do not have the entry"
 
 
-def test_a_search_draws_them(trained, tmp_path):
+def test_a_search_draws_them(done):
     pytest.importorskip("optuna")
-    argv = [QUICKSTART, *SHORT, *OPTIONS, "--output_dir", str(tmp_path / "search"), "--num_trials", "2"]
-    argv += ["--root_power_range", "0.2", "0.3", "--head_shift_range", "0.5", "0.6", "--some_norms_range", "3", "3"]
-    output = script(tmp_path, f"from ft_focalsam.cli.search import main\nmain({argv!r})\nprint(SEEN)")
-    assert "'some_norms': 3" in output
-    with (tmp_path / "search" / "trials.csv").open() as file:
+    folder, told = done
+    with (folder / "search" / "trials.csv").open() as file:
         trials = sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
     searched = ["root_power", "temperature", "head_shift", "some_norms"]
     assert list(trials[0]) == ["trial", "value", "rho", *searched]
@@ -183,37 +211,25 @@ def test_a_search_draws_them(trained, tmp_path):
     assert values[0] == {key: CHOICES[key] for key in searched}
     assert 0.2 <= values[1]["root_power"] <= 0.3 and 0.5 <= values[1]["temperature"] <= 4
     assert 0.5 <= values[1]["head_shift"] <= 0.6 and values[1]["some_norms"] == 3
-    assert f"'head_shift': {values[1]['head_shift']}" in output, "the second trial has built its model anew"
+    assert told["search"] == values[1], "the second trial trains with what it has drawn"
 
 
-def test_a_soup_takes_its_own_option(trained, tmp_path):
-    folder, _ = trained
-    runs = [str(folder / f"checkpoint-{step}") for step in (1, 2)]
-    argv = [*runs, "--output", str(tmp_path / "soup"), "--kind", "first", "--first_weight", "0.75"]
-    script(tmp_path, f"from ft_focalsam.cli.soup import main\nmain({argv!r})")
-    record = json.loads((tmp_path / "soup" / "run.json").read_text())
+def test_a_soup_takes_its_own_option(done):
+    folder, _ = done
+    record = json.loads((folder / "soup" / "run.json").read_text())
     assert list(record["average"]["weights"].values()) == [0.75, 0.25]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--root_power", "-1"], "root_power is -1.0; set it to 0 or more"),
-        (["--temperature", "0"], "temperature is 0.0; set it to a number above 0"),
-        (["--root_pover", "1"], "Unknown key 'root_pover' on the command line; did you mean 'root_power'"),
-        (["--some_norms", "0"], "some_norms is 0; set it to a whole number, 1 or more"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_their_mistakes_are_told_as_any(options, message, tmp_path):
-    argv = [QUICKSTART, "--output_dir", str(tmp_path / "run"), *OPTIONS, *options]
-    train = f"from ft_focalsam.cli.train import main\ntry:\n    main({argv!r})"
-    lines = f"{train}\nexcept ValueError as error:\n    print(error)"
-    assert message in script(tmp_path, lines)
+def test_their_mistakes_are_told_as_any(done):
+    _, told = done
+    assert [said in each for said, each in zip(MISTAKES.values(), told["mistakes"], strict=True)] == [True] * 4
 
 
-def test_two_declarations_of_one_argument_are_refused(tmp_path):
+def test_what_cannot_become_an_argument_is_told(tmp_path):
+    """An argument that is declared twice, and options of a tuning method that is registered after `TuningOptions`."""
     lines = """
+from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
+
 @register_loss("other")
 def other(logits, targets, *, temperature: Annotated[float, Hyperparameter("Temperature.")] = 2.0):
     return cross_entropy(logits, targets)
@@ -222,13 +238,8 @@ try:
     from ft_focalsam import FocalSAMTrainingArguments
 except ValueError as error:
     print(error)
-"""
-    assert "The argument 'temperature' of other has another default, range or help" in script(tmp_path, lines)
 
-
-def test_a_method_that_comes_too_late_says_so(tmp_path):
-    lines = """
-from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
+TuningOptions()
 
 @dataclass
 class LateOptions(CommonOptions):
@@ -245,7 +256,8 @@ except TypeError as error:
     print(error)
 apply_tuning(model, "late", LateOptions(late=5))
 """
-    output = script(tmp_path, lines)
+    output = run_program(tmp_path, lines)
+    assert "The argument 'temperature' of other has another default, range or help" in output
     assert "The options have none of LateOptions; give LateOptions(...), or register the tuning method" in output
     assert "given 5" in output
 

@@ -132,7 +132,7 @@ def make_trainer(
     trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
     build: Callable = build_model,
     restarts: bool = False,
-    rebuilds: bool = False,
+    draw: Callable | None = None,
 ) -> tuple[FocalSAMTrainer, Dataset]:
     """The trainer of a run, which evaluates on validation images where there are some, and the images to test on.
 
@@ -142,7 +142,7 @@ def make_trainer(
         trainer_type: Its class.
         build: What makes the model, as `build_model` does.
         restarts: Let each training begin with a copy of the same started model, as `hyperparameter_search` asks.
-        rebuilds: With it, build that model anew, as the options then say.
+        draw: What sets the options of a trial; with it that model is built anew for each.
     """
     data_args, model_args, _, args = options
     processor = load_image_processor(model_args.backbone)
@@ -181,8 +181,11 @@ def make_trainer(
         args.dataloader_num_workers = 0  # what there is to read are rows of tensors
         args.dataloader_persistent_workers, args.dataloader_prefetch_factor = False, None
 
-    def restart() -> LongTailClassifier:
-        return build(data, plain, collate, options)[0] if rebuilds else copy.deepcopy(model)
+    def restart(trial) -> LongTailClassifier:
+        if draw is None or trial is None:
+            return copy.deepcopy(model)
+        draw(trial)
+        return build(data, plain, collate, options)[0]
 
     trainer = trainer_type(
         None if restarts else model,

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     argv = list(sys.argv[1:] if argv is None else argv)
     search, *options = parse_config(TYPES, argv)
     data_args, _, _, args = options
-    if data_args.validation_fraction is None:
+    if not data_args.has_validation:
         data_args.validation_fraction = VALIDATION_FRACTION
     refuse_what_cannot_be_searched(options)
     from optuna.samplers import TPESampler
@@ -156,9 +156,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         set_seed(args.seed)
         sizes = f"{data.num_train:,} images to train on, {len(data.validation):,} put aside"
         print(f"{data.name}: {sizes}; {left} trials to go")
-        trainer, _ = make_trainer(data, options, restarts=True, rebuilds=searches_the_model(options))
+        draw = search_space(search, options)
+        draw_model = draw if searches_the_model(options) else None
+        trainer, _ = make_trainer(data, options, restarts=True, draw=draw_model)
         trainer.hyperparameter_search(
-            hp_space=search_space(search, options),
+            hp_space=draw,  # within a trial a value is drawn once
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
             n_trials=left,
             direction="maximize",

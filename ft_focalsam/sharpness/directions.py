@@ -26,7 +26,7 @@ Decay = Annotated[
 Sigma = Annotated[
     float,
     Hyperparameter(
-        "Share sigma of that average which friendly takes out of the gradient.", argument="friendly_sigma", low=0
+        "Share sigma of that average that friendly subtracts from the gradient.", argument="friendly_sigma", low=0
     ),
 ]
 

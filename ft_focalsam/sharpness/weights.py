@@ -128,7 +128,7 @@ Gamma = Annotated[
 Eta = Annotated[
     float,
     Hyperparameter(
-        "Number of training samples below which ImbSAM perturbs a class.",
+        "ImbSAM perturbs classes with fewer training samples than this.",
         argument="imbsam_eta",
         low=0,
         open_low=True,

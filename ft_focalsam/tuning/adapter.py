@@ -131,7 +131,7 @@ class AdapterOptions(CommonOptions):
         },
     )
     adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
-        default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."}
+        default=0.1, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
     )
 
 

@@ -25,7 +25,7 @@ class PeftOptions(CommonOptions):
 
     peft_config: dict | str | None = field(
         default=None,
-        metadata={"help": "What the method peft uses: peft_type and the fields of that peft configuration."},
+        metadata={"help": "Configuration of the tuning method peft: peft_type and its fields."},
     )
 
     def __post_init__(self) -> None:

@@ -49,10 +49,10 @@ class ClipAdapterOptions(CommonOptions):
     """
 
     clip_adapter_reduction: Annotated[int, Range(1)] = field(
-        default=4, metadata={"help": "The features are squeezed to 1 / this by a CLIP-Adapter."}
+        default=4, metadata={"help": "Factor by which the bottleneck of a CLIP-Adapter is narrower than the features."}
     )
     clip_adapter_ratio: Annotated[float, Range(0, 1)] = field(
-        default=0.2, metadata={"help": "Share of what the CLIP-Adapter gives in the features, 0 to 1."}
+        default=0.2, metadata={"help": "Share of the CLIP-Adapter's output in the features, 0 to 1."}
     )
 
 

@@ -46,7 +46,9 @@ class LoraOptions(CommonOptions):
         metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
     )
     lora_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA update by alpha / sqrt(r): rsLoRA."})
-    lora_dora: bool = field(default=False, metadata={"help": "Train the magnitudes of the weights apart: DoRA."})
+    lora_dora: bool = field(
+        default=False, metadata={"help": "Train magnitude and direction of the weights separately: DoRA."}
+    )
     lora_init: str = field(
         default="default", metadata={"help": "Start of LoRA: default, gaussian, orthogonal, pissa or olora."}
     )

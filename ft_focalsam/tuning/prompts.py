@@ -77,7 +77,9 @@ class PromptOptions(CommonOptions):
         prompt_length (`int`, >= 1): Prompts in front of a block.
     """
 
-    prompt_length: Annotated[int, Range(1)] = field(default=10, metadata={"help": "Prompts in front of a block."})
+    prompt_length: Annotated[int, Range(1)] = field(
+        default=10, metadata={"help": "Number of prompts in front of a block."}
+    )
 
 
 @register_tuning("vpt_shallow", place=TOKENS, options=PromptOptions)

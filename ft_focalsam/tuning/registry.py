@@ -30,7 +30,7 @@ class CommonOptions:
     """
 
     tuned_layers: Annotated[list[int], Range(0)] = field(
-        default_factory=list, metadata={"help": "Numbers, from 0, of the blocks that are tuned; by default all."}
+        default_factory=list, metadata={"help": "Indices, from 0, of the blocks that are tuned; by default all."}
     )
 
     def __post_init__(self) -> None:

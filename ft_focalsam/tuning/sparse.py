@@ -82,7 +82,9 @@ class SparseOptions(CommonOptions):
         default=0.01,
         metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."},
     )
-    sparse_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
+    sparse_seed: Annotated[int, SEED] = field(
+        default=0, metadata={"help": "Seed that chooses the entries of sparse tuning."}
+    )
 
 
 @register_tuning("sparse", place=WEIGHTS, options=SparseOptions)

@@ -219,15 +219,18 @@ class ContextOptions(CommonOptions):
     """
 
     context_length: Annotated[int, Range(1)] = field(
-        default=16, metadata={"help": "Trained vectors beside a class name."}
+        default=16, metadata={"help": "Number of trained vectors beside a class name."}
     )
     context_position: str = field(
-        default="end", metadata={"help": "Place of the class name among them: end, middle or front."}
+        default="end", metadata={"help": "Position of the class name in the context: end, middle or front."}
     )
     context_init: str | None = field(
-        default=None, metadata={"help": "Words that the context starts as, e.g. 'a photo of a'; by default noise."}
+        default=None,
+        metadata={"help": "Words that the context is initialised with, e.g. 'a photo of a'; by default noise."},
     )
-    context_per_class: bool = field(default=False, metadata={"help": "One context for each class, not one for all."})
+    context_per_class: bool = field(
+        default=False, metadata={"help": "Train one context per class instead of one for all."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,7 +75,7 @@ class LastBlocksOptions(CommonOptions):
     """
 
     last_blocks: Annotated[int, Range(1)] = field(
-        default=1, metadata={"help": "How many of the last blocks last_blocks trains."}
+        default=1, metadata={"help": "Number of blocks that last_blocks trains."}
     )
 
 

@@ -65,7 +65,7 @@ class _SharpnessArguments(TrainingArguments):
             Perturb by the gradient of all samples of a step (global), or each process and micro-batch by its own
             (local, less communication).
         reuse_frozen_prefix (`bool`, defaults to `True`):
-            Compute the part of the model before everything that trains once a step, and not in both passes.
+            Compute the part of the model before the first trainable layer once per step instead of in both passes.
 
     > Parameters that choose another perturbation
 
@@ -79,7 +79,7 @@ class _SharpnessArguments(TrainingArguments):
             How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and needs ascent
             momentum or gaussian.
         ascent_interval (`int`, >= 1, defaults to `1`):
-            One step in so many perturbs the weights, the others are plain.
+            Perturb the weights in one of this many steps; the others are plain.
 
     Raises:
         ValueError: If a choice is unknown or a value is out of range.
@@ -135,7 +135,8 @@ class _SharpnessArguments(TrainingArguments):
     reuse_frozen_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Compute the part of the model before everything that trains once a step, and not in both passes."
+            "help": "Compute the part of the model before the first trainable layer once per step instead of in both "
+            "passes."
         },
     )
     perturb: str = field(
@@ -157,7 +158,7 @@ class _SharpnessArguments(TrainingArguments):
         },
     )
     ascent_interval: Annotated[int, Range(1)] = field(
-        default=1, metadata={"help": "One step in so many perturbs the weights, the others are plain."}
+        default=1, metadata={"help": "Perturb the weights in one of this many steps; the others are plain."}
     )
 
     def __post_init__(self):
