@@ -85,7 +85,7 @@ def test_finished_runs_are_kept_and_lost_ones_repeated(compared, capsys):
     (lost / "finished.json").unlink()  # as if it had been stopped there
     compare.main([*arguments, "--output_dir", str(folder)])
     output = capsys.readouterr().out
-    assert output.count("'train_runtime'") == 1 and "plain, seed 1: run 1 of 1" in output
+    assert output.count(" steps in ") == 1 and "plain, seed 1: run 1 of 1" in output
     again = Predictions.load(next((lost / "predictions").iterdir()))
     assert np.array_equal(again.log_probabilities, predictions.log_probabilities)
     after = json.loads((folder / "comparison.json").read_text())

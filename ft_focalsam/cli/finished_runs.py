@@ -13,7 +13,7 @@ from . import train
 
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
 # Options that say nothing about what comes out.
-PLACES = ("output_dir", "logging_dir", "hub_token", "overwrite", "resume_changed")
+PLACES = ("output_dir", "logging_dir", "hub_token", "report_to", "overwrite", "resume_changed")
 
 
 def describe(options: tuple) -> dict:

@@ -145,4 +145,4 @@ def _describe(names: Sequence[str], description: Mapping) -> dict:
         own = first.get(section, {})
         first[section] = {key: own[key] for key in own if all(each.get(key) == own[key] for each in values)}
     first.pop("fingerprint", None)
-    return {**first, "command": None, "changes": [], "average": dict(description)}
+    return {**first, "command": None, "changes": [], "seconds": None, "average": dict(description)}

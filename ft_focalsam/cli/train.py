@@ -6,14 +6,15 @@
 
 The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
 lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
-accuracy_by_frequency.png, run.json, predictions/ and checkpoints. A run that was killed goes on with
-`--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder that holds a run is
-overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by while training; the
-table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but predictions and
-checkpoints, with a card.
+accuracy_by_frequency.png, run.json, config.yaml (runs it again), train.log, predictions/ and checkpoints. A run that
+was killed goes on with `--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder
+that holds a run is overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by
+while training; the table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but
+predictions and checkpoints, with a card.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,9 @@ from ..models import choose_head_start
 from ..models.backbones import find_family
 from ..trainer import FocalSAMTrainer
 from ..trainer.checkpointing import check_checkpoint, checkpoints
+from ..trainer.run_config import CONFIG_NAME, write_config
 from ..trainer.run_lock import one_writer
+from ..trainer.run_log import run_log, tell
 from ..tuning import describe_methods, describe_parameters
 from .arguments import TYPES, ModelArguments
 from .building import build_model, load_data, make_trainer
@@ -169,7 +172,11 @@ def main(
     with one_writer(args.output_dir, is_writer=args.should_save):
         refuse_overwriting(options)
         argv = sys.argv[1:] if argv is None else argv
-        return run(options, argv, trainer_type=trainer_type, build=build, before=before)
+        resumes = str(args.resume_from_checkpoint or False).lower() != "false"
+        with run_log(args.output_dir, appends=resumes, is_writer=args.process_index == 0, own=(CONFIG_NAME,)):
+            if args.process_index == 0:
+                write_config(options)
+            return run(options, argv, trainer_type=trainer_type, build=build, before=before)
 
 
 def run(
@@ -177,7 +184,8 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """The recipe itself, of checked options."""
     data_args, model_args, _, args = options
-    say = print if args.process_index == 0 else lambda *_: None
+    began = time.monotonic()
+    say = tell if args.process_index == 0 else lambda *_: None
     data_notes = []  # which the report shows too
 
     def note(text: str) -> None:
@@ -193,15 +201,18 @@ def run(
     aside = "" if not data_args.has_validation else f", {len(data.validation):,} put aside for validation"
     sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
     say(f"\n{data.name}: {sizes}{aside}")
+    args.choose_eval_strategy(has_validation=data_args.has_validation)
     if args.eval_strategy != IntervalStrategy.NO and not data_args.has_validation:
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
     trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
+    trainer.progress.shows_evaluation = data_args.has_validation
     before = before or ROW_BEFORE[head_start]
     metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):
-            record = describe_run(trainer, options=options, argv=argv, data_notes=data_notes)
+            told = {"argv": argv, "data_notes": data_notes, "seconds": time.monotonic() - began}
+            record = describe_run(trainer, options=options, **told)
             save(trainer, weights, data, metrics, verdicts, record)
             write_run(args.output_dir, record)
         say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")

@@ -11,6 +11,7 @@ configurations.
 
 from ..models.backbones import is_pretrained
 from ..trainer import FocalSAMTrainer
+from ..trainer.run_log import tell
 from . import train
 from .arguments import ModelArguments
 from .train import READS_CONFIG, TYPES, make_parser
@@ -30,7 +31,7 @@ class TimedTrainer(FocalSAMTrainer):
         if self.is_world_process_zero() and not resume_from_checkpoint:
             seconds, epochs = output.metrics["train_runtime"], self.state.epoch
             published = seconds / epochs * PUBLISHED_EPOCHS
-            print(
+            tell(
                 f"{len(self.train_dataset) * epochs / seconds:,.0f} images a second; {epochs:g} epochs took "
                 f"{seconds / 60:.1f} minutes, {PUBLISHED_EPOCHS} would take {published / 60:.0f}."
             )

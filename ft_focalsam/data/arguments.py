@@ -45,15 +45,15 @@ class DataArguments:
         cache_features (`bool`): Compute the backbone's features of all images once, keep them in the cache of
             `datasets` (HF_DATASETS_CACHE), and train and evaluate on these; for ways to tune that leave the backbone
             as it is, with augmentation none or augmentation_views.
-        image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
-        on_bad_image (`str`): What to do about pictures that cannot be read, which are looked for before training:
-            fail, skip or unchecked (stop when one is met).
+        image_size (`int`, *optional*): Side of the images in pixels; by default the backbone's own.
+        on_bad_image (`str`): What to do about images that cannot be read, found before training: fail, skip or
+            unchecked (not looked for; the run stops at the first one).
         fast_decode (`bool`): Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the
             model sees. Test images are always decoded in full.
         cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
         cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
-        on_device (`bool`): Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a
-            time (augmentation none or cifar); for small pictures that fit its memory.
+        on_device (`bool`): Keep all images on the device that trains, as bytes, and augment them there, a batch at a
+            time (augmentation none or cifar); for small images that fit its memory.
         streaming (`bool`): Read the training images as a stream, for data sets too large for the disk; needs
             max_steps.
         class_counts (`str`, *optional*): JSON file of a stream's class counts (name: images), written if missing.
@@ -111,20 +111,20 @@ class DataArguments:
         default="exponential", metadata={"help": "Shape of that profile: exponential, step or pareto."}
     )
     max_train_per_class: Annotated[int | None, Range(1)] = field(
-        default=None, metadata={"help": "Images of the most frequent class."}
+        default=None, metadata={"help": "Training images of the most frequent class."}
     )
     max_test_per_class: Annotated[int | None, Range(1)] = field(
         default=None, metadata={"help": "Test images a class."}
     )
-    long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Seed of the long-tail cut."})
     max_imbalance: Annotated[float | None, Range(1)] = field(
         default=None,
         metadata={
-            "help": "Cut classes, after that, to at most this many times the training images of the rarest one; 1 "
-            "balances them."
+            "help": "After the long-tail cut, limit each class to this many times the training images of the rarest "
+            "one; 1 balances them."
         },
     )
-    max_imbalance_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images that takes."})
+    max_imbalance_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Seed of that cut."})
     augmentation: str = field(
         default="crop_flip",
         metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},
@@ -132,8 +132,8 @@ class DataArguments:
     augmentation_views: Annotated[int | None, Range(1)] = field(
         default=None,
         metadata={
-            "help": "Draw so many augmented views of each image and repeat them, epoch by epoch; by default each "
-            "epoch draws anew."
+            "help": "Draw this many augmented views of each image and repeat them, epoch by epoch; by default each "
+            "epoch draws new ones."
         },
     )
     cache_features: bool = field(
@@ -145,20 +145,20 @@ class DataArguments:
         },
     )
     image_size: Annotated[int | None, Range(1)] = field(
-        default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
+        default=None, metadata={"help": "Side of the images in pixels; the backbone's own by default."}
     )
     on_bad_image: str = field(
         default="fail",
         metadata={
-            "help": "What to do about pictures that cannot be read, which are looked for before training: fail, skip "
-            "or unchecked; the last stops when one is met."
+            "help": "What to do about images that cannot be read, found before training: fail, skip or unchecked; "
+            "unchecked does not look for them and stops at the first one."
         },
     )
     fast_decode: bool = field(
         default=True,
         metadata={
-            "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the model "
-            "sees. Test images are always decoded in full."
+            "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 of their size where the crop stays at least as "
+            "large as the model's input. Test images are always decoded in full."
         },
     )
     cache_resized: str | None = field(
@@ -170,8 +170,8 @@ class DataArguments:
     on_device: bool = field(
         default=False,
         metadata={
-            "help": "Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a time "
-            "(augmentation none or cifar); for small pictures that fit its memory."
+            "help": "Keep all images on the device that trains, as bytes, and augment them there, a batch at a time "
+            "(augmentation none or cifar); for small images that fit its memory."
         },
     )
     streaming: bool = field(
@@ -184,7 +184,7 @@ class DataArguments:
         default=None, metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."}
     )
     shuffle_buffer: Annotated[int, Range(0)] = field(
-        default=1000, metadata={"help": "Images of a stream among which the next one is drawn."}
+        default=1000, metadata={"help": "Shuffle buffer of a stream, in images."}
     )
 
     def __post_init__(self) -> None:

@@ -214,7 +214,9 @@ class _OwnFiles:
 
 def _count(stream: datasets.IterableDataset, num_classes: int) -> np.ndarray:
     counts = np.zeros(num_classes, dtype=np.int64)
-    for row, item in enumerate(tqdm(stream.select_columns(["labels"]), desc="Counting classes", unit=" images")):
+    for row, item in enumerate(
+        tqdm(stream.select_columns(["labels"]), desc="Counting classes", unit=" images", disable=None)
+    ):
         if item["labels"] is None or not 0 <= item["labels"] < num_classes:
             raise ValueError(
                 f"Row {row} of the stream has the label {item['labels']}, outside 0..{num_classes - 1} for the "

@@ -197,7 +197,9 @@ def predict(
     loader = DataLoader(pictures, batch_size, collate_fn=default_data_collator, num_workers=num_workers)
     parts = []
     shown = accelerator.is_main_process
-    for batch in tqdm(accelerator.prepare_data_loader(loader), desc="Predicting", leave=False, disable=not shown):
+    for batch in tqdm(
+        accelerator.prepare_data_loader(loader), desc="Predicting", leave=False, disable=None if shown else True
+    ):
         views = batch["pixel_values"]
         views = views[:, None] if views.ndim == 4 else views
         logits = model(pixel_values=views.flatten(0, 1)).logits.float()

@@ -260,7 +260,7 @@ def test_a_run_whose_push_cannot_work_ends_before_it_trains(client, tmp_path, op
     assert result.status == 1
     assert result.last.startswith(f"Error: {message}")
     assert "Traceback" not in result.output and "hf_Unknown" not in result.output
-    assert "'loss'" not in result.output and not (tmp_path / "out" / "model.safetensors").exists()
+    assert "  loss " not in result.output and not (tmp_path / "out" / "model.safetensors").exists()
 
 
 # ---- the demo ----
