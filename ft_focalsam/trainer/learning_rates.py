@@ -1,6 +1,6 @@
 """Learning rates by layer and for the classifier head, as parameter groups of the base optimizer.
 
-With L blocks, a parameter of depth d has the learning rate lr * decay^(L + 1 - d): d is 0 in front of the blocks, i + 1
+With L blocks, a parameter of depth d has the learning rate lr * decay^(L + 1 - d): d is 0 in front of them, i + 1
 in block i = 0 ... L - 1, and L + 1 behind them and in the head (BEiT, arXiv 2106.08254; MAE, arXiv 2111.06377).
 """
 

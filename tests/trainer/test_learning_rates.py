@@ -162,7 +162,7 @@ def test_a_resumed_run_ends_at_the_same_weights(tmp_path):
     changed = trainer_for(
         make_model("vit", "lora", dtype=torch.float32), tmp_path / "changed", **{**settings, "layer_decay": 0.6}
     )
-    with pytest.raises(CheckpointError, match="layer_decay was 0.5 and is 0.6"):
+    with pytest.raises(CheckpointError, match=r"layer_decay was 0.5 and is 0.6"):
         changed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
 
 
@@ -174,20 +174,20 @@ def test_what_has_no_layers_or_no_head_is_refused(tmp_path):
     stages = ResNetForImageClassification(
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=5)
     )
-    with pytest.raises(ValueError, match="layer_decay is 0.7, and 'ResNetForImageClassification' has no transformer"):
+    with pytest.raises(ValueError, match=r"layer_decay is 0.7, and 'ResNetForImageClassification' has no transformer"):
         trainer_for(stages, tmp_path, layer_decay=0.7)
     scratch = LongTailClassifier.from_backbone("scratch:resnet32", NAMES)
-    with pytest.raises(ValueError, match="layer_decay is 0.7, and 'scratch:resnet32' has no transformer blocks"):
+    with pytest.raises(ValueError, match=r"layer_decay is 0.7, and 'scratch:resnet32' has no transformer blocks"):
         trainer_for(scratch, tmp_path, layer_decay=0.7)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    with pytest.raises(ValueError, match="head_learning_rate is 0.3, and the head of a Sequential cannot be told"):
+    with pytest.raises(ValueError, match=r"head_learning_rate is 0.3, and the head of a Sequential cannot be told"):
         trainer_for(plain, tmp_path, head_learning_rate=0.3)
     with pytest.raises(ValueError, match="layer_decay is 0; set it to a number above 0 and at most 1"):
         arguments(tmp_path, layer_decay=0)
     with pytest.raises(ValueError, match="head_learning_rate is -1; set it to"):
         arguments(tmp_path, head_learning_rate=-1)
     model = make_model("vit", "full")
-    with pytest.raises(ValueError, match="layer_decay is 0.7, and FocalSAMTrainer was given an optimizer"):
+    with pytest.raises(ValueError, match=r"layer_decay is 0.7, and FocalSAMTrainer was given an optimizer"):
         FocalSAMTrainer(
             model,
             arguments(tmp_path, layer_decay=0.7),
