@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 import typing
 
-from .. import data, evaluation, models
+from .. import evaluation, models
 from ..errors import told_in_one_sentence
 from ..retraining import RETRAINING, Retraining
 
@@ -46,19 +46,17 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def _options() -> dict[str, tuple[type, str]]:
     """The options of all methods: name -> type, help with the methods that have it and their defaults."""
-    kinds, texts, defaults = {}, {}, {}
+    kinds, texts = {}, {}
+    defaults: dict[str, list[str]] = {}
     for method, entry in RETRAINING.items():
         hints = typing.get_type_hints(entry)
         for field in dataclasses.fields(entry):
-            kinds[field.name] = next(k for k in (int, float) if k in (hints[field.name], *_parts(hints[field.name])))
+            hint = hints[field.name]
+            kinds[field.name] = next(kind for kind in (int, float) if kind in (hint, *typing.get_args(hint)))
             texts[field.name] = field.metadata["help"]
             default = "" if field.default is None else f" {field.default:g}"
             defaults.setdefault(field.name, []).append(f"{method}{default}")
     return {name: (kinds[name], f"{texts[name]} ({', '.join(defaults[name])})") for name in kinds}
-
-
-def _parts(hint: object) -> tuple:
-    return typing.get_args(hint)
 
 
 def choose_method(args: argparse.Namespace) -> Retraining:
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say = print if PartialState().is_main_process else lambda *_: None
     model = models.LongTailClassifier.from_pretrained(args.run).to(PartialState().device)
     method.check(model)
-    images: data.ImageData = data_of_runs(
+    images = data_of_runs(
         [args.run], further=further, needs_validation=method.needs_validation, otherwise="give --tau"
     )
     found = method.retrain(model, FrozenFeatures(model, images, batch_size=args.batch_size), say=say)

@@ -53,9 +53,9 @@ class AdversarialFeatures(BalancedTraining):
         trained = [p.requires_grad for p in parameters]
         model.head.requires_grad_(True)
 
-        def loss_of(features, labels, epoch):
+        def loss_of(x, y, epoch):
             share = min((epoch + 1) / self.epochs, self.max_share)
-            return shifted_loss(model.head, features, labels, weights, strength=self.strength, share=share)
+            return shifted_loss(model.head, x, y, weights, strength=self.strength, share=share)
 
         loss = train_balanced(parameters, loss_of, features, labels, self)
         for parameter, is_trained in zip(parameters, trained, strict=True):

@@ -20,11 +20,9 @@ class ClassifierRetraining(BalancedTraining):
         from .training import train_balanced
 
         head = new_head(model, seed=self.seed)
+        features, labels = data.of("train")
         loss = train_balanced(
-            list(head.parameters()),
-            lambda features, labels, epoch: cross_entropy(head(features), labels),
-            *data.of("train"),
-            self,
+            list(head.parameters()), lambda x, y, epoch: cross_entropy(head(x), y), features, labels, self
         )
         model.head.load_state_dict(head.state_dict())
         return {"final_loss": loss}

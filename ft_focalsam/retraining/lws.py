@@ -31,13 +31,14 @@ class LearnableWeightScaling(BalancedTraining):
         layer = class_layer(model, "lws")
         scales = torch.nn.Parameter(torch.ones_like(layer.weight[:, 0]))
 
-        def loss_of(features, labels, epoch):
+        def loss_of(x, y, epoch):
             with torch.no_grad():
-                logits = model.head(features)
-            return cross_entropy(scales * logits, labels)
+                logits = model.head(x)
+            return cross_entropy(scales * logits, y)
 
-        loss = train_balanced([scales], loss_of, *data.of("train"), self)
+        features, labels = data.of("train")
+        loss = train_balanced([scales], loss_of, features, labels, self)
         with torch.no_grad():
-            layer.weight *= scales[:, None]
-            layer.bias *= scales
+            layer.weight.mul_(scales[:, None])
+            layer.bias.mul_(scales)
         return {"final_loss": loss, "scales": [round(scale, 6) for scale in scales.tolist()]}

@@ -1,6 +1,7 @@
 """The features that heads are retrained on, and runs of the quickstart that are retrained, as users start it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_what_cannot_be_retrained_is_refused(run, cosine_run, tmp_path):
     assert "learning_rate is -1.0; set it to a number above 0" in said(run, "--method", "lws", "--learning_rate", -1)
     message = said(run, "--method", "crt", "--datset", "digits")
     assert "Unknown key 'datset' on the command line; did you mean 'dataset'?" in message
-    record = json.loads(open(f"{run}/run.json").read())
+    record = json.loads(Path(run, "run.json").read_text())
     record["settings"]["validation_fraction"] = None
     other = tmp_path / "other"
     model = LongTailClassifier.from_pretrained(run)
