@@ -55,8 +55,9 @@ def test_the_readme_links_every_page():
 def test_options_exist(page):
     known = {field.name for each in (*OF_FINETUNE, ImageOptions, MeasureOptions) for field in fields(each)}
     known |= {"help", "key"}  # of argparse, and as in `--key value`
-    for recipe in (ROOT / "recipes").glob("*.py"):
-        source = recipe.read_text()
+    scripts = [*(ROOT / "recipes").glob("*.py"), *(ROOT / "ft_focalsam" / "retraining").glob("*.py")]
+    for script in (*scripts, *(ROOT / "ft_focalsam" / "cli").glob("*.py")):
+        source = script.read_text()
         known |= {*re.findall(r'"--(\w+)"', source), *re.findall(r"^    (\w+): .* = field\(", source, re.MULTILINE)}
     text = re.sub(r"(accelerate launch|torchrun|srun) .*?recipes/", "", page.read_text())  # options of the launchers
     assert [name for name in re.findall(r"--([a-z]\w+)", text) if name not in known] == []

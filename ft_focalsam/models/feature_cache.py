@@ -144,11 +144,11 @@ def describe_backbone(model: LongTailClassifier) -> dict[str, Any]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     config = model.config
-    inserted = {} if config.inserted is None else {"inserted": config.inserted}
+    adapter = {}
     if isinstance(model.backbone, PeftModel):  # whose scales are not among the weights
-        inserted["peft"] = json.dumps(model.backbone.active_peft_config.to_dict(), sort_keys=True, default=_in_order)
+        adapter["peft"] = json.dumps(model.backbone.active_peft_config.to_dict(), sort_keys=True, default=_in_order)
     return {
-        **inserted,
+        **adapter,
         "family": config.backbone_family,
         "features": config.backbone_features,
         "image_size": config.image_size,
