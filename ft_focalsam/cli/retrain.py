@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the command; returns the records of the report, by the name of the row."""
     args, further = parse(argv)
     method = choose_method(args)
+    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast
 
@@ -86,8 +87,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
     check_is_free(args.output)
-    say = print if PartialState().is_main_process else lambda *_: None
-    model = models.LongTailClassifier.from_pretrained(args.run).to(PartialState().device)
+    state = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
+    say = print if state.is_main_process else lambda *_: None
+    model = models.LongTailClassifier.from_pretrained(args.run).to(state.device)
     method.check(model)
     images = data_of_runs(
         [args.run], further=further, needs_validation=method.needs_validation, otherwise="give --tau"
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     verdicts = {**saved_verdicts([args.run], verdict), method.title: verdict}
     records = {name: each.record() for name, each in verdicts.items()}
     say(f"\n{evaluation.format_table(records)}\n")
-    if PartialState().is_main_process:
+    if state.is_main_process:
         description = {"kind": method.title, "method": args.method, **dataclasses.asdict(method), **found}
         write_average(
             args.output,
