@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from accelerate.utils import gather_object
-
 _JOINERS = "\u200c\u200d"  # which Persian, Hindi and emoji are written with
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, half of a character, line and paragraph separator
 
@@ -33,6 +31,8 @@ def one_line(error: BaseException) -> str:
 
 def first_fault(fault: str | None) -> str | None:
     """What went wrong on the first process on which something did; None where nothing did on any."""
+    from accelerate.utils import gather_object  # which imports torch; a mistyped key is told without it
+
     return next((found for found in gather_object([fault]) if found is not None), None)
 
 

@@ -15,11 +15,10 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "recipes"), str(ROOT)]
-
-import finetune  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from ft_focalsam import FocalSAMTrainer, LongTailClassifier  # noqa: E402
+from ft_focalsam.cli import train  # noqa: E402
 from ft_focalsam.data import load_image_data  # noqa: E402
 from ft_focalsam.data.sources import SOURCES  # noqa: E402
 
@@ -65,14 +64,14 @@ def run(argv: list[str], *, log: str, events: str | None, strike: list | None, f
     """The recipe without its reports, which take longer than all the rest; returns the exit status."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1), os.dup2(output, 2)
-    finetune.write_page = finetune.write_report = lambda *args, **kwargs: None
+    train.write_page = train.write_report = lambda *args, **kwargs: None
     seen = Events(argv[argv.index("--output_dir") + 1], strike)
     sys.addaudithook(seen)
     if file_limit is not None:  # what a full disk does to a file
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     try:
-        finetune.main([str(ROOT / "recipes" / "configs" / "quickstart.yaml"), *argv], trainer_type=NotingTrainer)
+        train.main([str(ROOT / "recipes" / "configs" / "quickstart.yaml"), *argv], trainer_type=NotingTrainer)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = "recipes/configs/quickstart.yaml"
-FOLDERS = (".", "tests", "tests/trainer", "recipes")
+FOLDERS = (".", "tests", "tests/trainer")
 PATHS = [*(str(ROOT / folder) for folder in FOLDERS), *filter(None, [os.environ.get("PYTHONPATH")])]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PIPES = ("stdout", "stderr")

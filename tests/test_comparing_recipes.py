@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def benchmark(*arguments):
-    result = python("recipes/benchmark_step.py", *arguments)
+    result = python("recipes/benchmarks/step_cost.py", *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -68,7 +68,7 @@ def test_the_benchmark_compares_with_other_libraries():
 
 
 def test_the_benchmark_names_the_package_that_it_lacks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "recipes")
+    monkeypatch.syspath_prepend(ROOT / "recipes" / "benchmarks")
     peer_steps = importlib.import_module("peer_steps")
     monkeypatch.setattr(peer_steps, "find_spec", lambda name: None)
     reason = peer_steps.refuse_missing("pytorch_optimizer_sam")
@@ -111,21 +111,21 @@ def tunings(tmp_path):
     for recipe, tuning in zip(recipes, ("linear_probe", "norms"), strict=True):
         recipe.write_text(f"base: {ROOT / QUICKSTART}\ntuning: {tuning}\n")
     options = ["--results", tmp_path / "runs" / "results.jsonl", "--timed_steps", 3, "--max_steps", 2]
-    return recipes, ["recipes/compare_tuning.py", *map(str, [*recipes, *options])]
+    return recipes, ["recipes/benchmarks/tuning_methods.py", *map(str, [*recipes, *options])]
 
 
 @pytest.fixture
 def compare_tuning(monkeypatch):
     """The script, as a module."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    return importlib.import_module("compare_tuning")
+    monkeypatch.syspath_prepend(ROOT / "recipes" / "benchmarks")
+    return importlib.import_module("tuning_methods")
 
 
 def test_tunings_are_compared_and_finished_ones_kept(tunings, compare_tuning, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", tunings[1])
     compare_tuning.main()
     output = capsys.readouterr().out
-    assert output.count("'train_runtime'") == 2
+    assert output.count(" steps in ") == 2
     header, _, start, *rows = [line.strip("| ").split(" | ") for line in output.splitlines()[-5:]]
     assert [row[0] for row in (start, *rows)] == ["zero-shot, before", "alone", "layer_norms"]
     assert header[3:7] == ["top-1", "many", "medium", "few"]
@@ -143,7 +143,7 @@ def test_tunings_are_compared_and_finished_ones_kept(tunings, compare_tuning, tm
     results.write_text(first + "\n")  # as if it had been stopped in the second run
     compare_tuning.main()
     rest = capsys.readouterr().out
-    assert rest.count("'train_runtime'") == 1
+    assert rest.count(" steps in ") == 1
     assert rest.splitlines()[-2] == output.splitlines()[-2]
     kept, new = map(json.loads, results.read_text().splitlines())
     assert kept == json.loads(first)

@@ -1,8 +1,9 @@
 """The recipes about data as users run them: a folder with all that goes wrong, a list, a stream, the benchmark."""
 
-import importlib.util
+import importlib
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -21,11 +22,8 @@ FOLDER = str(ROOT / "recipes" / "configs" / "image_folder" / "clip_vit_b16_lora.
 
 
 def recipe(name: str):
-    """A script of recipes/ as a module, whose `main` takes its arguments; starting Python anew takes longer."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A command as a module, whose `main` takes its arguments; starting Python anew takes longer."""
+    return importlib.import_module(f"ft_focalsam.cli.{name}")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +57,7 @@ def folder(photographs, tmp_path):
 
 
 def test_a_folder_is_inspected(folder, tmp_path, capsys):
-    inspection = recipe("inspect_data").main(
+    inspection = recipe("inspect").main(
         [FOLDER, "--dataset", str(folder), "--test_fraction", "0.2", "--output_dir", str(tmp_path / "o")]
     )
     text = capsys.readouterr().out
@@ -81,7 +79,7 @@ def test_an_inspection_goes_to_a_folder_of_its_own_and_over_no_other(tmp_path, m
     (tmp_path / "run").mkdir()
     config = tmp_path / "config.yaml"
     config.write_text("dataset: digits\noutput_dir: run\n")
-    inspect = recipe("inspect_data").main
+    inspect = recipe("inspect").main
     for options in ([], [], ["--validation_fraction", "0.2"], ["--output_dir", "run"]):
         inspect([str(config), *options])
     written = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("inspection.json")}
@@ -91,7 +89,7 @@ def test_an_inspection_goes_to_a_folder_of_its_own_and_over_no_other(tmp_path, m
 
 
 def test_a_mistake_ends_the_inspection_with_one_sentence(folder):
-    inspect = recipe("inspect_data").main
+    inspect = recipe("inspect").main
     with pytest.raises(ConfigError, match="Unknown key 'on_bad_imag' on the command line; did you mean"):
         inspect([FOLDER, "--dataset", str(folder), "--on_bad_imag", "skip"])
     with pytest.raises(FileNotFoundError, match="folder '/does/not/exist' does not exist"):
@@ -102,7 +100,7 @@ def finetune(config: str, tmp_path, **options) -> dict:
     """The recipe on the embedded CLIP, two steps of it unless said otherwise."""
     options = {"head_start": "class_means", "augmentation": "crop_flip", "save_strategy": "no"} | options
     arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    return recipe("finetune").main([config, "--output_dir", str(tmp_path / "o"), *arguments])
+    return recipe("train").main([config, "--output_dir", str(tmp_path / "o"), *arguments])
 
 
 def test_broken_pictures_stop_a_run_or_are_skipped(folder, tmp_path, capsys):
@@ -156,8 +154,8 @@ def test_a_stream_is_trained_on(shared, tmp_path, capsys):
 def test_the_benchmark_measures_every_pipeline(shared, capsys, monkeypatch):
     arguments = ["--dataset", str(shared / "data" / "imagenet_sample"), "--images", "12", "--repeats", "1"]
     arguments += ["--loader_images", "20", "--num_workers", "1", "--batch_size", "8"]
-    monkeypatch.setattr(sys, "argv", ["benchmark_data.py", *arguments])
-    recipe("benchmark_data").main()
+    monkeypatch.setattr(sys, "argv", ["data_speed.py", *arguments])
+    runpy.run_path(str(ROOT / "recipes/benchmarks/data_speed.py"))["main"]()
     text, _, loaders = capsys.readouterr().out.partition("worker processes")
     rows = dict(re.findall(r"^\| ([\w, ]+) \|.* ([\d.]+) \|$", text, flags=re.MULTILINE))
     differences = {name: float(value) for name, value in rows.items()}

@@ -1,24 +1,28 @@
 """README.md and docs/: their paths, links, options, defaults and code are those of the package."""
 
 import ast
+import functools
 import re
+import shlex
 from dataclasses import MISSING, fields
 
 import pytest
 import yaml
+from PIL import Image
 from running import ROOT, python
 from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.analysis.measure import MeasureOptions
-from ft_focalsam.analysis.runs import ImageOptions
 from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam.cli.key_index import keys_of, read_index
 from ft_focalsam.data import DataArguments
 
-README, PYTHON, EXTENDING = ROOT / "README.md", ROOT / "docs/python.md", ROOT / "docs/extending.md"
+README = ROOT / "README.md"
+EXTENDING, HUB, PYTHON = (ROOT / f"docs/{name}.md" for name in ("extending", "hub", "python"))
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("recipes", "accelerate_configs", "ft_focalsam", "tests", "docs")
 OF_FINETUNE = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+SCRIPTS = {"recipes/finetune.py": "train", "recipes/train_from_scratch.py": "train_from_scratch"}
 on_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -35,7 +39,6 @@ def anchors(page):
 @on_each_page
 def test_paths_and_commands_exist(page):
     mentioned = re.findall(rf"(?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|yaml|md)", page.read_text())
-    assert mentioned or page in (PYTHON, EXTENDING)
     assert [path for path in mentioned if not (ROOT / path).exists()] == []
 
 
@@ -53,14 +56,41 @@ def test_the_readme_links_every_page():
 
 @on_each_page
 def test_options_exist(page):
-    known = {field.name for each in (*OF_FINETUNE, ImageOptions, MeasureOptions) for field in fields(each)}
+    known = {key["name"] for section in read_index()["sections"].values() for key in section["keys"]}
     known |= {"help", "key"}  # of argparse, and as in `--key value`
-    scripts = [*(ROOT / "recipes").glob("*.py"), *(ROOT / "ft_focalsam" / "retraining").glob("*.py")]
-    for script in (*scripts, *(ROOT / "ft_focalsam" / "cli").glob("*.py")):
-        source = script.read_text()
-        known |= {*re.findall(r'"--(\w+)"', source), *re.findall(r"^    (\w+): .* = field\(", source, re.MULTILINE)}
+    for script in (ROOT / "recipes").rglob("*.py"):
+        known |= set(re.findall(r'"--(\w+)"', script.read_text()))
     text = re.sub(r"(accelerate launch|torchrun|srun) .*?recipes/", "", page.read_text())  # options of the launchers
     assert [name for name in re.findall(r"--([a-z]\w+)", text) if name not in known] == []
+
+
+def commands(page):
+    """(command of ft-focalsam or script of recipes/, what follows it) of the shell commands."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    for line in "\n".join(blocks).splitlines():
+        words = shlex.split(line, comments=True)
+        for i, word in enumerate(words):
+            if word == "ft-focalsam":
+                yield words[i + 1], words[i + 2 :]
+            elif re.fullmatch(r"recipes/[\w/]+\.py", word):
+                yield SCRIPTS.get(word, word), words[i + 1 :]
+
+
+@functools.cache
+def options(command):
+    if command in read_index()["commands"]:
+        return set(keys_of(command))
+    result = python(command, "--help")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return set(re.findall(r"(?<![\w-])--(\w+)", result.stdout))
+
+
+@pytest.mark.slow
+@on_each_page
+def test_commands_have_their_options(page):
+    for command, words in commands(page):
+        unknown = {word[2:] for word in words if word.startswith("--")} - options(command)
+        assert not unknown, (command, unknown)
 
 
 @on_each_page
@@ -84,12 +114,21 @@ def test_settings_have_every_key_with_its_default():
         assert written[name] == (None if default == "" else default), name
 
 
+def test_every_page_with_python_code_is_run_below():
+    assert [page for page in PAGES if python_blocks(page)] == [README, EXTENDING, HUB, PYTHON]
+
+
 @pytest.mark.slow
-def test_the_readmes_example_and_the_python_page_run_in_their_order(tmp_path):
-    code = "\n".join([python_blocks(README)[0], *python_blocks(PYTHON)])
-    (tmp_path / "example.py").write_text(code.replace('"runs/', f'"{tmp_path}/'))
+def test_the_readmes_example_and_the_pages_python_and_hub_run_in_their_order(tmp_path):
+    Image.new("L", (40, 30), 128).save(tmp_path / "photo.jpg")
+    here = {'"runs/': f'"{tmp_path}/', '"user/name"': f'"{tmp_path}/digits"', '"photo.jpg"': f'"{tmp_path}/photo.jpg"'}
+    code = "\n".join([python_blocks(README)[0], *python_blocks(PYTHON), *python_blocks(HUB), "print(classify.model)"])
+    for theirs, ours in here.items():
+        code = code.replace(theirs, ours)
+    (tmp_path / "example.py").write_text(code)
     result = python(tmp_path / "example.py")
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "LongTailClassifier" in result.stdout
 
 
 @pytest.mark.slow

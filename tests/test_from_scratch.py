@@ -1,6 +1,5 @@
 """Training from scratch by the recipe: exact with batch normalisation, resumable, refused where it makes no sense."""
 
-import importlib
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from running import ROOT, python
 from safetensors.torch import load_file
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, apply_tuning
+from ft_focalsam.cli import compare
 from ft_focalsam.hub.card import make_card
 from ft_focalsam.models import start_head
 from ft_focalsam.sharpness import class_weights
@@ -166,16 +166,14 @@ def test_what_does_not_go_together(tmp_path, arguments, message):
 
 
 def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    compare = importlib.import_module("compare").main
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = [str(ROOT / CONFIG), *SMALL, "--max_steps", "2", "--methods", "none", "--seeds", "0", "1"]
-    compare([*arguments, "--output_dir", str(tmp_path / "one")])
-    compare([*arguments, "--output_dir", str(tmp_path / "two"), "--jobs", "2"])
+    compare.main([*arguments, "--output_dir", str(tmp_path / "one")])
+    compare.main([*arguments, "--output_dir", str(tmp_path / "two"), "--jobs", "2"])
     for seed in ("seed_0", "seed_1"):
         one, two = (load_file(tmp_path / name / "none" / seed / "model.safetensors") for name in ("one", "two"))
         assert all(torch.equal(value, two[name]) for name, value in one.items())
     assert "run" in (tmp_path / "two" / "none" / "seed_0_log.txt").read_text()
     with pytest.raises(ValueError, match="--jobs is 0; set it to 1 or more"):
-        compare([*arguments, "--output_dir", str(tmp_path / "three"), "--jobs", "0"])
+        compare.main([*arguments, "--output_dir", str(tmp_path / "three"), "--jobs", "0"])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    newest = re.search(r"^## (\S+) \((\S+)\)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\d\S+) - (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert (newest[1], newest[2]) == (citation["version"], str(citation["date-released"]))
     assert ft_focalsam.__version__ == citation["version"]
 

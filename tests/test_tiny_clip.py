@@ -14,7 +14,8 @@ ZERO_SHOT_FLOOR = 0.9
 @pytest.fixture(scope="module")
 def recipe():
     """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_clip", ROOT / "recipes" / "pretrain_tiny_clip.py")
+    path = ROOT / "ft_focalsam/assets/tiny_clip/pretrain.py"
+    spec = importlib.util.spec_from_file_location("pretrain_tiny_clip", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -74,7 +74,7 @@ def check_start_is_known(tuned: LongTailClassifier, name: str) -> None:
         raise ValueError(
             f"'{name}' has modules of the kind {' and '.join(map(repr, odd))}, which were not nothing at the start: "
             "there are no weights before training to average with; choose another tuning, or average runs with "
-            "recipes/soup.py."
+            "ft-focalsam soup."
         )
 
 

@@ -1,13 +1,15 @@
-"""Arguments of a run that are neither those of the data, of a way to tune nor of the Trainer: `ModelArguments`."""
+"""What describes a run: `TYPES`, of which `ModelArguments` is here."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from ..data import DataArguments
 from ..errors import unknown
 from ..models import HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
-from ..tuning import choose_methods
+from ..trainer import FocalSAMTrainingArguments
+from ..tuning import TuningOptions, choose_methods
 
 
 @dataclass
@@ -19,7 +21,7 @@ class ModelArguments:
             "timm:" or "open_clip:" and a name there; for random weights "scratch:resnet32", or "scratch:" and an
             architecture of timm.
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
-        backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of a picture: cls,
+        backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of an image: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
         tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, clip_adapter, context_prompts, ia3,
             last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, vpt_shallow, linear_probe, zero_shot or
@@ -44,14 +46,14 @@ class ModelArguments:
     backbone_dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the frozen weights; what trains is float32.",
+            "help": "Data type of the frozen weights; trainable parameters are float32.",
             "choices": ["float32", "bfloat16", "float16"],
         },
     )
     backbone_features: str | None = field(
         default=None,
         metadata={
-            "help": "Which output of the backbone is the feature vector of a picture: cls, mean or pooler; by default "
+            "help": "Which output of the backbone is the feature vector of an image: cls, mean or pooler; by default "
             "the usual one of its architecture."
         },
     )
@@ -103,3 +105,7 @@ class ModelArguments:
         check_prompts(self.prompt_templates, self.prompt_names)
         if self.head_start is not None and self.head_start not in HEAD_STARTS:
             raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
+
+
+# What a run is described by, in the order in which `parse_config` gives them.
+TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)

@@ -1,23 +1,15 @@
 """What a run is described by: a YAML file of defaults, overridden on the command line."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ..errors import one_line
-from ..finding import did_you_mean
-from ..parsing import parse_yaml
+from .config_files import ConfigError, find_config, read_with_bases, unknown_key
+from .parsers import CommandParser
 
-# In a YAML file: another one that it inherits from, by its path relative to the folder of the file.
-BASE_KEY = "base"
-
-
-class ConfigError(ValueError):
-    """A run description that cannot be used; the message says what to change."""
+__all__ = ["ConfigError", "DataclassParser", "config_parser", "parse_config"]
 
 
 class _OrNull:
@@ -31,14 +23,34 @@ class _OrNull:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind the help of each key, and an epilog as it is written."""
+    """Defaults behind the help of each key, and texts as they are written."""
+
+
+class DataclassParser(HfArgumentParser, CommandParser):
+    """The keys of dataclasses, with errors in one sentence."""
+
+
+def config_parser(argument_types: Sequence[type], *, epilog: str = "") -> HfArgumentParser:
+    """A parser of `[config.yaml] [--key value ...]` whose keys are the fields of dataclasses."""
+    parser = DataclassParser(
+        argument_types,
+        allow_abbrev=False,
+        usage="%(prog)s [config.yaml] [--key value ...]",
+        epilog=epilog,
+        formatter_class=_HelpFormatter,
+    )
+    for action in parser._actions:
+        if action.default is None and action.nargs is None and action.choices is None and action.type is not None:
+            action.type = _OrNull(action.type)
+    return parser
 
 
 def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = None, *, epilog: str = "") -> tuple:
     """Read `[config.yaml] [--key value ...]` into dataclasses: YAML sets the defaults, the command line wins.
 
-    With the line `base: other.yaml` a file inherits from another one in or near its folder, and its own keys win. A
-    key without a default is unset by `null`, in a file and on the command line.
+    The file is given by its path, or by its name where it ships with the package. With the line `base: other.yaml` a
+    file inherits from another one in or near its folder, and its own keys win. A key without a default is unset by
+    `null`, in a file and on the command line.
 
     Args:
         argument_types (sequence of dataclass types): Their fields are the keys.
@@ -54,21 +66,12 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
         ValueError: What the dataclasses themselves raise.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        argument_types,
-        allow_abbrev=False,
-        usage="%(prog)s [config.yaml] [--key value ...]",
-        epilog=epilog,
-        formatter_class=_HelpFormatter,
-    )
+    parser = config_parser(argument_types, epilog=epilog)
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     keys = set(actions)
-    for action in actions.values():
-        if action.default is None and action.nargs is None and action.choices is None and action.type is not None:
-            action.type = _OrNull(action.type)
     if argv and not argv[0].startswith("-"):
         defaults = {}
-        for path, content in _read_with_bases(argv.pop(0), keys | {BASE_KEY}):
+        for path, content in read_with_bases(find_config(argv.pop(0)), keys):
             defaults |= {k: _convert(parser, actions[k], v, where=path) for k, v in content.items()}
         parser.set_defaults(**defaults)
     *parsed, remaining = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
@@ -77,45 +80,8 @@ def parse_config(argument_types: Sequence[type], argv: Sequence[str] | None = No
     if remaining and remaining[0].lstrip("-") in keys:
         raise ConfigError(f"'{remaining[0]}' on the command line has one dash; write '-{remaining[0]}'.")
     if remaining:
-        raise ConfigError(_unknown(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
+        raise ConfigError(unknown_key(remaining[0].lstrip("-").partition("=")[0], keys, where="on the command line"))
     return tuple(parsed)
-
-
-def _read_with_bases(path: str, keys: set[str], *, heirs: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
-    """Path and content of a file and of all it inherits from, these first; `heirs` are the files that led to it."""
-    if Path(path).resolve() in [Path(heir).resolve() for heir in heirs]:
-        circle = "' -> '".join([*heirs, path])
-        raise ConfigError(f"Configuration files inherit in a circle: '{circle}'; take '{BASE_KEY}' out of one.")
-    content = _read_yaml(path, keys, whose=f", the base of '{heirs[-1]}'," if heirs else "")
-    if BASE_KEY not in content:
-        return [(path, content)]
-    base = content.pop(BASE_KEY)
-    if not isinstance(base, str):
-        raise ConfigError(f"The key '{BASE_KEY}' in '{path}' cannot be {base!r}; set it to the path of one YAML file.")
-    return [*_read_with_bases(str(Path(path).parent / base), keys, heirs=(*heirs, path)), (path, content)]
-
-
-def _read_yaml(path: str, keys: set[str], *, whose: str) -> dict:
-    if not Path(path).is_file():
-        is_folder = Path(path).is_dir()
-        problem = "is a folder; give a file in it." if is_folder else "does not exist; check the path."
-        raise ConfigError(f"The configuration file '{path}'{whose} {problem}{'' if is_folder else did_you_mean(path)}")
-    try:
-        content = parse_yaml(Path(path).read_bytes()) or {}
-    except OSError as error:
-        raise ConfigError(f"The configuration file '{path}' cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"The configuration file '{path}' is not valid YAML: {one_line(error)}; correct it."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"The configuration file '{path}' holds a {type(content).__name__}; write `key: value` lines."
-        )
-    for key in content:
-        if key not in keys:
-            raise ConfigError(_unknown(str(key), keys, where=f"in '{path}'"))
-    return content
 
 
 def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *, where: str):
@@ -136,10 +102,3 @@ def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value, *,
             f"The key '{action.dest}' in '{where}' cannot be {value!r}: {error.message}; correct it, or leave the key "
             "out for its default."
         ) from error
-
-
-def _unknown(key: str, keys: set[str], *, where: str) -> str:
-    if key in ("config", "config_file", "yaml"):
-        return f"Unknown key '{key}' {where}; the configuration file comes first and without a key."
-    nearest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1, cutoff=0.0)[0]
-    return f"Unknown key '{key}' {where}; did you mean '{nearest}'? --help lists all keys."

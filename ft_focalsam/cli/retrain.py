@@ -23,17 +23,15 @@ import dataclasses
 import typing
 
 from .. import evaluation, models
-from ..errors import told_in_one_sentence
+from ..data import DataArguments
 from ..retraining import RETRAINING, Retraining
+from .parsers import command_parser
+
+FURTHER = (DataArguments,)  # keys that describe the images
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="ft-focalsam retrain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("retrain", __doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run or of a checkpoint")
     add("--method", required=True, choices=list(RETRAINING), help="how")
@@ -41,7 +39,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--batch_size", type=int, default=64, help="images at a time, where features are computed")
     for name, (kind, text) in _options().items():
         add(f"--{name}", type=kind, help=text)
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def _options() -> dict[str, tuple[type, str]]:
@@ -76,7 +74,7 @@ def choose_method(args: argparse.Namespace) -> Retraining:
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the command; returns the records of the report, by the name of the row."""
-    args, further = parse(argv)
+    args, further = make_parser().parse_known_args(argv)
     method = choose_method(args)
     import torch
     from accelerate import PartialState
@@ -114,8 +112,3 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         )
         say(f"The classifier, report.html and metrics.json are in {args.output}.")
     return records
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

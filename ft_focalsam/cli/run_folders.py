@@ -29,7 +29,7 @@ SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, wha
 # Settings that decide which images are held out to choose by.
 HELD_OUT = (
     *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
-    *("class_names", "image_root", "test_dataset"),
+    *("validation_split", "class_names", "image_root", "test_dataset"),
 )
 
 
@@ -56,8 +56,9 @@ def data_of_runs(
     described = [read_run(run_folder(name)) for name in names]
     for name, run in zip(names, described, strict=True):
         if not run["settings"]:
-            raise ValueError(f"'{run_folder(name)}' has no run.json of recipes/finetune.py; give folders of its runs.")
-        if needs_validation and run["settings"].get("validation_fraction") is None:
+            raise ValueError(f"'{run_folder(name)}' has no run.json of ft-focalsam train; give folders of its runs.")
+        held_out = (run["settings"].get(key) for key in ("validation_fraction", "validation_split"))
+        if needs_validation and not any(held_out):
             raise ValueError(
                 f"The run in '{run_folder(name)}' held no images out to choose by; train with --validation_fraction "
                 f"0.1, or {otherwise}."
@@ -113,7 +114,7 @@ def write_average(
     verdicts: Mapping[str, Verdict],
     section: str = "average",
 ) -> None:
-    """Write what was made of runs as recipes/finetune.py writes a run: model, predictions, report.
+    """Write what was made of runs as ft-focalsam train writes a run: model, predictions, report.
 
     Args:
         folder (`str` or `Path`): Made where it does not exist.
@@ -153,4 +154,4 @@ def _describe(names: Sequence[str], description: Mapping) -> dict:
         own = first.get(section, {})
         first[section] = {key: own[key] for key in own if all(each.get(key) == own[key] for each in values)}
     first.pop("fingerprint", None)
-    return {**first, "command": None, "changes": [], **description}
+    return {**first, "command": None, "changes": [], "seconds": None, **description}

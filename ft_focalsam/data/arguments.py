@@ -26,6 +26,8 @@ class DataArguments:
         image_column, label_column (`str`, *optional*): By default found by their types and usual names.
         train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
         test_fraction (`float`, *optional*): Cut the test set from the training split instead.
+        validation_split (`str`, *optional*): Split to evaluate on while training and to choose by, where the data set
+            has one beside the test split.
         validation_fraction (`float`, *optional*): Put this share of each class of the training split aside, before any
             long-tail cut, to evaluate on while training and to choose by.
         imbalance_factor (`float`, >= 1, *optional*): Cut the training set to a long-tail profile with this ratio of
@@ -43,15 +45,15 @@ class DataArguments:
         cache_features (`bool`): Compute the backbone's features of all images once, keep them in the cache of
             `datasets` (HF_DATASETS_CACHE), and train and evaluate on these; for ways to tune that leave the backbone
             as it is, with augmentation none or augmentation_views.
-        image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
-        on_bad_image (`str`): What to do about pictures that cannot be read, which are looked for before training:
-            fail, skip or unchecked (stop when one is met).
+        image_size (`int`, *optional*): Side of the images in pixels; by default the backbone's own.
+        on_bad_image (`str`): What to do about images that cannot be read, found before training: fail, skip or
+            unchecked (not looked for; the run stops at the first one).
         fast_decode (`bool`): Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the
             model sees. Test images are always decoded in full.
         cache_resized (`str`, *optional*): Folder that keeps smaller copies of the training images (JPEG), made once.
         cache_resized_side (`int`, >= 16): Shorter side of these copies in pixels; no smaller than image_size.
-        on_device (`bool`): Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a
-            time (augmentation none or cifar); for small pictures that fit its memory.
+        on_device (`bool`): Keep all images on the device that trains, as bytes, and augment them there, a batch at a
+            time (augmentation none or cifar); for small images that fit its memory.
         streaming (`bool`): Read the training images as a stream, for data sets too large for the disk; needs
             max_steps.
         class_counts (`str`, *optional*): JSON file of a stream's class counts (name: images), written if missing.
@@ -84,6 +86,13 @@ class DataArguments:
         default=None,
         metadata={"help": "Cut this share of each class from the training split to test on."},
     )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on while training and to choose by, where the data set has one beside the test "
+            "split."
+        },
+    )
     validation_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
         default=None,
         metadata={
@@ -102,20 +111,20 @@ class DataArguments:
         default="exponential", metadata={"help": "Shape of that profile: exponential, step or pareto."}
     )
     max_train_per_class: Annotated[int | None, Range(1)] = field(
-        default=None, metadata={"help": "Images of the most frequent class."}
+        default=None, metadata={"help": "Training images of the most frequent class."}
     )
     max_test_per_class: Annotated[int | None, Range(1)] = field(
         default=None, metadata={"help": "Test images a class."}
     )
-    long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images the long-tail cut takes."})
+    long_tail_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Seed of the long-tail cut."})
     max_imbalance: Annotated[float | None, Range(1)] = field(
         default=None,
         metadata={
-            "help": "Cut classes, after that, to at most this many times the training images of the rarest one; 1 "
-            "balances them."
+            "help": "After the long-tail cut, limit each class to this many times the training images of the rarest "
+            "one; 1 balances them."
         },
     )
-    max_imbalance_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which images that takes."})
+    max_imbalance_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Seed of that cut."})
     augmentation: str = field(
         default="crop_flip",
         metadata={"help": "Training augmentation: none, crop, crop_flip, randaugment, imagenet, cifar or minimalist."},
@@ -123,8 +132,8 @@ class DataArguments:
     augmentation_views: Annotated[int | None, Range(1)] = field(
         default=None,
         metadata={
-            "help": "Draw so many augmented views of each image and repeat them, epoch by epoch; by default each "
-            "epoch draws anew."
+            "help": "Draw this many augmented views of each image and repeat them, epoch by epoch; by default each "
+            "epoch draws new ones."
         },
     )
     cache_features: bool = field(
@@ -136,20 +145,20 @@ class DataArguments:
         },
     )
     image_size: Annotated[int | None, Range(1)] = field(
-        default=None, metadata={"help": "Side of the pictures in pixels; the backbone's own by default."}
+        default=None, metadata={"help": "Side of the images in pixels; the backbone's own by default."}
     )
     on_bad_image: str = field(
         default="fail",
         metadata={
-            "help": "What to do about pictures that cannot be read, which are looked for before training: fail, skip "
-            "or unchecked; the last stops when one is met."
+            "help": "What to do about images that cannot be read, found before training: fail, skip or unchecked; "
+            "unchecked does not look for them and stops at the first one."
         },
     )
     fast_decode: bool = field(
         default=True,
         metadata={
-            "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 where the crop stays as large as what the model "
-            "sees. Test images are always decoded in full."
+            "help": "Decode JPEGs for training at 1/2, 1/4 or 1/8 of their size where the crop stays at least as "
+            "large as the model's input. Test images are always decoded in full."
         },
     )
     cache_resized: str | None = field(
@@ -161,8 +170,8 @@ class DataArguments:
     on_device: bool = field(
         default=False,
         metadata={
-            "help": "Keep all pictures on the device that trains, as bytes, and augment them there, a batch at a time "
-            "(augmentation none or cifar); for small pictures that fit its memory."
+            "help": "Keep all images on the device that trains, as bytes, and augment them there, a batch at a time "
+            "(augmentation none or cifar); for small images that fit its memory."
         },
     )
     streaming: bool = field(
@@ -175,7 +184,7 @@ class DataArguments:
         default=None, metadata={"help": "JSON file of a stream's class counts (name: images), written if missing."}
     )
     shuffle_buffer: Annotated[int, Range(0)] = field(
-        default=1000, metadata={"help": "Images of a stream among which the next one is drawn."}
+        default=1000, metadata={"help": "Shuffle buffer of a stream, in images."}
     )
 
     def __post_init__(self) -> None:
@@ -184,8 +193,18 @@ class DataArguments:
         for name, known in choices.items():
             if getattr(self, name) not in list(known):
                 raise ValueError(unknown(name, str(getattr(self, name)), known))
+        if None not in (self.validation_split, self.validation_fraction):
+            raise ValueError(
+                f"validation_split is {self.validation_split!r} and validation_fraction {self.validation_fraction:g}; "
+                "set one of them alone."
+            )
         if self.cache_features:
             self._check_cache_features()
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are images to evaluate on while training that are neither trained on nor tested on."""
+        return self.validation_split is not None or self.validation_fraction is not None
 
     @property
     def num_views(self) -> int | None:

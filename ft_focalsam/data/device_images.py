@@ -104,7 +104,7 @@ class DeviceImages(Dataset):
         (height, width), (above, beside) = self.size, self._margin
         pictures = torch.zeros(len(dataset), height + 2 * above, width + 2 * beside, 3, dtype=torch.uint8)
         inside = pictures[:, above : above + height, beside : beside + width]
-        for row, item in enumerate(tqdm(undecoded(dataset), desc="Decoding", leave=False)):
+        for row, item in enumerate(tqdm(undecoded(dataset), desc="Decoding", leave=False, disable=None)):
             inside[row] = geometry(StoredImage.read(item["image"], row=row)).permute(1, 2, 0)
         return pictures.to(self.device)
 

@@ -45,7 +45,9 @@ def dataset_labels(dataset: Dataset, *, keys: tuple[str, ...] = LABEL_KEYS) -> n
         if getattr(dataset, "target_transform", None) is not None:
             targets = [dataset.target_transform(target) for target in targets]
         return as_classes(targets, where="its targets")
-    items = tqdm((dataset[index] for index in range(len(dataset))), total=len(dataset), desc="Counting classes")
+    items = tqdm(
+        (dataset[index] for index in range(len(dataset))), total=len(dataset), desc="Counting classes", disable=None
+    )
     return as_classes([_label_of(item, keys) for item in items], where="its items")
 
 

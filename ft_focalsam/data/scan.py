@@ -100,7 +100,9 @@ def map_images(
         collate_fn=list,
         worker_init_fn=_one_thread,
     )
-    with tqdm(total=len(dataset), desc=desc, unit=" images", disable=len(dataset) < WORTH_PROCESSES) as bar:
+    with tqdm(
+        total=len(dataset), desc=desc, unit=" images", disable=True if len(dataset) < WORTH_PROCESSES else None
+    ) as bar:
         for results in loader:
             yield from results
             bar.update(len(results))

@@ -118,7 +118,7 @@ class Predictions:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"There are no predictions at '{path}'; give what recipes/finetune.py or recipes/evaluate.py wrote."
+                f"There are no predictions at '{path}'; give what recipes/finetune.py or ft-focalsam evaluate wrote."
             )
         try:
             with safe_open(path, framework="numpy") as file:
@@ -126,13 +126,13 @@ class Predictions:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except SafetensorError as error:
             raise ValueError(
-                f"'{path}' is no safetensors file ({error}); give what recipes/finetune.py or recipes/evaluate.py "
+                f"'{path}' is no safetensors file ({error}); give what recipes/finetune.py or ft-focalsam evaluate "
                 "wrote."
             ) from error
         if texts.get("format") != FORMAT:
             raise ValueError(
                 f"'{path}' holds {texts.get('format', 'no format name')!r}, not {FORMAT!r}; give predictions that "
-                "this version of recipes/evaluate.py wrote."
+                "this version of ft-focalsam evaluate wrote."
             )
         try:
             ids, class_names = (parse_json(texts[name]) for name in ("ids", "class_names"))
@@ -197,7 +197,9 @@ def predict(
     loader = DataLoader(pictures, batch_size, collate_fn=default_data_collator, num_workers=num_workers)
     parts = []
     shown = accelerator.is_main_process
-    for batch in tqdm(accelerator.prepare_data_loader(loader), desc="Predicting", leave=False, disable=not shown):
+    for batch in tqdm(
+        accelerator.prepare_data_loader(loader), desc="Predicting", leave=False, disable=None if shown else True
+    ):
         views = batch["pixel_values"]
         views = views[:, None] if views.ndim == 4 else views
         logits = model(pixel_values=views.flatten(0, 1)).logits.float()

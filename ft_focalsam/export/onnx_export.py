@@ -54,7 +54,7 @@ def export_onnx(
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"Exporting to onnx needs the package {missing[0]}; install it by pip install 'ft_focalsam[onnx]'."
+            f"Exporting to onnx needs the package {missing[0]}; install it by pip install 'ft-focalsam[onnx]'."
         )
     preprocessing = preprocessing_of(model, image_processor)
     try:

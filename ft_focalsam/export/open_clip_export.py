@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -194,10 +193,5 @@ def _choose_source(model: LongTailClassifier) -> Callable[[LongTailClassifier], 
         raise ValueError(
             f"image_size is {config.image_size}, which an open_clip checkpoint cannot note for an image tower of timm"
             "; train without image_size, or export to onnx."
-        )
-    if find_spec("open_clip") is None:
-        raise ValueError(
-            "Exporting to open_clip needs the package open_clip_torch; install it by pip install "
-            "'ft_focalsam[open_clip]'."
         )
     return SOURCES[config.backbone_family]

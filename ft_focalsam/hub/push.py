@@ -169,7 +169,7 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
         for secret in filter(None, (token, get_token())):
             reason = reason.replace(secret, "***")
         cut_off = (
-            f"The push to '{repo_id}' was cut off ({reason}); run it again by recipes/push.py: what has arrived is "
+            f"The push to '{repo_id}' was cut off ({reason}); run it again by ft-focalsam push: what has arrived is "
             "not sent again."
         )
         if status in (None, 400) and isinstance(error, ValueError):  # of the client's, or the Hub's check of README.md

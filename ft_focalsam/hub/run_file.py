@@ -6,15 +6,17 @@ It is meant to be published: no token, no folder of this machine.
 import dataclasses
 import json
 import os
+import platform
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub.errors import HFValidationError
@@ -24,7 +26,7 @@ from ..data import SOURCES
 from ..errors import one_line
 from ..models.backbones import is_pretrained, split_name
 from ..parsing import parse_json
-from ..versions import library_versions
+from ..versions import checkout, library_versions
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
@@ -60,7 +62,12 @@ _OF_THIS_RUN = (
 
 
 def describe_run(
-    trainer, *, options: Sequence[Any] = (), argv: Sequence[str] | None = None, data_notes: Sequence[str] = ()
+    trainer,
+    *,
+    options: Sequence[Any] = (),
+    argv: Sequence[str] | None = None,
+    data_notes: Sequence[str] = (),
+    seconds: float | None = None,
 ) -> dict:
     """What a run was, as run.json holds it.
 
@@ -70,11 +77,14 @@ def describe_run(
             the Trainer: [`~ft_focalsam.data.DataArguments`], [`~ft_focalsam.cli.arguments.ModelArguments`], ...
         argv (sequence of `str`, *optional*): The command line behind `recipes/finetune.py`.
         data_notes (sequence of `str`): What was told about the images when they were read, e.g. which were skipped.
+        seconds (`float`, *optional*): What the run took until now, since it was started or resumed.
 
     Returns:
         `dict`: "method", "data", "model", "command", "settings" (arguments that are not at their default), "resolved"
         (all settings that decide what the run computes), "fingerprint" (of these), "changes" (what was changed at a
-        resume), "date" (the end of the run, ISO 8601) and "versions".
+        resume), "date" (the end of the run, ISO 8601), "seconds" (since it was started or resumed), "device",
+        "git" (commit of the checkout of this package, and whether it was changed; null for an installed package) and
+        "versions".
     """
     args, model = trainer.args, trainer.model
     values = {field.name: getattr(each, field.name) for each in options for field in dataclasses.fields(each)}
@@ -93,14 +103,18 @@ def describe_run(
         },
         "model": {
             "base_model": base_model(backbone),
+            "revision": _revision(model),
             "tuning": values.get("tuning"),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
         "command": None if argv is None else _command(argv, args),
-        "settings": _settings([*options] if options else [args]),
+        "settings": changed_settings([*options] if options else [args], as_written=lambda _, value: _plain(value)),
         **_resolved(trainer),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "device": _device(args),
+        "git": checkout(),
         "versions": library_versions(),
     }
 
@@ -163,17 +177,35 @@ def settings_yaml(settings: dict) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _settings(options: Sequence[Any]) -> dict[str, Any]:
-    """What differs from the defaults, as these come out on this machine."""
+def changed_settings(options: Sequence[Any], *, as_written: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """What differs from the defaults, as these come out on this machine, and is not of one run alone.
+
+    Args:
+        options (sequence of dataclass instances): What describes the run.
+        as_written (`Callable`): Name and value of a setting -> its value as JSON and YAML know it.
+    """
     settings = {}
     for each in options:
         with _accelerate_kept():
             default = type(each)()
         for field in dataclasses.fields(each):
             value = getattr(each, field.name)
-            if field.init and not _is_of_this_run(field.name) and value != getattr(default, field.name):
-                settings[field.name] = _plain(value)
+            if field.init and not is_of_this_run(field.name) and value != getattr(default, field.name):
+                settings[field.name] = as_written(field.name, value)
     return settings
+
+
+def _revision(model) -> str | None:
+    """Commit of the Hub that the weights of a backbone of transformers are from; None where that is not known."""
+    config = getattr(getattr(model, "backbone", model), "config", None)
+    return getattr(config, "_commit_hash", None)
+
+
+def _device(args) -> dict[str, Any]:
+    """What a run was computed on, and by how many processes."""
+    is_cuda = args.device.type == "cuda"
+    name = torch.cuda.get_device_name(args.device) if is_cuda else platform.processor() or platform.machine()
+    return {"type": args.device.type, "name": name, "processes": args.world_size}
 
 
 def _resolved(trainer) -> dict[str, Any]:
@@ -196,7 +228,8 @@ def _accelerate_kept() -> Iterator[None]:
             state.update(before)
 
 
-def _is_of_this_run(name: str) -> bool:
+def is_of_this_run(name: str) -> bool:
+    """Whether a setting says where a run writes or what it pushes, tokens among them."""
     return name in _OF_THIS_RUN or name.startswith("hub_") or "token" in name.split("_")
 
 
@@ -207,7 +240,7 @@ def _command(argv: Sequence[str], args) -> str:
     for word in argv:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")
-            leaves_out = _is_of_this_run(name)
+            leaves_out = is_of_this_run(name)
         if not leaves_out:
             key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
             kept.append(f"{key}{equals}{_public(value)}" if equals or not key else word)

@@ -58,7 +58,9 @@ def encode_images(
     model.eval()
     precision = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
     try:
-        with tqdm(total=left, desc=desc, unit=" images", leave=False, disable=not state.is_main_process) as bar:
+        with tqdm(
+            total=left, desc=desc, unit=" images", leave=False, disable=None if state.is_main_process else True
+        ) as bar:
             for batch in loader:
                 batch = finished({name: value.to(device) for name, value in batch.items()}, collate)
                 with precision:

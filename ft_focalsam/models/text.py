@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +54,7 @@ def choose_templates(templates: Sequence[str]) -> list[str]:
         ValueError: If open_clip, which ships the named ones, is not installed.
     """
     if len(templates) == 1 and templates[0] in NAMED_TEMPLATES:
-        return [template("{}") for template in _of_open_clip(NAMED_TEMPLATES[templates[0]], "prompt_templates")]
+        return [template("{}") for template in getattr(open_clip, NAMED_TEMPLATES[templates[0]])]
     return list(templates)
 
 
@@ -88,13 +89,13 @@ def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there are not C names, or open_clip, which ships ImageNet's, is not installed.
+        ValueError: If there are not C names.
     """
     if source is None:
         return None
     check_prompts((), source)
     if source in NAMED_CLASSES:
-        names = list(_of_open_clip(NAMED_CLASSES[source], "prompt_names"))
+        names = list(getattr(open_clip, NAMED_CLASSES[source]))
     else:
         names = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(names) != num_classes:
@@ -102,17 +103,6 @@ def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
             f"prompt_names '{source}' has {len(names)} names and the data {num_classes} classes; give one a class."
         )
     return names
-
-
-def _of_open_clip(name: str, key: str) -> Sequence:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(
-            f"{key} names what open_clip_torch ships; install it by pip install 'ft_focalsam[open_clip]', or write "
-            "your own."
-        ) from error
-    return getattr(open_clip, name)
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:

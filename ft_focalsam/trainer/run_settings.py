@@ -52,7 +52,7 @@ def settings_of(args: TrainingArguments, options: Sequence[Any] = ()) -> dict[st
     values = {field.name: getattr(each, field.name) for each in options for field in dataclasses.fields(each)}
     values |= args.to_dict()
     counted = set(CHOOSES_BEST) if args.load_best_model_at_end else set()
-    kept = {name: value for name, value in values.items() if name in counted or not _is_neutral(name)}
+    kept = {name: value for name, value in values.items() if name in counted or not is_neutral(name)}
     return json.loads(json.dumps(_portable(kept), sort_keys=True, default=_name_of))
 
 
@@ -80,7 +80,8 @@ def describe_differences(changed: Mapping[str, list]) -> str:
     return ", ".join(told[:LISTED] + others)
 
 
-def _is_neutral(name: str) -> bool:
+def is_neutral(name: str) -> bool:
+    """Whether a setting changes nothing of what a run computes."""
     return name in NEUTRAL or name.startswith(NEUTRAL_PREFIXES) or "token" in name.split("_")
 
 
@@ -91,6 +92,8 @@ def _portable(value: Any) -> Any:
         return [_portable(each) for each in value]
     if isinstance(value, Enum):
         return _portable(value.value)
+    if isinstance(value, float) and value.is_integer():  # 0.0 is a 0 that was read from a file
+        return int(value)
     if isinstance(value, str):
         path = Path(value).expanduser()
         return path.resolve().name if path.is_absolute() or (value and path.exists()) else value

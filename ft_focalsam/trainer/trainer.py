@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback
 
 from ..averaging.ema import WeightEMACallback
 from ..data.batches import RenamedLabels, finished, select_samples, without_padding
@@ -35,6 +35,7 @@ from .epochs import SetEpoch
 from .learning_rates import has_own_rates, learning_rates, split_groups
 from .loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
 from .nonfinite import NonFiniteSteps
+from .progress import ProgressLines
 from .resumable import ResumableTrainer
 from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
 
@@ -61,6 +62,9 @@ class FocalSAMTrainer(ResumableTrainer):
     minus at w), `skipped_perturbations` (the gradient of the weighted loss was 0 or not finite) and `skipped_steps`
     (the gradient was not finite, and the weights were left as they were).
 
+    Attributes:
+        progress (`ProgressLines`): What it prints while it trains, in place of the Trainer's dictionaries.
+
     Args:
         model (`nn.Module`, *optional*): The model; or give `model_init`.
         args (`FocalSAMTrainingArguments`, *optional*): Defaults to output in "tmp_trainer".
@@ -69,8 +73,8 @@ class FocalSAMTrainer(ResumableTrainer):
         compute_loss_func (`Callable`, *optional*): Instead of `args.loss`: (outputs, labels) -> losses of shape (B,);
             with `sharpness="none"` it may return the mean. A third argument gets `num_items_in_batch`.
         compute_metrics (`Callable`, *optional*): Defaults to `LongTailMetrics` of the class counts.
-        data_collator, train_dataset, eval_dataset, processing_class, model_init, callbacks, optimizers,
-        optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `transformers.Trainer`.
+        data_collator, train_dataset, eval_dataset, processing_class, model_init: As in `transformers.Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As there, too.
 
     Raises:
         TypeError: If `args` are plain `TrainingArguments`.
@@ -127,6 +131,10 @@ class FocalSAMTrainer(ResumableTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.progress = ProgressLines()
+        callbacks_of_all = self.callback_handler.callbacks
+        if type(callbacks_of_all[-1]) in (ProgressCallback, PrinterCallback):  # the Trainer's, not that of notebooks
+            callbacks_of_all[-1] = self.progress
         (label_name,) = args.label_names or ["labels"]
         if label_name != "labels":
             self.data_collator = RenamedLabels(self.data_collator, label_name)

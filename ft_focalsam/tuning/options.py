@@ -59,7 +59,9 @@ class TuningOptions:
         metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
     )
     lora_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA update by alpha / sqrt(r): rsLoRA."})
-    lora_dora: bool = field(default=False, metadata={"help": "Train the magnitudes of the weights apart: DoRA."})
+    lora_dora: bool = field(
+        default=False, metadata={"help": "Train magnitude and direction of the weights separately: DoRA."}
+    )
     lora_init: str = field(
         default="default", metadata={"help": "Start of LoRA: default, gaussian, orthogonal, pissa or olora."}
     )
@@ -71,39 +73,46 @@ class TuningOptions:
         },
     )
     adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
-        default=0.1, metadata={"help": "First value of the trained scale of AdaptFormer."}
+        default=0.1, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
     )
-    prompt_length: Annotated[int, Range(1)] = field(default=10, metadata={"help": "Prompts in front of a block."})
+    prompt_length: Annotated[int, Range(1)] = field(
+        default=10, metadata={"help": "Number of prompts in front of a block."}
+    )
     last_blocks: Annotated[int, Range(1)] = field(
-        default=1, metadata={"help": "How many of the last blocks last_blocks trains."}
+        default=1, metadata={"help": "Number of blocks that last_blocks trains."}
     )
     sparse_ratio: Annotated[float, Range(0, 1, open_low=True)] = field(
         default=0.01,
         metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."},
     )
-    sparse_seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Which entries sparse tuning trains."})
+    sparse_seed: Annotated[int, SEED] = field(
+        default=0, metadata={"help": "Seed that chooses the entries of sparse tuning."}
+    )
     clip_adapter_reduction: Annotated[int, Range(1)] = field(
-        default=4, metadata={"help": "The features are squeezed to 1 / this by a CLIP-Adapter."}
+        default=4, metadata={"help": "Factor by which the bottleneck of a CLIP-Adapter is narrower than the features."}
     )
     clip_adapter_ratio: Annotated[float, Range(0, 1)] = field(
-        default=0.2, metadata={"help": "Share of what the CLIP-Adapter gives in the features, 0 to 1."}
+        default=0.2, metadata={"help": "Share of the CLIP-Adapter's output in the features, 0 to 1."}
     )
     context_length: Annotated[int, Range(1)] = field(
-        default=16, metadata={"help": "Trained vectors beside a class name."}
+        default=16, metadata={"help": "Number of trained vectors beside a class name."}
     )
     context_position: str = field(
-        default="end", metadata={"help": "Place of the class name among them: end, middle or front."}
+        default="end", metadata={"help": "Position of the class name in the context: end, middle or front."}
     )
     context_init: str | None = field(
-        default=None, metadata={"help": "Words that the context starts as, e.g. 'a photo of a'; by default noise."}
+        default=None,
+        metadata={"help": "Words that the context is initialised with, e.g. 'a photo of a'; by default noise."},
     )
-    context_per_class: bool = field(default=False, metadata={"help": "One context for each class, not one for all."})
+    context_per_class: bool = field(
+        default=False, metadata={"help": "Train one context per class instead of one for all."}
+    )
     peft_config: dict | str | None = field(
         default=None,
-        metadata={"help": "What the method peft uses: peft_type and the fields of that peft configuration."},
+        metadata={"help": "Configuration of the tuning method peft: peft_type and its fields."},
     )
     tuned_layers: Annotated[list[int], Range(0)] = field(
-        default_factory=list, metadata={"help": "Numbers, from 0, of the blocks that are tuned; by default all."}
+        default_factory=list, metadata={"help": "Indices, from 0, of the blocks that are tuned; by default all."}
     )
 
     def __post_init__(self) -> None:

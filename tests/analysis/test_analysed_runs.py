@@ -1,7 +1,7 @@
-"""`recipes/analyse.py` as users run it, on runs of the recipe: tiny ones, but real."""
+"""`ft-focalsam analyse` as users run it, on runs of the recipe: tiny ones, but real."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import shutil
 
@@ -24,10 +24,7 @@ QUICK = ["--trace_probes", "2", "--line_points", "3", "--plane_points", "3", "--
 
 
 def recipe(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"ft_focalsam.cli.{name}")
 
 
 def analyse(*arguments):
@@ -38,7 +35,7 @@ def analyse(*arguments):
 def runs(tmp_path_factory):
     """Plain and Focal-SAM, with another loss as a third."""
     folder = tmp_path_factory.mktemp("runs")
-    finetune = recipe("finetune").main
+    finetune = recipe("train").main
     for name, options in {
         "plain": ["--sharpness", "none"],
         "focal": ["--sharpness", "focal_sam"],
@@ -129,7 +126,8 @@ def test_other_targets(runs, tmp_path, perturb):
 
 def test_runs_are_compared(runs, tmp_path):
     out = tmp_path / "out"
-    result = python("recipes/analyse.py", runs / "plain", runs / "focal", "--output", out, *QUICK, "--max_images", "3")
+    both = (runs / "plain", runs / "focal")
+    result = python("ft-focalsam", "analyse", *both, "--output", out, *QUICK, "--max_images", "3")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "rank correlation with accuracy" in result.stdout
     page = (out / "analysis.html").read_text(encoding="utf-8")

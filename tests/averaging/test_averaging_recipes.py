@@ -1,4 +1,4 @@
-"""recipes/soup.py, wise_ft.py and lt_soups.py on runs of the quickstart, as users start them."""
+"""The commands soup, wise_ft and lt_soups on runs of the quickstart, as users start them."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def error_of(result) -> str:
 @pytest.mark.parametrize("kind", ["uniform", "greedy"])
 def test_a_soup_is_a_run_folder_that_the_other_recipes_take(kind, runs, tmp_path):
     soup = tmp_path / "soup"
-    result = python("recipes/soup.py", *runs, "--output", soup, "--kind", kind)
+    result = python("ft-focalsam", "soup", *runs, "--output", soup, "--kind", kind)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"{kind} soup" in result.stdout and "report.html" in result.stdout
     record = json.loads((soup / "run.json").read_text())
@@ -56,7 +56,7 @@ def test_a_soup_is_a_run_folder_that_the_other_recipes_take(kind, runs, tmp_path
     assert all(torch.equal(saved[name], expected[name]) for name in saved)
     judged = tmp_path / "judged"
     options = ("--datasets", "digits", "--output_dir", judged)
-    result = python("recipes/evaluate.py", soup, *options)
+    result = python("ft-focalsam", "evaluate", soup, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     records = json.loads((soup / "metrics.json").read_text())
     assert {row.rpartition("/")[2] for row in records} == {"seed0", "seed1", f"{kind} soup"}
@@ -64,13 +64,13 @@ def test_a_soup_is_a_run_folder_that_the_other_recipes_take(kind, runs, tmp_path
     every = Predictions.load(judged / "predictions" / "digits.safetensors")
     rows = [every.ids.index(name) for name in own.ids]
     assert (abs(own.log_probabilities - every.log_probabilities[rows]) < 1e-4).all()
-    again = python("recipes/soup.py", soup, runs[0], "--output", tmp_path / "again")  # a soup of a soup
+    again = python("ft-focalsam", "soup", soup, runs[0], "--output", tmp_path / "again")  # a soup of a soup
     assert again.returncode == 0, again.stderr[-3000:]
 
 
 def test_checkpoints_of_a_run_make_a_soup(runs, tmp_path):
     checkpoints = [f"{runs[0]}/checkpoint-{step}" for step in (2, 3)]
-    result = python("recipes/soup.py", *checkpoints, "--output", tmp_path / "soup", "--merged")
+    result = python("ft-focalsam", "soup", *checkpoints, "--output", tmp_path / "soup", "--merged")
     assert result.returncode == 0, result.stderr[-3000:]
     model = LongTailClassifier.from_pretrained(tmp_path / "soup")
     template, ingredients = read_ingredients(checkpoints, merged=True)
@@ -81,7 +81,7 @@ def test_checkpoints_of_a_run_make_a_soup(runs, tmp_path):
 def test_greedy_without_held_out_images_is_refused(tmp_path):
     folder = tmp_path / "plain"
     assert finetune("--output_dir", folder, *SHORT, "--save_strategy", "no").returncode == 0
-    result = python("recipes/soup.py", folder, folder, "--output", tmp_path / "soup", "--kind", "greedy")
+    result = python("ft-focalsam", "soup", folder, folder, "--output", tmp_path / "soup", "--kind", "greedy")
     assert f"The run in '{folder}' held no images out to choose by; train with --validation_fraction" in error_of(
         result
     )
@@ -89,11 +89,11 @@ def test_greedy_without_held_out_images_is_refused(tmp_path):
 
 
 def test_soups_that_cannot_be_made_are_refused(runs, tmp_path):
-    said = error_of(python("recipes/soup.py", runs[0], "--output", tmp_path / "soup"))
+    said = error_of(python("ft-focalsam", "soup", runs[0], "--output", tmp_path / "soup"))
     assert "There is one run" in said
-    said = error_of(python("recipes/soup.py", *runs, "--output", runs[0]))
+    said = error_of(python("ft-focalsam", "soup", *runs, "--output", runs[0]))
     assert "exists and is not an empty folder" in said
-    said = error_of(python("recipes/soup.py", *runs, "--output", tmp_path / "soup", "--datset", "digits"))
+    said = error_of(python("ft-focalsam", "soup", *runs, "--output", tmp_path / "soup", "--datset", "digits"))
     assert "Unknown key 'datset' on the command line; did you mean 'dataset'?" in said
 
 
@@ -110,7 +110,7 @@ def test_other_held_out_images_are_refused(runs, tmp_path):
 def test_wise_ft_prints_the_curve_and_writes_one_classifier(runs, tmp_path):
     half = tmp_path / "half"
     options = ("--alphas", "0", "0.5", "1", "--alpha", "0.5", "--output", half)
-    result = python("recipes/wise_ft.py", runs[0], *options)
+    result = python("ft-focalsam", "wise_ft", runs[0], *options)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [line.split()[:2] for line in result.stdout.splitlines() if line.startswith("alpha ")]
     assert rows == [["alpha", "0"], ["alpha", "0.5"], ["alpha", "1"]]
@@ -120,13 +120,14 @@ def test_wise_ft_prints_the_curve_and_writes_one_classifier(runs, tmp_path):
     assert up
     for name in up:
         torch.testing.assert_close(between[name], 0.5 * tuned[name])
-    assert "give --alpha and --output together" in error_of(python("recipes/wise_ft.py", runs[0], "--alpha", "0.5"))
-    assert "alpha is 2; set it from 0" in error_of(python("recipes/wise_ft.py", runs[0], "--alphas", "2"))
+    said = error_of(python("ft-focalsam", "wise_ft", runs[0], "--alpha", "0.5"))
+    assert "give --alpha and --output together" in said
+    assert "alpha is 2; set it from 0" in error_of(python("ft-focalsam", "wise_ft", runs[0], "--alphas", "2"))
 
 
 def test_lt_soups(tmp_path):
     further = ("--factors", "0", "2", "--branches", "2", "--merge_rate", "0.6", *SHORT)
-    command = ("recipes/lt_soups.py", QUICKSTART, "--output_dir", tmp_path, *further)
+    command = ("ft-focalsam", "lt_soups", QUICKSTART, "--output_dir", tmp_path, *further)
     result = python(*command)
     assert result.returncode == 0, result.stderr[-3000:]
     folders = [tmp_path / f"factor_{factor}" / f"branch_{branch}" for factor in (0, 2) for branch in (0, 1)]

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import datasets
-import finetune
 import torch
 from accelerate import PartialState
 
 from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.cli import building, train
 from ft_focalsam.models import feature_cache
 
 SEEN = {"encoded": 0}
@@ -42,11 +42,11 @@ def noting_encode(model, dataset, **options):
 
 
 encode_images = feature_cache.encode_images
-feature_cache.encode_images = finetune.encode_images = noting_encode
+feature_cache.encode_images = building.encode_images = noting_encode
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     path, datasets.config.HF_DATASETS_CACHE, *arguments = sys.argv[1:]
-    SEEN["metrics"] = finetune.main(arguments, trainer_type=NotingTrainer)
+    SEEN["metrics"] = train.main(arguments, trainer_type=NotingTrainer)
     Path(f"{path}{PartialState().process_index}.json").write_text(json.dumps(SEEN))
     PartialState().destroy_process_group()

@@ -1,12 +1,12 @@
-"""The recipe `finetune.py` where FSDP2 shards on a CPU, which it is told in the environment to do."""
+"""`ft-focalsam train` where FSDP2 shards on a CPU, which it is told in the environment to do."""
 
 import os
 import sys
 
 from distributed.sharded import sharding
-from finetune import main
 
 from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.cli.train import main
 
 main(trainer_type=sharding(FocalSAMTrainer))
 sys.stdout.flush()

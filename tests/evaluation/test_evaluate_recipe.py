@@ -1,7 +1,6 @@
 """The recipe that judges a classifier, as users run it: real processes, real files."""
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import ROOT, python
+from running import python
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 from ft_focalsam import LongTailClassifier
+from ft_focalsam.cli import evaluate as evaluate_images
 from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.evaluation import Predictions, compare, fit_temperature, mcnemar
 from ft_focalsam.models import load_image_processor, start_head
@@ -23,17 +23,14 @@ COLORS = {"größer": (200, 30, 30), "ein Stück": (30, 200, 30), "<b>": (30, 30
 
 
 def evaluate(*arguments):
-    result = python("recipes/evaluate.py", *arguments)
+    result = python("ft-focalsam", "evaluate", *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 def main(*arguments):
     """The recipe in this process, which saves the start of another one."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "recipes" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(list(map(str, arguments)))
+    return evaluate_images.main(list(map(str, arguments)))
 
 
 def write_pictures(folder, names, colors, each=6):

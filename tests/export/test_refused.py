@@ -1,8 +1,6 @@
 """What cannot be exported: one sentence each, and nothing on the disk."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import onnx
@@ -11,6 +9,7 @@ import torch
 from export.tiny import build, processor
 from transformers import CLIPImageProcessor
 
+from ft_focalsam.cli.main import main
 from ft_focalsam.data.transforms import read_preprocessing
 from ft_focalsam.export import TARGETS, export_onnx, export_open_clip, export_transformers
 from ft_focalsam.export.class_vectors import CLASS_VECTORS, class_vectors
@@ -89,18 +88,16 @@ def test_other_activations_are_refused_by_open_clip(backbones, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "open_clip"])
-def test_a_missing_package_is_named(backbones, tmp_path, monkeypatch, package):
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
     import importlib.util
 
     find = importlib.util.find_spec
-    for module in ("onnx_export", "open_clip_export"):
-        monkeypatch.setattr(
-            f"ft_focalsam.export.{module}.find_spec", lambda name: None if name == package else find(name)
-        )
-    export, extra = (export_open_clip, "open_clip") if package == "open_clip" else (export_onnx, "onnx")
-    with pytest.raises(ValueError, match=rf"needs the package {package}.*pip install 'ft_focalsam\[{extra}\]'"):
-        export(build("tiny_clip"), tmp_path / "out")
+    monkeypatch.setattr(
+        "ft_focalsam.export.onnx_export.find_spec", lambda name: None if name == package else find(name)
+    )
+    with pytest.raises(ValueError, match=rf"needs the package {package}.*pip install 'ft-focalsam\[onnx\]'"):
+        export_onnx(build("tiny_clip"), tmp_path / "out")
 
 
 def test_nothing_is_left_of_an_export_that_fails(backbones, tmp_path, monkeypatch):
@@ -177,15 +174,14 @@ def test_a_graph_of_one_batch_size_is_refused(tmp_path):
 # ---- the recipe ----
 
 
-def _recipe(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["recipes/export.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "recipes" / "export.py"), run_name="__main__")
+def _recipe(*arguments):
+    main(["export", *map(str, arguments)])
 
 
-def test_recipe_writes_a_folder_and_says_how_to_use_it(tmp_path, monkeypatch, capfd):
+def test_recipe_writes_a_folder_and_says_how_to_use_it(tmp_path, capfd):
     build("tiny_clip", "lora", head="cosine").save_pretrained(tmp_path / "run")
     capfd.readouterr()
-    _recipe(monkeypatch, tmp_path / "run", "--format", "open_clip", "--output", tmp_path / "out")
+    _recipe(tmp_path / "run", "--format", "open_clip", "--output", tmp_path / "out")
     expected = f"The classifier is in {tmp_path}/out. To use it: the lines in {tmp_path}/out/README.md\n"
     assert capfd.readouterr().out == expected
     assert {"README.md", "open_clip_model.safetensors", "classifier.safetensors", "classifier.json"} <= {
@@ -193,14 +189,14 @@ def test_recipe_writes_a_folder_and_says_how_to_use_it(tmp_path, monkeypatch, ca
     }
 
 
-def test_recipe_gives_one_sentence_for_what_cannot_be(tmp_path, monkeypatch):
+def test_recipe_gives_one_sentence_for_what_cannot_be(tmp_path):
     build("tiny_clip", "lora", head="cosine").save_pretrained(tmp_path / "run")
     for arguments, sentence in (
         ((tmp_path / "run", "--format", "transformers"), "Error: The head is 'cosine'"),
         ((tmp_path / "gone", "--format", "onnx"), "Error: The classifier '.*gone' does not exist; check the path"),
     ):
         with pytest.raises(SystemExit, match=sentence):
-            _recipe(monkeypatch, *arguments, "--output", tmp_path / "out")
+            _recipe(*arguments, "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"Error: The output '.*run' exists"):
-        _recipe(monkeypatch, tmp_path / "gone", "--format", "onnx", "--output", tmp_path / "run")
+        _recipe(tmp_path / "gone", "--format", "onnx", "--output", tmp_path / "run")
     assert not (tmp_path / "out").exists()

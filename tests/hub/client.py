@@ -1,4 +1,4 @@
-"""Runs recipes and lines of Python with a Hub of its own, each in a process of its own.
+"""Runs commands, scripts and lines of Python with a Hub of its own, each in a process of its own.
 
 The package takes seconds to import, and where the Hub is is read then; so this process imports it once, with
 HF_ENDPOINT set, and forks for each job that comes in as a line of JSON: {"argv": [...]} or {"code": "..."}, with
@@ -11,7 +11,9 @@ import runpy
 import sys
 import traceback
 
-import ft_focalsam.hub  # noqa: F401
+import ft_focalsam.hub.push
+import ft_focalsam.models.loading  # noqa: F401
+from ft_focalsam.cli.main import main
 
 
 def work(job: dict) -> None:
@@ -21,6 +23,8 @@ def work(job: dict) -> None:
     os.environ.update(job["environment"])
     if "code" in job:
         exec(compile(job["code"], "<code>", "exec"), {"__name__": "__main__"})
+    elif job["argv"][0] == "ft-focalsam":
+        main(job["argv"][1:])
     else:
         sys.argv = job["argv"]
         runpy.run_path(job["argv"][0], run_name="__main__")

@@ -4,21 +4,20 @@ import csv
 import itertools
 import json
 import re
-import runpy
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import ROOT
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
+from ft_focalsam.cli import predict
 from ft_focalsam.data import eval_transform
 from ft_focalsam.models import load_backbone, load_image_processor
 
 pytestmark = pytest.mark.slow
 
-PREDICT = runpy.run_path(str(ROOT / "recipes" / "predict.py"))["main"]
+PREDICT = predict.main
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +91,12 @@ def test_the_lines_of_the_card_run_as_they_are(client, pushed):
 def test_a_branch_and_a_commit_load_by_revision(hub, client, folder):
     from safetensors.torch import load_file, save_file
 
-    assert client("recipes/push.py", folder, "alice/revised").status == 0
+    assert client("ft-focalsam", "push", folder, "alice/revised").status == 0
     commit = hub.repositories["model", "alice/revised"].branches["main"]
     tensors = load_file(folder / "model.safetensors")
     changed = {name: value + name.startswith("head.") for name, value in tensors.items()}
     save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
-    assert client("recipes/push.py", folder, "alice/revised", "--revision", "next").status == 0
+    assert client("ft-focalsam", "push", folder, "alice/revised", "--revision", "next").status == 0
     code = f"""
 from ft_focalsam import ImageClassifier, LongTailClassifier
 
@@ -208,7 +207,8 @@ def test_a_folder_of_pictures_by_a_name_on_the_hub(client, pushed, images, tmp_p
     (folder / "notes.txt").write_text("no picture")
     (folder / "=0 Größe" / "kaputt ä.JPG").write_bytes(b"\xff\xd8\xff nothing")
     output = tmp_path / "out" / "predictions.csv"
-    command = ("recipes/predict.py", "alice/trained", folder, "--output", output, "--top_k", "3", "--batch_size", "4")
+    options = ("--output", output, "--top_k", "3", "--batch_size", "4")
+    command = ("ft-focalsam", "predict", "alice/trained", folder, *options)
     result = client(*command, "--on_bad_image", "fail")
     assert result.status == 1 and not output.exists()
     assert result.last.startswith("Error: The picture '") and "kaputt ä.JPG' cannot be read" in result.last
@@ -337,12 +337,11 @@ def test_a_mistyped_folder_is_told_at_once_with_the_nearest(recipe, hub, client,
         "export": ["--format", "onnx", "--output", "exported"],
         "push": ["alice/new"],
     }
-    script = str(ROOT / "recipes" / f"{recipe}.py")
     code = f"""
-import os, runpy, sys
+import os
+from ft_focalsam.cli.main import main
 os.chdir({str(tmp_path)!r})
-sys.argv = {[script, "runs/quikstart", *further[recipe]]!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
+main({[recipe, "runs/quikstart", *further[recipe]]!r})
 """
     before = len(hub.requests)
     result = client(code=code)

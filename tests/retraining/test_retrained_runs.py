@@ -15,7 +15,7 @@ from ft_focalsam.evaluation import Predictions
 from ft_focalsam.models import load_image_processor
 from ft_focalsam.retraining.features import FrozenFeatures
 
-RETRAIN = "tests/retraining/retrain.py"
+RETRAIN = ("ft-focalsam", "retrain")
 SHORT = (
     *("--max_steps", "3", "--imbalance_factor", "10", "--max_train_per_class", "20", "--learning_rate", "0.05"),
     *("--disable_tqdm", "true", "--save_strategy", "no"),
@@ -100,7 +100,7 @@ def error_of(result) -> str:
 )
 def test_a_retrained_run_is_a_run(method, options, title, run, tmp_path):
     folder = tmp_path / "retrained"
-    result = python(RETRAIN, run, "--method", method, "--output", folder, *options)
+    result = python(*RETRAIN, run, "--method", method, "--output", folder, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     assert title in result.stdout and "report.html" in result.stdout
     before, after = load_file(f"{run}/model.safetensors"), load_file(folder / "model.safetensors")
@@ -112,21 +112,21 @@ def test_a_retrained_run_is_a_run(method, options, title, run, tmp_path):
     assert record["settings"]["imbalance_factor"] == 10 and record["command"] is None
     assert [row.rpartition("/")[2] for row in json.loads((folder / "metrics.json").read_text())] == ["linear", title]
     evaluated = tmp_path / "evaluated"
-    result = python("recipes/evaluate.py", folder, "--datasets", "digits", "--output_dir", evaluated)
+    result = python("ft-focalsam", "evaluate", folder, "--datasets", "digits", "--output_dir", evaluated)
     assert result.returncode == 0, result.stderr[-3000:]
     own = Predictions.load(folder / "predictions" / "digits.safetensors")
     every = Predictions.load(evaluated / "predictions" / "digits.safetensors")
     rows = [every.ids.index(name) for name in own.ids]
     assert (abs(own.log_probabilities - every.log_probabilities[rows]) < 1e-4).all()
-    again = python(RETRAIN, folder, "--method", "lws", "--output", tmp_path / "again")
+    again = python(*RETRAIN, folder, "--method", "lws", "--output", tmp_path / "again")
     assert again.returncode == 0, again.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_two_processes_retrain_as_one_does(run, tmp_path):
     command = (run, "--method", "crt", "--epochs", "3")
-    assert python(RETRAIN, *command, "--output", tmp_path / "one").returncode == 0
-    results = processes(ranks(2, ACCELERATE_USE_CPU="true"), RETRAIN, *command, "--output", tmp_path / "two")
+    assert python(*RETRAIN, *command, "--output", tmp_path / "one").returncode == 0
+    results = processes(ranks(2, ACCELERATE_USE_CPU="true"), *RETRAIN, *command, "--output", tmp_path / "two")
     assert [result.returncode for result in results] == [0, 0], results[0].stderr[-3000:]
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(value, two[name], rtol=1e-5, atol=1e-6) for name, value in one.items())
@@ -135,7 +135,7 @@ def test_two_processes_retrain_as_one_does(run, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_retrained_is_refused(run, cosine_run, tmp_path):
     def said(*arguments):
-        return error_of(python(RETRAIN, *arguments, "--output", tmp_path / "out"))
+        return error_of(python(*RETRAIN, *arguments, "--output", tmp_path / "out"))
 
     assert "--tau is no option of crt, which takes epochs, train_batch_size," in said(
         run, "--method", "crt", "--tau", 1

@@ -47,7 +47,7 @@ def _calibration_advice(found: Calibration, verdict: Verdict) -> str:
     if found.has_gap:
         what = f"It is too {'sure' if found.gap > 0 else 'unsure'}"
     return (
-        f"{what}: do not take its confidence for a probability as it is. recipes/evaluate.py with "
+        f"{what}: do not take its confidence for a probability as it is. ft-focalsam evaluate with "
         "--temperature_fraction 0.2 fits a temperature on a fifth of the test images and scores the others; it "
         "changes no prediction."
     )

@@ -5,8 +5,8 @@ of them behind the @, `open_clip:hf-hub:owner/repository`, or `open_clip:path/to
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import ModuleType
 
+import open_clip
 import torch
 from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class OpenClipFamily(BackboneFamily):
             if hasattr(model, part):
                 delattr(model, part)
         encoder = EncodeText(model)
-        tokenizer = import_open_clip(name).get_tokenizer(split_weights(name)[0], context_length=model.context_length)
+        tokenizer = open_clip.get_tokenizer(split_weights(name)[0], context_length=model.context_length)
         inside = getattr(model, "text", model)
         embedding = inside.token_embedding if hasattr(inside, "token_embedding") else None
         if embedding is None:  # a text model of transformers
@@ -156,13 +156,13 @@ def create(name: str, *, image_size: int | None = None, load_weights: bool = Tru
         load_weights (`bool`): Whether to load its weights, which otherwise are random.
 
     Raises:
-        ValueError: If open_clip is not installed or does not know the name, or weights are missing or do not fit.
+        ValueError: If open_clip does not know the name, or weights are missing or do not fit.
         OSError: If they can neither be found locally nor fetched.
     """
     check_open_clip_name(name)
     model, weights = split_weights(name)
     try:
-        return import_open_clip(name).create_model(
+        return open_clip.create_model(
             model,
             pretrained=weights,
             force_image_size=image_size,
@@ -181,18 +181,6 @@ def create(name: str, *, image_size: int | None = None, load_weights: bool = Tru
         ) from error
 
 
-def import_open_clip(name: str) -> ModuleType:
-    """The package, or a `ValueError` that says how to install it."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(
-            f"The backbone 'open_clip:{name}' needs the package open_clip_torch; install it by pip install "
-            "'ft_focalsam[open_clip]'."
-        ) from error
-    return open_clip
-
-
 def check_open_clip_name(name: str) -> None:
     """See that open_clip knows a model and the tag of its weights, before anything is built.
 
@@ -200,7 +188,6 @@ def check_open_clip_name(name: str) -> None:
         ValueError: If it does not; names the nearest that it knows.
         FileNotFoundError: If a path does not exist.
     """
-    open_clip = import_open_clip(name)
     model, weights = split_weights(name)
     if model.startswith(HUB):
         check_repository("The backbone", model.removeprefix(HUB))

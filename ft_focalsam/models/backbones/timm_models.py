@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from math import floor, prod
 from pathlib import Path
-from types import ModuleType
 
+import timm
 import torch
 from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ class Timm(Library):
         return TimmFamily()
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        data = import_timm(name).data.resolve_model_data_config(create(name, pretrained=False))
+        data = timm.data.resolve_model_data_config(create(name, pretrained=False))
         return make_image_processor(
             data["input_size"][-2:],
             mean=data["mean"],
@@ -151,10 +151,9 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         pretrained (`bool`): Whether to load its weights.
 
     Raises:
-        ValueError: If timm is not installed or does not know the name, or the weights do not fit.
+        ValueError: If timm does not know the name, or the weights do not fit.
         OSError: If they can neither be found locally nor fetched.
     """
-    timm = import_timm(name)
     model, weights = _split_file(name)
     options = {"pretrained_cfg_overlay": {"file": check_path(weights)}} if weights else {}
     path = Path(check_path(model))
@@ -177,17 +176,6 @@ def create(name: str, *, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def import_timm(name: str) -> ModuleType:
-    """The package, or a `ValueError` that says how to install it."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(
-            f"The backbone '{name}' needs the package timm; install it by pip install 'ft_focalsam[timm]'."
-        ) from error
-    return timm
-
-
 def check_timm_name(name: str, *, pretrained: bool, others: tuple[str, ...] = ()) -> None:
     """See that timm knows an architecture and, if asked for, has weights of it, before anything is built.
 
@@ -200,7 +188,7 @@ def check_timm_name(name: str, *, pretrained: bool, others: tuple[str, ...] = ()
         ValueError: If it does not; names the nearest that it knows.
         FileNotFoundError: If a path does not exist.
     """
-    models = import_timm(name).models
+    models = timm.models
     model, weights = _split_file(name)
     if weights and not Path(weights).expanduser().is_file():
         raise FileNotFoundError(f"The weights '{weights}' of the backbone '{name}' do not exist; check the path.")

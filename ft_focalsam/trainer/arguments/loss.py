@@ -22,7 +22,7 @@ class LossArguments(TrainingArguments):
             Parameter beta of the effective number of samples, in the loss class_balanced, in deferred re-weighting and
             in the sampler effective_number.
         grw_exponent (`float`, >= 0, defaults to `1.2`):
-            Exponent of the inverse class frequency by which grw weighs.
+            Exponent of the inverse class frequency in the weights of grw.
         focal_loss_gamma (`float`, >= 0, defaults to `2.0`):
             Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM.
         ldam_max_margin (`float`, >= 0, defaults to `0.5`):
@@ -65,7 +65,7 @@ class LossArguments(TrainingArguments):
         },
     )
     grw_exponent: float = field(
-        default=1.2, metadata={"help": "Exponent of the inverse class frequency by which grw weighs."}
+        default=1.2, metadata={"help": "Exponent of the inverse class frequency in the weights of grw."}
     )
     focal_loss_gamma: float = field(
         default=2.0, metadata={"help": "Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM."}

@@ -45,7 +45,7 @@ class RunArguments(TrainingArguments):
     Args:
         ema_decay (`float`, 0 to below 1, *optional*, defaults to `None`):
             Decay of an exponential moving average of the weights, such as 0.999, warmed up by (1 + t) / (10 + t); the
-            averaged weights are what is evaluated and what the model has at the end. By default no average.
+            averaged weights are evaluated and saved. By default no average.
 
     > Parameters that control the evaluation
 
@@ -93,9 +93,8 @@ class RunArguments(TrainingArguments):
     ema_decay: Annotated[float | None, Range(0, 1, open_high=True)] = field(
         default=None,
         metadata={
-            "help": "Decay of an exponential moving average of the weights, such as 0.999, warmed up by "
-            "(1 + t) / (10 + t); the averaged weights are what is evaluated and what the model has at the end. By "
-            "default no average."
+            "help": "Decay of an exponential moving average of the weights, such as 0.999, warmed up by (1 + t) / "
+            "(10 + t); the averaged weights are evaluated and saved. By default no average."
         },
     )
     many_shot_threshold: int = field(

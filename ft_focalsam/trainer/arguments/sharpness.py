@@ -51,7 +51,7 @@ class SharpnessArguments(TrainingArguments):
         focal_lambda (`float`, >= 0, defaults to `0.8`):
             Weight lambda of the sharpness term in Focal-SAM and weighted SAM.
         imbsam_eta (`float`, > 0, defaults to `100`):
-            Number of training samples below which ImbSAM perturbs a class.
+            ImbSAM perturbs classes with fewer training samples than this.
         cc_sam_ratio (`float`, 0 to 1, defaults to `0.5`):
             Share r of the perturbed loss in CC-SAM.
         adaptive_rho (`bool`, defaults to `False`):
@@ -60,7 +60,7 @@ class SharpnessArguments(TrainingArguments):
             Perturb by the gradient of all samples of a step (global), or each process and micro-batch by its own
             (local, less communication).
         reuse_frozen_prefix (`bool`, defaults to `True`):
-            Compute the part of the model before everything that trains once a step, and not in both passes.
+            Compute the part of the model before the first trainable layer once per step instead of in both passes.
 
     > Parameters that choose another perturbation
 
@@ -73,12 +73,12 @@ class SharpnessArguments(TrainingArguments):
         ascent_decay (`float`, 0 to below 1, defaults to `0.9`):
             Share of the moving average of gradients that friendly and momentum keep in a step.
         friendly_sigma (`float`, >= 0, defaults to `1.0`):
-            Share sigma of that average which friendly takes out of the gradient.
+            Share sigma of that average that friendly subtracts from the gradient.
         evaluation (`str`, defaults to `"two_point"`):
             How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and needs ascent
             momentum or gaussian.
         ascent_interval (`int`, >= 1, defaults to `1`):
-            One step in so many perturbs the weights, the others are plain.
+            Perturb the weights in one of this many steps; the others are plain.
 
     Raises:
         ValueError: If a choice is unknown or a value is out of range.
@@ -114,7 +114,7 @@ class SharpnessArguments(TrainingArguments):
     )
     imbsam_eta: Annotated[float, Range(0, math.inf, open_low=True)] = field(
         default=100,
-        metadata={"help": "Number of training samples below which ImbSAM perturbs a class."},
+        metadata={"help": "ImbSAM perturbs classes with fewer training samples than this."},
     )
     cc_sam_ratio: Annotated[float, Range(0, 1)] = field(
         default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."}
@@ -132,7 +132,8 @@ class SharpnessArguments(TrainingArguments):
     reuse_frozen_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Compute the part of the model before everything that trains once a step, and not in both passes."
+            "help": "Compute the part of the model before the first trainable layer once per step instead of in both "
+            "passes."
         },
     )
     perturb: str = field(
@@ -151,7 +152,7 @@ class SharpnessArguments(TrainingArguments):
         metadata={"help": "Share of the moving average of gradients that friendly and momentum keep in a step."},
     )
     friendly_sigma: Annotated[float, Range(0)] = field(
-        default=1.0, metadata={"help": "Share sigma of that average which friendly takes out of the gradient."}
+        default=1.0, metadata={"help": "Share sigma of that average that friendly subtracts from the gradient."}
     )
     evaluation: str = field(
         default="two_point",
@@ -161,7 +162,7 @@ class SharpnessArguments(TrainingArguments):
         },
     )
     ascent_interval: Annotated[int, Range(1)] = field(
-        default=1, metadata={"help": "One step in so many perturbs the weights, the others are plain."}
+        default=1, metadata={"help": "Perturb the weights in one of this many steps; the others are plain."}
     )
 
     def __post_init__(self):

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import torch
 from torch.utils.data import Dataset
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import IntervalStrategy
 
 from ...data.workers import choose_num_workers
 from ...hub.trainer_push import check_hub_arguments
@@ -25,6 +27,8 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
     that need their column, `label_names` is ["labels"], `dataloader_pin_memory` is False on the CPU, and
     `logging_nan_inf_filter` is False, because `FocalSAMTrainer` filters the training loss itself, without waiting for
     the device.
+    `report_to` is by default TensorBoard where it is installed, which writes to a folder in `output_dir`.
+    `eval_strategy` is unset, which is "no"; the recipe sets it to "epoch" where there are validation images.
     `dataloader_num_workers` is by default the cores of the machine divided by its training processes, for data sets of
     this package that decode images, see [`~ft_focalsam.data.choose_num_workers`].
 
@@ -39,7 +43,7 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
         default=False, metadata={"help": "Drop columns that the model's forward does not name, before transforms run."}
     )
     label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that are labels."}
+        default_factory=lambda: ["labels"], metadata={"help": "Names of the inputs that hold labels."}
     )
     dataloader_num_workers: Annotated[int | None, Range(0)] = field(  # type: ignore[assignment]  # a number in the end
         default=None,
@@ -50,9 +54,24 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
         },
     )
 
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the parser of transformers takes the second type)
+        default=None,
+        metadata={
+            "help": "Trackers of the numbers, such as tensorboard or wandb, all or none; by default TensorBoard where "
+            "it is installed."
+        },
+    )
+    eval_strategy: str | IntervalStrategy | None = field(  # type: ignore[assignment]  # no None in the end
+        default=None,
+        metadata={
+            "help": "When to evaluate while training: no, steps or epoch; by default each epoch where there are "
+            "validation images, else no."
+        },
+    )
+
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Filter losses that are not finite out of the log once more, which waits for the device."},
+        metadata={"help": "Filter non-finite losses out of the log a second time, which waits for the device."},
     )
 
     def __post_init__(self):
@@ -66,6 +85,11 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
         self._chooses_num_workers = self.dataloader_num_workers is None
         if self._chooses_num_workers:
             self.dataloader_num_workers = 0  # until there is a data set
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        self._chooses_eval_strategy = self.eval_strategy is None
+        if self._chooses_eval_strategy:
+            self.eval_strategy = IntervalStrategy.NO
         super().__post_init__()
         if self.make_mixing().is_on and self.sharpness == CC_SAM:
             raise ValueError("cc_sam perturbs by one class per image; set mixup_alpha and cutmix_alpha to 0 with it.")
@@ -79,6 +103,12 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
     def __getstate__(self) -> dict:
         """What a pickle or a copy holds, `training_args.bin` in each checkpoint among them: no token of the Hub."""
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def choose_eval_strategy(self, *, has_validation: bool) -> None:
+        """Evaluate after each epoch where there are validation images, unless `eval_strategy` was given."""
+        if self._chooses_eval_strategy and has_validation:
+            self.eval_strategy, self.do_eval = IntervalStrategy.EPOCH, True
+        self._chooses_eval_strategy = False
 
     def choose_num_workers(self, dataset: Dataset | None) -> None:
         """Set `dataloader_num_workers` for a data set to train on, unless it was given."""

@@ -1,9 +1,9 @@
 """LT-Soups (Aminbeidokhti et al., arXiv 2511.10683): a soup over subsets of growing imbalance, then the head on all.
 
-    python recipes/lt_soups.py recipes/configs/quickstart.yaml --output_dir runs/lt_soups
+    ft-focalsam lt_soups recipes/configs/quickstart.yaml --output_dir runs/lt_soups
 
 For each of `--factors` i, the training classes are cut to at most 2^i times the images of the rarest one, and
-`--branches` runs of recipes/finetune.py begin from the same start, each on a draw of its own; their averages are
+`--branches` runs of ft-focalsam train begin from the same start, each on a draw of its own; their averages are
 merged into the start one after the other, by `--merge_rate` (`ft_focalsam/averaging/lt_soups.py` has the formula).
 Then the head alone is trained on all images. By default the factors are all whose subset is less imbalanced than the
 images themselves, as the authors take them. They train all weights (`--tuning full`) with `--loss logit_adjusted` and
@@ -12,7 +12,7 @@ different images, and a head that starts from class means or a linear probe star
 
 Further `--key value` pairs go to every run. A run that is finished is not repeated: the command goes on where it was
 stopped. Writes to `output_dir`: start/, factor_I/branch_J/, soup/ (before the head was trained) and lt_soup/, each as
-recipes/finetune.py writes a run.
+ft-focalsam train writes a run.
 """
 
 import argparse
@@ -21,36 +21,43 @@ import math
 from pathlib import Path
 
 from accelerate import PartialState
-from compare import describe, is_finished
-from compare import run as finetune_once
-from finetune import TYPES
-from finetune import main as finetune
 
-from ft_focalsam import FocalSAMTrainer, LongTailClassifier, apply_tuning
-from ft_focalsam.averaging.average import average
-from ft_focalsam.averaging.ingredients import read_ingredients
-from ft_focalsam.averaging.lt_soups import lt_soup_weights
-from ft_focalsam.averaging.wise_ft import check_start_is_known, read_with_start
-from ft_focalsam.cli.config import parse_config
-from ft_focalsam.cli.run_folders import evaluate_on, options_of_run, write_average
-from ft_focalsam.data import label_array, prepare_images
-from ft_focalsam.data.long_tail import class_counts
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import format_table
-from ft_focalsam.hub.run_file import RUN_NAME
+from ..averaging.average import average
+from ..averaging.ingredients import read_ingredients
+from ..averaging.lt_soups import lt_soup_weights
+from ..averaging.wise_ft import check_start_is_known, read_with_start
+from ..data import label_array, prepare_images
+from ..data.long_tail import class_counts
+from ..evaluation import format_table
+from ..hub.run_file import RUN_NAME
+from ..models import LongTailClassifier
+from ..trainer import FocalSAMTrainer
+from ..tuning import apply_tuning
+from . import train
+from .arguments import TYPES
+from .config import parse_config
+from .finished_runs import describe, is_finished
+from .finished_runs import run as run_once
+from .parsers import command_parser
+from .run_folders import evaluate_on, options_of_run, write_average
+
+FURTHER = TYPES  # keys that go to every run
+READS_CONFIG = True
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("lt_soups", __doc__)
     add = parser.add_argument
-    add("config", help="YAML file of recipes/finetune.py")
+    add("config", help="YAML file of ft-focalsam train")
     add("--output_dir", type=Path, required=True, help="where the runs and the soups go")
     add("--factors", nargs="+", type=int, help="i of each subset, in the order of merging; by default 0, 1, 2, ...")
     add("--branches", type=int, default=2, help="runs on each subset; 2 by default")
     add("--merge_rate", type=float, default=0.7, help="share that each subset's average is merged with; 0.7")
-    args, further = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    args, further = make_parser().parse_known_args(argv)
     for factor in args.factors or ():
         if not 0 <= factor < 32:
             raise ValueError(f"--factors has {factor}; a factor i stands for 2^i, set it from 0 to 31.")
@@ -64,7 +71,7 @@ def default_factors(counts) -> list[int]:
 
 
 class HeadStage:
-    """The second stage: builds the soup for recipes/finetune.py with its head alone to train."""
+    """The second stage: builds the soup for ft-focalsam train with its head alone to train."""
 
     def __init__(self, soup: Path):
         self.soup = soup
@@ -92,7 +99,7 @@ class HeadStage:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    """Run the recipe; returns the records of the start, the soup and the soup with its head trained."""
+    """Run the command; returns the records of the start, the soup and the soup with its head trained."""
     args, further = parse(argv)
     say = print if PartialState().is_main_process else lambda *_: None
     common = [args.config, "--save_strategy", "no", "--overwrite", "true", *further]
@@ -109,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     check_start_is_known(probe, model_args.tuning)
     start = args.output_dir / "start"
     if not (start / RUN_NAME).is_file():
-        finetune([*common, "--tuning", "zero_shot", "--output_dir", str(start)])
+        train.main([*common, "--tuning", "zero_shot", "--output_dir", str(start)])
     runs = {}
     for factor in factors:
         for branch in range(args.branches):
@@ -121,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     for number, (folder, (command_line, options)) in enumerate(runs.items(), start=1):
         if not is_finished(folder, options):
             say(f"\n{folder}: run {number} of {len(runs)}")
-            finetune_once(folder, command_line, options)
+            run_once(folder, command_line, options)
     names = [str(folder) for folder in runs]
     weights = lt_soup_weights(len(factors), merge_rate=args.merge_rate, branches=args.branches)
     template, ingredients = read_ingredients(names, say=say)
@@ -136,14 +143,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say(f"\nThe soup is in {soup}; its head is trained on all images.")
     stage = HeadStage(soup)
     last = str(args.output_dir / "lt_soup")
-    metrics = finetune(
+    metrics = train.main(
         [*common, "--output_dir", last], trainer_type=stage.trainer_type(), build=stage.build, before="soup"
     )
     say(f"\n{format_table(metrics)}\n\nThe classifier is in {last}.")
     return metrics
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
-    PartialState().destroy_process_group()

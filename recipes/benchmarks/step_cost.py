@@ -1,6 +1,6 @@
 """What a training step costs: plain, SAM, Focal-SAM as the paper computes it (three backward passes), and ours (two).
 
-    python recipes/benchmark_step.py --model vit_b16 --tuning lora --batch_size 8 --steps 15
+    python recipes/benchmarks/step_cost.py --model vit_b16 --tuning lora --batch_size 8 --steps 15
 
 The kinds of step are interleaved in one process on the same random batch and random weights. Prints the median CPU
 time (CUDA time on a GPU) of a step relative to plain training, images per second, the peak memory of a step beyond the

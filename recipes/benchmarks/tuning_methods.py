@@ -1,6 +1,6 @@
 """What each way to tune a backbone reaches, how little it trains, and what Focal-SAM costs with it.
 
-    python recipes/compare_tuning.py recipes/configs/cifar100_lt/dinov2_vits14_*.yaml --results runs/tuning.jsonl
+    python recipes/benchmarks/tuning_methods.py recipes/configs/cifar100_lt/dinov2_*.yaml --results runs/tuning.jsonl
 
 Runs the recipe once per configuration, with the further `--key value` pairs of the command line, in one process, and
 prints a Markdown table. Every finished run adds a line of JSON to the file of results; runs that are in it already,
@@ -14,13 +14,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmark_step import make_steps, seconds
-from finetune import main as finetune
+from step_cost import make_steps, seconds
 
-from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.cli.arguments import ModelArguments
+from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.cli import train
+from ft_focalsam.cli.arguments import TYPES
 from ft_focalsam.cli.config import parse_config
-from ft_focalsam.data import DataArguments
 from ft_focalsam.errors import told_in_one_sentence
 
 METRICS = {"accuracy": "top-1", "many": "many", "medium": "medium", "few": "few"}
@@ -63,7 +62,7 @@ def run(config: str, further: list[str], *, repeats: int) -> dict:
     kept = []
     with tempfile.TemporaryDirectory() as folder:
         options = ["--output_dir", folder, "--save_strategy", "no"]
-        metrics = finetune([config, *options, *further], trainer_type=kept_trainer(kept))
+        metrics = train.main([config, *options, *further], trainer_type=kept_trainer(kept))
     (before, start), *_, (_, after) = [next(iter(metrics.items())), *metrics.items()]
     parameters = list(kept[0].model.parameters())
     return {
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--timed_steps", type=int, default=5, help="steps of each kind that are timed")
     args, further = parser.parse_known_args()
     for config in args.configs:  # before the first run takes its time
-        parse_config((DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments), [config, *further])
+        parse_config(TYPES, [config, *further])
     args.results.parent.mkdir(parents=True, exist_ok=True)
     for number, config in enumerate(args.configs, start=1):
         if config in read_results(args.results, further):

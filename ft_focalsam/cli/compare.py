@@ -1,9 +1,9 @@
 """Compare methods over several seeds on one data set.
 
-    python recipes/compare.py recipes/configs/quickstart.yaml --output_dir runs/compare
-    python recipes/compare.py CONFIG --output_dir DIR --methods none sam focal_sam focal_sam:rho=0.1,focal_gamma=0
+    ft-focalsam compare recipes/configs/quickstart.yaml --output_dir runs/compare
+    ft-focalsam compare CONFIG --output_dir DIR --methods none sam focal_sam focal_sam:rho=0.1,focal_gamma=0
 
-Runs recipes/finetune.py once per method and seed, with `--jobs N` up to N of them side by side on one device. A method
+Runs ft-focalsam train once per method and seed, with `--jobs N` up to N of them side by side on one device. A method
 is a value of `--sharpness`, with other keys of the recipe behind a colon; further `--key value` pairs go to every run.
 The first method is the one that the others are compared with. A run that is finished is not repeated: the command goes
 on where it was stopped. Writes to `output_dir` a folder a run and, at the end, comparison.html, comparison.md and
@@ -11,24 +11,17 @@ comparison.json: accuracies over the seeds with intervals, paired differences, a
 """
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from accelerate import PartialState
-from finetune import TYPES
-from finetune import main as finetune
 from tqdm.auto import tqdm
 
-from ft_focalsam import FocalSAMTrainer
-from ft_focalsam.cli.config import parse_config
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import (
+from ..evaluation import (
     PREDICTIONS,
     MethodRuns,
     Predictions,
@@ -39,24 +32,30 @@ from ft_focalsam.evaluation import (
     short_name,
     write_comparison,
 )
-from ft_focalsam.evaluation.report.method_names import METHOD_NAMES
-from ft_focalsam.files import write_aside
+from ..evaluation.report.method_names import METHOD_NAMES
+from .arguments import TYPES
+from .config import parse_config
+from .finished_runs import FINISHED, describe, is_finished, run
+from .parsers import command_parser
 
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 NAMES = METHOD_NAMES | {"none": "plain"}
-FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
-# Options that say nothing about what comes out.
-PLACES = ("output_dir", "logging_dir", "hub_token", "overwrite", "resume_changed")
+FURTHER = TYPES  # keys that go to every run
+READS_CONFIG = True
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("config", help="YAML file of recipes/finetune.py")
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("compare", __doc__)
+    parser.add_argument("config", help="YAML file of ft-focalsam train")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the comparison go")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="NAME or NAME:key=value,...")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each in a process that logs to a file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of every method with each")
-    args, further = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    args, further = make_parser().parse_known_args(argv)
     for name in ("methods", "seeds"):
         values = getattr(args, name)
         if len(set(values)) < len(values):
@@ -82,62 +81,6 @@ def method_name(method: str) -> str:
     """As the tables show it."""
     name, _, settings = method.partition(":")
     return ", ".join([NAMES.get(name, name), *(settings.replace("=", " ").split(",") if settings else ())])
-
-
-def describe(options: tuple) -> dict:
-    """What a run is defined by: all of its options, as JSON keeps them."""
-    *dataclass_options, args = options
-    values = {key: value for each in dataclass_options for key, value in dataclasses.asdict(each).items()}
-    values |= args.to_dict()
-    return json.loads(json.dumps({key: value for key, value in values.items() if key not in PLACES}, default=str))
-
-
-def is_finished(folder: Path, options: dict) -> bool:
-    """Whether the run of these options is in the folder.
-
-    Raises:
-        ValueError: If one of other options is.
-    """
-    if not (folder / FINISHED).is_file():
-        return False
-    before = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["options"]
-    check_same(before, options, whose=f"The run in '{folder}'")
-    return True
-
-
-def check_same(before: dict, now: dict, *, whose: str) -> None:
-    """Raise a `ValueError` that names the first option in which two descriptions differ."""
-    for key in {**before, **now}:
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"{whose} had {key} {before.get(key)!r}, not {now.get(key)!r}; choose another --output_dir, or delete "
-                "the folder to begin again."
-            )
-
-
-def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
-    """A trainer that notes what its training took: on the CPU in CPU time, which other programs do not stretch."""
-
-    class TimedTrainer(FocalSAMTrainer):
-        def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-            clock = time.process_time if self.args.device.type == "cpu" else time.perf_counter
-            start = clock()
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            seconds.append(clock() - start)
-            return output
-
-    return TimedTrainer
-
-
-def run(folder: Path, command_line: list[str], options: dict) -> None:
-    """Fine-tune, and note in the end that it is done."""
-    seconds = []
-    finetune(command_line, trainer_type=timed_trainer(seconds))
-    if not seconds:
-        raise ValueError(f"Nothing trains in the run in '{folder}'; compare ways to tune that train something.")
-    if PartialState().is_main_process:
-        record = {"options": options, "seconds": seconds[0]}
-        write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())
 
 
 def run_logged(folder: Path, command_line: list[str], options: dict) -> None:
@@ -205,9 +148,3 @@ def main(argv: list[str] | None = None) -> None:
         clock = "CPU time" if PartialState().device.type == "cpu" else "time"
         table = write_comparison(args.output_dir, methods, title=f"Methods on {data}", clock=clock)
         say(f"\n{table}\n\ncomparison.html, comparison.md and comparison.json are in {args.output_dir}.")
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
-    PartialState().destroy_process_group()

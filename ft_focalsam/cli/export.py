@@ -1,8 +1,8 @@
 """Export a fine-tuned classifier for programs that do not have this package.
 
-    python recipes/export.py runs/quickstart --format onnx --output exported
+    ft-focalsam export runs/quickstart --format onnx --output exported
 
-The folder is one that recipes/finetune.py wrote. The formats:
+The folder is one that ft-focalsam train wrote. The formats:
 
   transformers  an image classifier for pipeline("image-classification"); the head must be linear
   open_clip     both towers for open_clip.create_model_and_transforms, and the class vectors of the head
@@ -13,10 +13,10 @@ What is written is compared with the classifier; nothing is left behind that giv
 
 import argparse
 
-from ft_focalsam import LongTailClassifier
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.export import FORMATS
-from ft_focalsam.export.folder import check_is_free
+from ..export import FORMATS
+from ..export.folder import check_is_free
+from ..models import LongTailClassifier
+from .parsers import command_parser
 
 USE = {
     "transformers": 'pipeline("image-classification", model="{output}")',
@@ -25,21 +25,20 @@ USE = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("export", __doc__)
     parser.add_argument("folder", help="Folder of the classifier, or its repository on the Hub.")
     parser.add_argument("--format", required=True, choices=FORMATS, help="What to write.")
     parser.add_argument("--output", required=True, help="Folder to make; it must not exist, or be empty.")
     parser.add_argument("--backbone", help="Where the backbone is now, if not under the name it had in training.")
     parser.add_argument("--revision", help="Branch, tag or commit of the Hub repository.")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    args = make_parser().parse_args(argv)
     check_is_free(args.output)
     model = LongTailClassifier.from_pretrained(args.folder, backbone=args.backbone, revision=args.revision)
     FORMATS[args.format](model, args.output)
     print(f"The classifier is in {args.output}. To use it: {USE[args.format].format(output=args.output)}")
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

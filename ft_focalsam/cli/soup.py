@@ -1,10 +1,10 @@
 """Average the weights of several runs into one classifier: a model soup (Wortsman et al., arXiv 2203.05482).
 
-    python recipes/soup.py runs/seed0 runs/seed1 runs/seed2 --output runs/soup
-    python recipes/soup.py runs/seed* --output runs/soup --kind greedy
-    python recipes/soup.py runs/seed0/checkpoint-* --output runs/soup
+    ft-focalsam soup runs/seed0 runs/seed1 runs/seed2 --output runs/soup
+    ft-focalsam soup runs/seed* --output runs/soup --kind greedy
+    ft-focalsam soup runs/seed0/checkpoint-* --output runs/soup
 
-RUN is the folder of a run of recipes/finetune.py or of one of its checkpoints; all have one architecture and one way
+RUN is the folder of a run of ft-focalsam train or of one of its checkpoints; all have one architecture and one way
 of tuning, and differ in seed, data order, hyperparameters or training images. `uniform` averages all. `greedy` begins
 with the best one on the images that the runs put aside with `--validation_fraction`, and takes each next one where the
 soup stays as good on them; it is refused where nothing was put aside.
@@ -14,7 +14,7 @@ LoRA is averaged as merged weights: the soup has the sum of the ranks, exactly, 
 LoHa, ...). Adapters and prompts begin with random weights: soups of them need runs with one `--seed`, and another
 `--data_seed`, learning rate or augmentation.
 
-Writes to `--output` what recipes/finetune.py writes, so that recipes/evaluate.py, predict.py, export.py and push.py
+Writes to `--output` what ft-focalsam train writes, so that ft-focalsam evaluate, predict.py, export.py and push.py
 take it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
 /new/place`.
 """
@@ -25,24 +25,24 @@ import functools
 import numpy as np
 from accelerate import PartialState
 
-from ft_focalsam import LongTailClassifier
-from ft_focalsam.averaging.average import average
-from ft_focalsam.averaging.ingredients import read_ingredients
-from ft_focalsam.averaging.soups import greedy_soup, uniform_weights
-from ft_focalsam.cli.run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
-from ft_focalsam.data import ImageData
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import JudgeOptions, format_table, short_name
-from ft_focalsam.export.folder import check_is_free
+from ..averaging.average import average
+from ..averaging.ingredients import read_ingredients
+from ..averaging.soups import greedy_soup, uniform_weights
+from ..data import DataArguments, ImageData
+from ..evaluation import JudgeOptions, format_table, short_name
+from ..export.folder import check_is_free
+from ..models import LongTailClassifier
+from .parsers import command_parser
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+
+FURTHER = (DataArguments,)  # keys that describe the images
 
 KINDS = ("uniform", "greedy")
 METRICS = ("mean_class_accuracy", "accuracy")
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("soup", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders of runs or of checkpoints, two or more")
     add("--output", required=True, help="folder to make; it must not exist, or be empty")
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--rank", type=int, help="cut LoRA updates to this rank; by default they are exact")
     add("--merged", action="store_true", help="average and save plain weights, with all that was tuned folded in")
     add("--batch_size", type=int, default=64, help="images at a time")
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def score(model: LongTailClassifier, *, data: ImageData, options: JudgeOptions, metric: str) -> float:
@@ -61,8 +61,8 @@ def score(model: LongTailClassifier, *, data: ImageData, options: JudgeOptions, 
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    """Run the recipe; returns the records of the report, by the name of the row."""
-    args, further = parse(argv)
+    """Run the command; returns the records of the report, by the name of the row."""
+    args, further = make_parser().parse_known_args(argv)
     if len(args.runs) < 2:
         raise ValueError(f"There is one run, '{args.runs[0]}', and a soup is of two or more; name more.")
     check_is_free(args.output)
@@ -99,9 +99,3 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         )
         say(f"The soup, report.html and metrics.json are in {args.output}.")
     return records
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
-    PartialState().destroy_process_group()

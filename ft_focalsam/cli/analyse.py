@@ -1,9 +1,9 @@
 """Measure how sharp the loss of fine-tuned models is, class by class and by frequency of the classes.
 
-    python recipes/analyse.py runs/quickstart --output_dir analyses/quickstart
-    python recipes/analyse.py runs/plain runs/sam runs/focal_sam --output_dir analyses/methods
+    ft-focalsam analyse runs/quickstart --output_dir analyses/quickstart
+    ft-focalsam analyse runs/plain runs/sam runs/focal_sam --output_dir analyses/methods
 
-RUN is a folder that recipes/finetune.py wrote. Of each class's mean loss L_i, on images of the run without
+RUN is a folder that ft-focalsam train wrote. Of each class's mean loss L_i, on images of the run without
 augmentation: the sharpness max over ||eps|| <= rho of L_i(w + eps) - L_i(w), by one SAM step (`first_order`) and by
 projected gradient ascent from there (`ascent`, which tables and drawings show as the sharpness); the largest
 eigenvalue of the Hessian (Lanczos) and its trace (Hutchinson, with its standard error); and loss landscapes along
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ft_focalsam.analysis import (
+from ..analysis import (
     ImageOptions,
     Measurement,
     MeasureOptions,
@@ -31,10 +31,13 @@ from ft_focalsam.analysis import (
     read_runs,
     write_analysis,
 )
-from ft_focalsam.errors import printable, told_in_one_sentence
-from ft_focalsam.files import check_writable
-from ft_focalsam.models.image_classifier import choose_device
-from ft_focalsam.sharpness.targets import TARGETS
+from ..errors import printable
+from ..files import check_writable
+from ..models.image_classifier import choose_device
+from ..sharpness.targets import TARGETS
+from .config import DataclassParser
+
+TYPES = (ImageOptions, MeasureOptions)
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,22 @@ class Arguments:
     options: MeasureOptions
 
 
-def parse(argv: list[str] | None) -> Arguments:
-    parser = HfArgumentParser((ImageOptions, MeasureOptions), description=__doc__.split("\n")[0], allow_abbrev=False)
+def make_parser() -> HfArgumentParser:
+    parser = DataclassParser(TYPES, prog="ft-focalsam analyse", description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="Folder of a run; the others are compared with the first one.")
     add("--output_dir", "--output", type=Path, required=True, help="Where to write.")
     add("--device", help="Where to run: cpu, cuda, ...; an accelerator by default, where there is one.")
-    images, options, rest = parser.parse_args_into_dataclasses(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> Arguments:
+    images, options, rest = make_parser().parse_args_into_dataclasses(argv)
     return Arguments(rest.runs, rest.output_dir, rest.device, images, options)
 
 
 def main(argv: list[str] | None = None) -> list[Measurement]:
-    """Run the recipe; returns what was measured of each run."""
+    """Run the command; returns what was measured of each run."""
     args = parse(argv)
     device = choose_device(args.device)
     check_writable(args.output_dir, make=False)
@@ -107,8 +114,3 @@ def main(argv: list[str] | None = None) -> list[Measurement]:
 
 def printable_table(text: str) -> str:
     return "\n".join(map(printable, text.splitlines()))
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

@@ -1,7 +1,7 @@
 """Classify a folder of images, however deep they lie, into a CSV file.
 
-    python recipes/predict.py runs/quickstart path/to/images --output predictions.csv
-    python recipes/predict.py user/name path/to/images --output predictions.csv --top_k 3 --on_bad_image fail
+    ft-focalsam predict runs/quickstart path/to/images --output predictions.csv
+    ft-focalsam predict user/name path/to/images --output predictions.csv --top_k 3 --on_bad_image fail
 
 MODEL is a folder or Hub repository of this package or of transformers. Columns: path (in the folder), label_1,
 probability_1, label_2, ..., and error, which says why an image could not be read. Rows are written as they come, the
@@ -16,17 +16,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ft_focalsam import ImageClassifier
-from ft_focalsam.data import BadImageError, find_pictures
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import to_cell
-from ft_focalsam.files import check_writable, opened_aside
-from ft_focalsam.finding import did_you_mean
-from ft_focalsam.models.image_classifier import choose_device
+from ..data import BadImageError, find_pictures
+from ..evaluation import to_cell
+from ..files import check_writable, opened_aside
+from ..finding import did_you_mean
+from ..models import ImageClassifier
+from ..models.image_classifier import choose_device
+from .parsers import command_parser
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("predict", __doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="Folder or Hub repository of a classifier.")
     add("folder", metavar="FOLDER", type=Path, help="Folder of images; its sub-folders are looked through, too.")
@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--revision", help="Branch, tag or commit of the Hub repository.")
     add("--backbone", help="Where the backbone is now, if not under the name it had in training.")
     add("--device", help="Where to run: cpu, cuda, ...; an accelerator by default, where there is one.")
-    return parser.parse_args(argv)
+    return parser
 
 
 def check(args: argparse.Namespace) -> int:
@@ -62,8 +62,8 @@ def check(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the recipe; returns the number of images that were classified."""
-    args = parse(argv)
+    """Run the command; returns the number of images that were classified."""
+    args = make_parser().parse_args(argv)
     total = check(args)
     classify = ImageClassifier.from_pretrained(
         args.model, revision=args.revision, backbone=args.backbone, device=args.device
@@ -90,8 +90,3 @@ def main(argv: list[str] | None = None) -> int:
     problem = f"; {broken:,} of them could not be read, see its column error" if broken else ""
     print(f"{total:,} images are in {args.output}{problem}.")
     return total - broken
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

@@ -1,10 +1,10 @@
 """Publish a saved model on the Hugging Face Hub, with a card made of its own files.
 
-    python recipes/push.py runs/quickstart user/name
-    python recipes/push.py runs/quickstart user/name --private --revision experiment
-    python recipes/push.py runs/quickstart user/name --space user/demo
+    ft-focalsam push runs/quickstart user/name
+    ft-focalsam push runs/quickstart user/name --private --revision experiment
+    ft-focalsam push runs/quickstart user/name --space user/demo
 
-The folder is one that recipes/finetune.py wrote. What goes there: adapter and head (safetensors only), configuration,
+The folder is one that ft-focalsam train wrote. What goes there: adapter and head (safetensors only), configuration,
 preprocessing, metrics, the report and README.md; not the Trainer's checkpoints. The report shows pictures of the test
 set: remove report* from the folder where these are not to be seen. Log in by `hf auth login`, or set HF_TOKEN. A push
 that was cut off is run again by the same command, and sends only what is missing.
@@ -12,21 +12,25 @@ that was cut off is run again by the same command, and sends only what is missin
 
 import argparse
 
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.hub import check_push, push_folder, push_space
-from ft_focalsam.hub.card import DEFAULT_LICENSE
+from ..hub import check_push, push_folder, push_space
+from ..hub.card import DEFAULT_LICENSE
+from .parsers import command_parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("push", __doc__)
     parser.add_argument("folder", metavar="FOLDER", help="Folder of the model.")
     parser.add_argument("repo_id", metavar="REPO", help="user/name; the repository is made where it does not exist.")
     parser.add_argument("--private", action="store_true", default=None, help="Make it a private one.")
     parser.add_argument("--revision", help="Branch to push to, made where it does not exist; main by default.")
     parser.add_argument("--license", default=DEFAULT_LICENSE, help="Of the model, by its name on the Hub.")
     parser.add_argument("--space", metavar="SPACE", help="user/name of a demo (gradio) to publish, too.")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    args = make_parser().parse_args(argv)
     if args.space:
         check_push(args.space)
         if "/" not in args.repo_id:
@@ -38,8 +42,3 @@ def main(argv: list[str] | None = None) -> None:
         url = push_space(args.folder, args.repo_id, space_id=args.space, private=args.private)
         secret = "; give it a token that may read the model as its secret HF_TOKEN" if args.private else ""
         print(f"Its demo is at {url}{secret}.")
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

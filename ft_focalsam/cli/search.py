@@ -1,12 +1,12 @@
 """Search rho, gamma and lambda of a sharpness method on a part of the training set.
 
-    python recipes/search.py recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
+    ft-focalsam search recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
 
-Takes the keys of recipes/finetune.py and those below (`--help`). `--validation_fraction` (0.2) of each class of the
+Takes the keys of ft-focalsam train and those below (`--help`). `--validation_fraction` (0.2) of each class of the
 training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial
-has the values of the configuration, the others are Optuna's (`pip install 'ft_focalsam[search]'`), through the
+has the values of the configuration, the others are Optuna's (`pip install 'ft-focalsam[search]'`), through the
 Trainer's `hyperparameter_search`. Stopped, the command goes on with the trials that are left. Writes to `output_dir`:
-trials.csv, best.yaml for recipes/finetune.py, and search.db.
+trials.csv, best.yaml for ft-focalsam train, and search.db.
 """
 
 import csv
@@ -18,19 +18,18 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from compare import check_same, describe
-from finetune import make_trainer
-from transformers import set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.integrations import is_optuna_available
 
-from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.cli.arguments import ModelArguments
-from ft_focalsam.cli.config import parse_config
-from ft_focalsam.data import DataArguments, prepare_images
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import METRICS
-from ft_focalsam.files import check_writable
-from ft_focalsam.ranges import Range, check_numbers
+from ..data import DataArguments, prepare_images
+from ..evaluation import METRICS
+from ..files import check_writable
+from ..ranges import Range, check_numbers
+from ..trainer import FocalSAMTrainingArguments
+from .arguments import TYPES as RUN_TYPES
+from .building import make_trainer
+from .config import config_parser, parse_config
+from .finished_runs import check_same, describe
 
 STUDY = "ft_focalsam"
 VALIDATION_FRACTION = 0.2  # where the configuration has none
@@ -75,6 +74,16 @@ class SearchArguments:
                 raise ValueError(f"{name} is {ends}; give two numbers, {lowest:g} or more, the lower one first.")
 
 
+TYPES = (SearchArguments, *RUN_TYPES)
+READS_CONFIG = True
+USAGE = "ft-focalsam search CONFIG [--key value ...]"
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser of its keys, for the index of keys."""
+    return config_parser(TYPES)
+
+
 def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
     """Raise a `ValueError` before any image is read."""
     if args.sharpness not in SEARCHED:
@@ -88,7 +97,7 @@ def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrain
             f"A search runs in one process, and these are {args.world_size}; start it without a launcher."
         )
     if not is_optuna_available():
-        raise ValueError("The search needs Optuna; pip install 'ft_focalsam[search]'.")
+        raise ValueError("The search needs Optuna; pip install 'ft-focalsam[search]'.")
 
 
 def open_study(folder: Path, search: SearchArguments, options: tuple):
@@ -160,12 +169,11 @@ def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Run the recipe; returns the best values by key."""
+    """Run the command; returns the best values by key."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    types = (SearchArguments, DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
-    search, *options = parse_config(types, argv)
+    search, *options = parse_config(TYPES, argv)
     data_args, _, _, args = options
-    if data_args.validation_fraction is None:
+    if not data_args.has_validation:
         data_args.validation_fraction = VALIDATION_FRACTION
     refuse_what_cannot_be_searched(data_args, args)
     from optuna.samplers import TPESampler
@@ -197,10 +205,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     write_best(folder, best.params, argv)
     print(f"\n{search.objective} on held-out images: {100 * study.trials[0].value:.1f} as configured,")
     print(f"{100 * best.value:.1f} with " + ", ".join(f"{key} {value:.4g}" for key, value in best.params.items()))
-    print(f"\nTrain with them: recipes/finetune.py {folder / 'best.yaml'}")
+    print(f"\nTrain with them: ft-focalsam train {folder / 'best.yaml'}")
     return best.params
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()

@@ -1,13 +1,13 @@
 """Between the start of a run and its end: WiSE-FT (Wortsman et al., arXiv 2109.01903).
 
-    python recipes/wise_ft.py runs/quickstart
-    python recipes/wise_ft.py runs/quickstart --alpha 0.5 --output runs/quickstart_half
+    ft-focalsam wise_ft runs/quickstart
+    ft-focalsam wise_ft runs/quickstart --alpha 0.5 --output runs/quickstart_half
 
 Prints the accuracy of (1 - alpha) theta_0 + alpha theta_1 over alpha, where theta_0 are the weights before training,
-of zero-shot where the head started from texts, and theta_1 those of RUN, the folder of a run of recipes/finetune.py or
+of zero-shot where the head started from texts, and theta_1 those of RUN, the folder of a run of ft-focalsam train or
 of one of its checkpoints. It is that of the images that the run put aside with `--validation_fraction`, for alpha to
 be chosen by, or else of the test images, which alpha should not be chosen by. `--alpha` writes the classifier of one
-alpha to `--output`, as recipes/finetune.py writes a run, with its accuracy on the test images.
+alpha to `--output`, as ft-focalsam train writes a run, with its accuracy on the test images.
 
 What was inserted is interpolated by what it adds: LoRA, adapters, SSF, IA3, sparse tuning; DoRA, LoHa and other
 adapters of peft are merged into the backbone first. Prompts and CLIP-Adapter are refused: they are not nothing at the
@@ -20,20 +20,21 @@ import argparse
 
 from accelerate import PartialState
 
-from ft_focalsam.averaging.average import average
-from ft_focalsam.averaging.wise_ft import read_with_start
-from ft_focalsam.cli.run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
-from ft_focalsam.errors import told_in_one_sentence
-from ft_focalsam.evaluation import format_table
-from ft_focalsam.export.folder import check_is_free
+from ..averaging.average import average
+from ..averaging.wise_ft import read_with_start
+from ..data import DataArguments
+from ..evaluation import format_table
+from ..export.folder import check_is_free
+from .parsers import command_parser
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+
+FURTHER = (DataArguments,)  # keys that describe the images
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("wise_ft", __doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run or of a checkpoint")
     add("--alphas", nargs="+", type=float, default=ALPHAS, help="shares of the tuned weights to show, 0 to 1")
@@ -41,7 +42,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--output", help="folder to make for it; it must not exist, or be empty")
     add("--start", help="run of --tuning zero_shot with the head of the start, where that was not made from texts")
     add("--batch_size", type=int, default=64, help="images at a time")
-    args, further = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    args, further = make_parser().parse_known_args(argv)
     for alpha in [*args.alphas, *([] if args.alpha is None else [args.alpha])]:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha:g}; set it from 0 (the start) to 1 (the tuned weights).")
@@ -52,7 +57,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    """Run the recipe; returns the records of the table, by the name of the row."""
+    """Run the command; returns the records of the table, by the name of the row."""
     args, further = parse(argv)
     if args.output is not None:
         check_is_free(args.output)
@@ -77,9 +82,3 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         write_average(args.output, model, names=[args.run], description=description, data=data, verdicts=verdicts)
         say(f"The classifier, report.html and metrics.json are in {args.output}.")
     return records
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
-    PartialState().destroy_process_group()

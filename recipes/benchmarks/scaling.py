@@ -1,6 +1,6 @@
 """What a Focal-SAM step sends between processes, and how far that carries.
 
-    accelerate launch --config_file accelerate_configs/multi_cpu.yaml recipes/benchmark_scaling.py --image_size 70
+    accelerate launch --config_file accelerate_configs/multi_cpu.yaml recipes/benchmarks/scaling.py --image_size 70
 
 Counts the collective operations of a step, be they called from Python or by DDP's reducer, in plain training and in
 `--perturbation_scope local` and `global`. Times the step with one process at work while the others wait, with all at
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import PartialState
-from benchmark_step import CLASSES, COUNTS, HYPERPARAMETERS, RHO, VISION_MODELS, build_model
+from step_cost import CLASSES, COUNTS, HYPERPARAMETERS, RHO, VISION_MODELS, build_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,6 +1,6 @@
 """How fast pictures become tensors on one core, a plain PIL pipeline against ours, and batches on the device.
 
-    OMP_NUM_THREADS=1 python recipes/benchmark_data.py --dataset $IMAGENET_SAMPLE
+    OMP_NUM_THREADS=1 python recipes/benchmarks/data_speed.py --dataset $IMAGENET_SAMPLE
 
 Plain: PIL decodes the whole picture, crops and resizes it, and it is made a float tensor and normalised. Ours:
 torchvision decodes the same pixels, JPEGs are decoded at 1/2, 1/4 or 1/8 where a training crop allows it, and bytes

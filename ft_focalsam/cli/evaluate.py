@@ -1,8 +1,8 @@
 """Judge an image classifier on one or several test sets.
 
-    python recipes/evaluate.py runs/quickstart --datasets digits
-    python recipes/evaluate.py google/vit-base-patch16-224 --datasets imagenetv2 imagenet-a --class_index index.json
-    python recipes/evaluate.py tiny_clip --datasets digits --compare evaluations/quickstart
+    ft-focalsam evaluate runs/quickstart --datasets digits
+    ft-focalsam evaluate google/vit-base-patch16-224 --datasets imagenetv2 imagenet-a --class_index index.json
+    ft-focalsam evaluate tiny_clip --datasets digits --compare evaluations/quickstart
 
 MODEL is a folder or Hub repository of this package or of transformers, or a backbone with a text tower, which becomes
 a zero-shot classifier. Classes are matched by name, by WordNet synset (n01440764) or by `--class_index`; where a test
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ft_focalsam.errors import printable, told_in_one_sentence
-from ft_focalsam.evaluation import (
+from ..errors import printable
+from ..evaluation import (
     PREDICTIONS,
     VIEWS,
     JudgeOptions,
@@ -38,14 +38,15 @@ from ft_focalsam.evaluation import (
     write_page,
     write_per_class_csv,
 )
-from ft_focalsam.files import check_writable
-from ft_focalsam.finding import did_you_mean
-from ft_focalsam.hub import read_run
-from ft_focalsam.models import is_zero_shot, load_classifier
+from ..files import check_writable
+from ..finding import did_you_mean
+from ..hub import read_run
+from ..models import is_zero_shot, load_classifier
+from .parsers import command_parser
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_parser("evaluate", __doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder or Hub name of a classifier, or of a backbone with a text tower")
     add("--datasets", nargs="+", required=True, help="digits, Hub names, or folders; each is a test set")
@@ -71,12 +72,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_workers", type=int, default=0, help="processes that read pictures")
     add("--many_shot_threshold", type=int, default=100, help="more training images than this are many")
     add("--few_shot_threshold", type=int, default=20, help="fewer training images than this are few")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    """Run the recipe; returns what metrics.json holds, by name of the row."""
-    args = parse(argv)
+    """Run the command; returns what metrics.json holds, by name of the row."""
+    args = make_parser().parse_args(argv)
     options = JudgeOptions(
         views=args.views,
         average=args.average,
@@ -170,9 +171,3 @@ def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path
             if not path.is_file():
                 raise ValueError(f"'{folder}' has no predictions for {test.name} ({path}); evaluate it there first.")
     return paths
-
-
-if __name__ == "__main__":
-    with told_in_one_sentence():
-        main()
-    PartialState().destroy_process_group()

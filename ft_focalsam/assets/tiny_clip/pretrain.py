@@ -5,7 +5,7 @@ the same. The training images are rendered here, from the fonts that come with m
 Each glyph is kept as a signed distance field, which makes the stroke width a free parameter, then rotated, sheared,
 wobbled, blurred, inverted and reduced to a handful of pixels. Each class has several captions ("the digit three.").
 
-    python recipes/pretrain_tiny_clip.py --output ft_focalsam/assets/tiny_clip
+    python ft_focalsam/assets/tiny_clip/pretrain.py --output ft_focalsam/assets/tiny_clip
 
 No digit of scikit-learn is trained on, and none chooses a checkpoint: they serve for the zero-shot test at the end.
 """

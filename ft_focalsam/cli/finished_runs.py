@@ -1,0 +1,72 @@
+"""Runs that are part of a larger command: each is noted when it is finished, and is not repeated."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ..files import write_aside
+from ..trainer import FocalSAMTrainer
+from . import train
+
+FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
+# Options that say nothing about what comes out.
+PLACES = ("output_dir", "logging_dir", "hub_token", "report_to", "overwrite", "resume_changed")
+
+
+def describe(options: tuple) -> dict:
+    """What a run is defined by: all of its options, as JSON keeps them."""
+    *dataclass_options, args = options
+    values = {key: value for each in dataclass_options for key, value in dataclasses.asdict(each).items()}
+    values |= args.to_dict()
+    return json.loads(json.dumps({key: value for key, value in values.items() if key not in PLACES}, default=str))
+
+
+def is_finished(folder: Path, options: dict) -> bool:
+    """Whether the run of these options is in the folder.
+
+    Raises:
+        ValueError: If one of other options is.
+    """
+    if not (folder / FINISHED).is_file():
+        return False
+    before = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["options"]
+    check_same(before, options, whose=f"The run in '{folder}'")
+    return True
+
+
+def check_same(before: dict, now: dict, *, whose: str) -> None:
+    """Raise a `ValueError` that names the first option in which two descriptions differ."""
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{whose} had {key} {before.get(key)!r}, not {now.get(key)!r}; choose another --output_dir, or delete "
+                "the folder to begin again."
+            )
+
+
+def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
+    """A trainer that notes what its training took: on the CPU in CPU time, which other programs do not stretch."""
+
+    class TimedTrainer(FocalSAMTrainer):
+        def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+            clock = time.process_time if self.args.device.type == "cpu" else time.perf_counter
+            start = clock()
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            seconds.append(clock() - start)
+            return output
+
+    return TimedTrainer
+
+
+def run(folder: Path, command_line: list[str], options: dict) -> None:
+    """Fine-tune, and note in the end that it is done."""
+    seconds = []
+    train.main(command_line, trainer_type=timed_trainer(seconds))
+    if not seconds:
+        raise ValueError(f"Nothing trains in the run in '{folder}'; compare ways to tune that train something.")
+    if PartialState().is_main_process:
+        record = {"options": options, "seconds": seconds[0]}
+        write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())

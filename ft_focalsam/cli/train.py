@@ -1,0 +1,225 @@
+"""Fine-tune a vision foundation model on long-tailed images.
+
+    ft-focalsam train path/to/images
+    ft-focalsam train quickstart --rho 0.1
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune.py recipes/configs/quickstart.yaml
+
+The YAML file holds the defaults of the run; every key can be overridden on the command line (`--rho 0.1`); `--help`
+lists them. Writes to `output_dir`: the model, report.html, report.md, metrics.json, per_class.csv,
+accuracy_by_frequency.png, run.json, config.yaml (runs it again), train.log, predictions/ and checkpoints. A run that
+was killed goes on with `--resume_from_checkpoint true`; at SIGTERM it saves a checkpoint and exits with 143. A folder
+that holds a run is overwritten with `--overwrite true` only. `--validation_fraction` puts images aside to choose by
+while training; the table is of the test set. `--push_to_hub true --hub_model_id user/name` publishes all of it but
+predictions and checkpoints, with a card.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from ..data import ImageData, StreamedData, describe_groups, label_array
+from ..errors import one_line
+from ..evaluation import (
+    PREDICTIONS,
+    Predictions,
+    Verdict,
+    file_name,
+    format_table,
+    image_ids,
+    short_name,
+    title_name,
+    write_page,
+    write_report,
+)
+from ..files import check_writable, written_aside
+from ..hub import describe_run, write_run
+from ..models import choose_head_start
+from ..models.backbones import find_family
+from ..trainer import FocalSAMTrainer
+from ..trainer.checkpointing import check_checkpoint, checkpoints
+from ..trainer.run_config import CONFIG_NAME, write_config
+from ..trainer.run_lock import one_writer
+from ..trainer.run_log import run_log, tell
+from ..tuning import describe_methods, describe_parameters
+from .arguments import TYPES, ModelArguments
+from .building import build_model, load_data, make_trainer
+from .checks import refuse_overwriting, refuse_what_cannot_be_meant
+from .config import config_parser, parse_config
+from .main import run_command
+
+READS_CONFIG = True
+USAGE = "ft-focalsam train FOLDER|CONFIG [--key value ...]"
+ROW_BEFORE = {
+    "text": "zero-shot",
+    "class_means": "class means",
+    "linear_probe": "linear probe",
+    "random": "random head",
+    "kaiming": "random weights",
+}
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser of its keys, for the index of keys."""
+    return config_parser(TYPES)
+
+
+def train_and_judge(
+    trainer: FocalSAMTrainer, data: ImageData | StreamedData, test: Dataset, *, before: str, say: Callable
+) -> tuple[dict[str, dict[str, float]], dict[str, Verdict]]:
+    """Metrics and verdicts on the test images by name of the row: `before`, and after training if anything trains."""
+    args, name = trainer.args, short_name(data.name)
+    thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
+    say(describe_groups(trainer.class_counts, **thresholds))
+    say(describe_parameters(trainer.model))
+    metrics, verdicts = {}, {}
+    trains = any(parameter.requires_grad for parameter in trainer.model.parameters())
+    for row in (before, args.sharpness.replace("none", "plain")) if trains else (before,):
+        if metrics:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        prediction = trainer.predict(test, metric_key_prefix="test")
+        metrics[row] = {name.removeprefix("test_"): value for name, value in prediction.metrics.items()}
+        predictions = Predictions.of_logits(
+            prediction.predictions,
+            prediction.label_ids,
+            ids=image_ids(data.test),
+            class_names=data.class_names,
+            dataset=name,
+        )
+        verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
+        say(f"\n{format_table({name: verdict.record() for name, verdict in verdicts.items()})}\n")
+    return metrics, verdicts
+
+
+def save(
+    trainer: FocalSAMTrainer,
+    weights: dict[str, Tensor],
+    data: ImageData | StreamedData,
+    metrics: dict,
+    verdicts: dict[str, Verdict],
+    record: dict,
+) -> None:
+    """Write the model with these weights, its predictions, and the report on the run of this record to the output
+    folder."""
+    args, name = trainer.args, short_name(data.name)
+    records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
+    with written_aside(args.output_dir) as folder:
+        trainer.model.save_pretrained(folder, state_dict=weights)
+        trainer.processing_class.save_pretrained(folder)
+        predictions = list(verdicts.values())[-1].predictions
+        predictions.save(Path(folder, PREDICTIONS, file_name(name, ".safetensors")))
+        write_report(
+            folder,
+            records,
+            accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
+            class_names=data.class_names,
+            class_counts=trainer.class_counts,
+            test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
+            many=args.many_shot_threshold,
+            few=args.few_shot_threshold,
+        )
+        title = f"{title_name(trainer.model.config.backbone)} on {title_name(data.name)}"
+        pictures, log = {name: data.test}, trainer.state.log_history
+        write_page(folder, verdicts, title=title, pictures=pictures, log_history=log, run=record)
+
+
+@contextmanager
+def named_failure(folder: str) -> Iterator[None]:
+    """What fails while results are written, as where the disk is full, as one sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        last = next((path.name for path in checkpoints(Path(folder))), None)
+        again = f" with --resume_from_checkpoint true, which begins at '{last}'" if last else ""
+        raise OSError(
+            f"The model and its report cannot be written to '{folder}' ({one_line(error)}), whose earlier files are "
+            f"intact; make room there, and run the command again{again}."
+        ) from error
+
+
+def main(
+    argv: list[str] | None = None,
+    *,
+    trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
+    build: Callable = build_model,
+    before: str | None = None,
+    check: Callable[[ModelArguments], None] = lambda model_args: None,
+) -> dict[str, dict[str, float]]:
+    """Run the command; returns the metrics before and after fine-tuning, by name of the row.
+
+    Args:
+        argv: The command line, if not that of the running script.
+        trainer_type: The trainer's class.
+        build: What makes the model, as `build_model` does.
+        before: Name of the row before fine-tuning; by default that of the head's start.
+        check: Raises a `ValueError` where a model is not one for the script, before anything is loaded.
+    """
+    options = parse_config(TYPES, argv, epilog=describe_methods())
+    data_args, model_args, _, args = options
+    check(model_args)
+    refuse_what_cannot_be_meant(data_args, model_args, args)
+    if str(args.resume_from_checkpoint or False).lower() not in ("true", "false"):
+        check_checkpoint(args.resume_from_checkpoint)
+    check_writable(args.output_dir)
+    with one_writer(args.output_dir, is_writer=args.should_save):
+        refuse_overwriting(options)
+        argv = sys.argv[1:] if argv is None else argv
+        resumes = str(args.resume_from_checkpoint or False).lower() != "false"
+        with run_log(args.output_dir, appends=resumes, is_writer=args.process_index == 0, own=(CONFIG_NAME,)):
+            if args.process_index == 0:
+                write_config(options)
+            return run(options, argv, trainer_type=trainer_type, build=build, before=before)
+
+
+def run(
+    options: tuple, argv: list[str], *, trainer_type: type[FocalSAMTrainer], build: Callable, before: str | None
+) -> dict[str, dict[str, float]]:
+    """The recipe itself, of checked options."""
+    data_args, model_args, _, args = options
+    began = time.monotonic()
+    say = tell if args.process_index == 0 else lambda *_: None
+    data_notes = []  # which the report shows too
+
+    def note(text: str) -> None:
+        data_notes.append(text)
+        say(text)
+
+    find_family(model_args.backbone, model_args.backbone_features)  # known before images are loaded
+    head_start = choose_head_start(model_args.backbone, model_args.head_start)
+    with args.main_process_first(desc="loading the images"):
+        data = load_data(data_args, args, say=say if data_args.streaming else note)
+    set_seed(args.seed)
+
+    aside = "" if not data_args.has_validation else f", {len(data.validation):,} put aside for validation"
+    sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
+    say(f"\n{data.name}: {sizes}{aside}")
+    args.choose_eval_strategy(has_validation=data_args.has_validation)
+    if args.eval_strategy != IntervalStrategy.NO and not data_args.has_validation:
+        say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
+    trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
+    trainer.progress.shows_evaluation = data_args.has_validation
+    before = before or ROW_BEFORE[head_start]
+    metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
+    if trainer.is_world_process_zero():
+        with named_failure(args.output_dir):
+            told = {"argv": argv, "data_notes": data_notes, "seconds": time.monotonic() - began}
+            record = describe_run(trainer, options=options, **told)
+            save(trainer, weights, data, metrics, verdicts, record)
+            write_run(args.output_dir, record)
+        say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
+        if args.push_to_hub:
+            say(f"The model is on the Hub: {trainer.push_output().commit_url}")
+    return metrics
+
+
+if __name__ == "__main__":
+    run_command("train", sys.argv[1:])
