@@ -22,10 +22,17 @@ import argparse
 import dataclasses
 import typing
 
-from .. import evaluation, models
+from accelerate.utils import broadcast
+
 from ..data import DataArguments
+from ..evaluation import format_table
+from ..export.folder import check_is_free
+from ..models import LongTailClassifier
 from ..retraining import RETRAINING, Retraining
+from ..retraining.features import FrozenFeatures
 from .parsers import command_parser
+from .processes import join_processes
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
 
@@ -76,18 +83,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the command; returns the records of the report, by the name of the row."""
     args, further = make_parser().parse_known_args(argv)
     method = choose_method(args)
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import broadcast
-
-    from ..export.folder import check_is_free
-    from ..retraining.features import FrozenFeatures
-    from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
-
     check_is_free(args.output)
-    state = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
+    state = join_processes()
     say = print if state.is_main_process else lambda *_: None
-    model = models.LongTailClassifier.from_pretrained(args.run).to(state.device)
+    model = LongTailClassifier.from_pretrained(args.run).to(state.device)
     method.check(model)
     images = data_of_runs(
         [args.run], further=further, needs_validation=method.needs_validation, otherwise="give --tau"
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     verdict = evaluate_on(model, images, "test", options_of_run(args.run, batch_size=args.batch_size))
     verdicts = {**saved_verdicts([args.run], verdict), method.title: verdict}
     records = {name: each.record() for name, each in verdicts.items()}
-    say(f"\n{evaluation.format_table(records)}\n")
+    say(f"\n{format_table(records)}\n")
     if state.is_main_process:
         description = {"kind": method.title, "method": args.method, **dataclasses.asdict(method), **found}
         write_average(
