@@ -7,6 +7,6 @@ from accelerate import PartialState
 def join_processes() -> PartialState:
     """The state of this process, joined with the others of its launcher.
 
-    Without an accelerator they meet over gloo, which a bare `PartialState()` does under `accelerate launch --cpu` only.
+    Without an accelerator they meet over gloo; a bare `PartialState()` does that only under `accelerate launch --cpu`.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
