@@ -23,7 +23,6 @@ import argparse
 import functools
 
 import numpy as np
-from accelerate import PartialState
 
 from ..averaging.average import average
 from ..averaging.ingredients import read_ingredients
@@ -34,6 +33,7 @@ from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..sharpness.hyperparameters import by_argument, check_hyperparameters, values_for
 from .parsers import command_parser
+from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     hyperparameters = values_for(kind.weigh, args)
     check_hyperparameters(kind.weigh, hyperparameters)
     data = data_of_runs(args.runs, further=further, needs_validation=kind.needs_score)
-    say = print if PartialState().is_main_process else lambda *_: None
+    state = join_processes()
+    say = print if state.is_main_process else lambda *_: None
     template, ingredients = read_ingredients(args.runs, merged=args.merged, say=say)
     options = options_of_run(args.runs[0], batch_size=args.batch_size)
     held_out = functools.partial(score, data=data, options=options, metric=args.metric) if kind.needs_score else None
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say(f"\n{format_table(records)}\n")
     if args.rank is not None:
         say(f"Cut to rank {args.rank}, an update of a layer loses up to {error:.2%} of its Frobenius norm.")
-    if PartialState().is_main_process:
+    if state.is_main_process:
         description = {
             "kind": f"{args.kind} soup",
             "weights": {short_name(str(run)): weight for run, weight in zip(args.runs, weights, strict=True)},
