@@ -1,7 +1,9 @@
 """Bottleneck adapters at the MLPs of a frozen transformer: AdaptFormer beside them, the sequential adapter behind.
 
 A bottleneck of width r maps tokens x of size D to up(relu(down(norm(x)))), with `down` of shape (r, D), `up` of shape
-(D, r) and a LayerNorm of its own, as in LIFT (arXiv 2309.10019). `up` starts at 0: a new adapter changes nothing.
+(D, r) and a LayerNorm of its own. Both start as in the released code of LIFT (arXiv 2309.10019) and Focal-SAM (arXiv
+2505.01660): `down` from N(0, 1 / 3D), `up` and the biases at 0, the scale of AdaptFormer at 1. A new adapter changes
+nothing. LIFT+ (arXiv 2504.13282) draws `down` from the uniform distribution of the same variance.
 """
 
 import torch
@@ -24,7 +26,7 @@ class Bottleneck(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.down = nn.Linear(size, width)
         self.up = nn.Linear(width, size)
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        nn.init.kaiming_normal_(self.down.weight, a=5**0.5)  # variance 2 / (1 + a^2) / D
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 

@@ -27,7 +27,8 @@ class TuningOptions:
             arXiv 2404.02948) or olora (a QR factorisation, arXiv 2406.01775).
         adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
             at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
-        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 0.1 in its paper, 1 in LIFT.
+        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 1 in LIFT and Focal-SAM, 0.1
+            in the paper of AdaptFormer, which does not train it.
         prompt_length (`int`, >= 1): Prompts in front of a block.
         last_blocks (`int`, >= 1): How many of the last blocks the method of that name trains.
         sparse_ratio (`float`, above 0, to 1): Share of the entries of each weight matrix that sparse tuning trains.
@@ -73,7 +74,7 @@ class TuningOptions:
         },
     )
     adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
-        default=0.1, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
+        default=1.0, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
     )
     prompt_length: Annotated[int, Range(1)] = field(
         default=10, metadata={"help": "Number of prompts in front of a block."}
