@@ -42,7 +42,7 @@ def refuse_what_cannot_be_meant(
         "metric_for_best_model": args.metric_for_best_model is not None,
     }
     for key, is_set in chosen.items():
-        if is_set and data_args.validation_fraction is None:
+        if is_set and not data_args.has_validation:
             raise ValueError(
                 f"{key} is {values[key]!r}, which chooses by the images that are evaluated on, and these are the test "
                 "set; put some aside with --validation_fraction 0.1 (of each class), or leave the key out."

@@ -3,18 +3,20 @@
     ft-focalsam inspect path/to/images
     ft-focalsam inspect image_folder/clip_vit_b16_lora --dataset path/to/images
 
-Takes the file and the keys of ft-focalsam train, and looks at exactly the images that such a run would use; the keys
-of the data, and --output_dir and --dataloader_num_workers (processes) on the command line count here. Prints a summary
-and writes inspection.json (every case) and class_counts.png to --output_dir, by default inspections/ and the name of
-the data set; where there is an inspection already, to NAME-2, NAME-3, ... Pixels are compared, so that a picture saved
-again under another name or in another format without loss is found; `looks like` compares the gradients of 9 x 9 grey
-pixels and may be wrong.
+Of a folder, the layout is found as ft-focalsam train FOLDER finds it: a fifth of each class is put aside for testing
+where there is no test split. Otherwise takes the file and the keys of ft-focalsam train, and looks at exactly the
+images that such a run would use; the keys of the data, and --output_dir and --dataloader_num_workers (processes) on
+the command line count here. Prints a summary with a row per class and writes inspection.json (every case) and
+class_counts.png to --output_dir, by default inspections/ and the name of the data set; where there is an inspection
+already, to NAME-2, NAME-3, ... Pixels are compared, so that a picture saved again under another name or in another
+format without loss is found; `looks like` compares the gradients of 9 x 9 grey pixels and may be wrong.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from ..data import Inspection, frequency_groups, inspect_images, prepare_images
 from ..evaluation import file_name, short_name
 from ..files import check_writable
 from .arguments import TYPES
+from .automatic import as_words, find_layout, given_keys
 from .config import config_parser, parse_config
 
 READS_CONFIG = True
@@ -63,6 +66,11 @@ def free_folder(argv: list[str] | None, dataset: str) -> Path:
 
 def main(argv: list[str] | None = None) -> Inspection:
     """Inspect; returns what was found."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and Path(argv[0]).expanduser().is_dir():
+        layout = find_layout(argv[0], given_keys(argv[1:]))
+        print("\n".join(f"- {reason}" for reason in layout.reasons))
+        argv = [*as_words(layout.settings), *argv[1:]]
     data_args, _, _, args = parse_config(TYPES, argv)
     data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
     inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)
@@ -71,14 +79,7 @@ def main(argv: list[str] | None = None) -> Inspection:
     print(f"\n{data.name}: {inspection.summary(**thresholds)}\n")
 
     check_writable(folder)
-    content = {
-        "dataset": data.name,
-        "class_names": inspection.class_names,
-        "train_counts": inspection.train_counts.tolist(),
-        "test_counts": inspection.test_counts.tolist(),
-        "sizes": inspection.sizes,
-        "findings": inspection.findings,
-    }
+    content = {"dataset": data.name, **inspection.record()}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / RESULT).write_text(text + "\n", encoding="utf-8")
     plot_class_counts(folder / "class_counts.png", inspection, **thresholds)

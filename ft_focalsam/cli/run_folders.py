@@ -29,7 +29,7 @@ SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, wha
 # Settings that decide which images are held out to choose by.
 HELD_OUT = (
     *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
-    *("class_names", "image_root", "test_dataset"),
+    *("validation_split", "class_names", "image_root", "test_dataset"),
 )
 
 
@@ -50,7 +50,8 @@ def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_val
     for name, run in zip(names, described, strict=True):
         if not run["settings"]:
             raise ValueError(f"'{run_folder(name)}' has no run.json of recipes/finetune.py; give folders of its runs.")
-        if needs_validation and run["settings"].get("validation_fraction") is None:
+        held_out = (run["settings"].get(key) for key in ("validation_fraction", "validation_split"))
+        if needs_validation and not any(held_out):
             raise ValueError(
                 f"The run in '{run_folder(name)}' held no images out to choose by; train with --validation_fraction "
                 "0.1, or make a uniform soup."

@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     argv = list(sys.argv[1:] if argv is None else argv)
     search, *options = parse_config(TYPES, argv)
     data_args, _, _, args = options
-    if data_args.validation_fraction is None:
+    if not data_args.has_validation:
         data_args.validation_fraction = VALIDATION_FRACTION
     refuse_what_cannot_be_searched(data_args, args)
     from optuna.samplers import TPESampler

@@ -198,14 +198,14 @@ def run(
         data = load_data(data_args, args, say=say if data_args.streaming else note)
     set_seed(args.seed)
 
-    aside = "" if data_args.validation_fraction is None else f", {len(data.validation):,} put aside for validation"
+    aside = "" if not data_args.has_validation else f", {len(data.validation):,} put aside for validation"
     sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
     say(f"\n{data.name}: {sizes}{aside}")
-    args.choose_eval_strategy(has_validation=data_args.validation_fraction is not None)
-    if args.eval_strategy != IntervalStrategy.NO and data_args.validation_fraction is None:
+    args.choose_eval_strategy(has_validation=data_args.has_validation)
+    if args.eval_strategy != IntervalStrategy.NO and not data_args.has_validation:
         say("While training, the test set is evaluated on: for reporting alone, nothing is chosen by it.")
     trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
-    trainer.progress.shows_evaluation = data_args.validation_fraction is not None
+    trainer.progress.shows_evaluation = data_args.has_validation
     before = before or ROW_BEFORE[head_start]
     metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part

@@ -116,13 +116,13 @@ from .sources import (
     ImageData as ImageData,
 )
 from .sources import (
-    MissingSplitError as MissingSplitError,
-)
-from .sources import (
     load_image_data as load_image_data,
 )
 from .sources import (
     register_source as register_source,
+)
+from .splits import (
+    MissingSplitError as MissingSplitError,
 )
 from .streaming import (
     StreamedData as StreamedData,

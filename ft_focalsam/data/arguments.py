@@ -26,6 +26,8 @@ class DataArguments:
         image_column, label_column (`str`, *optional*): By default found by their types and usual names.
         train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
         test_fraction (`float`, *optional*): Cut the test set from the training split instead.
+        validation_split (`str`, *optional*): Split to evaluate on while training and to choose by, where the data set
+            has one beside the test split.
         validation_fraction (`float`, *optional*): Put this share of each class of the training split aside, before any
             long-tail cut, to evaluate on while training and to choose by.
         imbalance_factor (`float`, >= 1, *optional*): Cut the training set to a long-tail profile with this ratio of
@@ -83,6 +85,13 @@ class DataArguments:
     test_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
         default=None,
         metadata={"help": "Cut this share of each class from the training split to test on."},
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on while training and to choose by, where the data set has one beside the test "
+            "split."
+        },
     )
     validation_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
         default=None,
@@ -184,8 +193,18 @@ class DataArguments:
         for name, known in choices.items():
             if getattr(self, name) not in list(known):
                 raise ValueError(unknown(name, str(getattr(self, name)), known))
+        if None not in (self.validation_split, self.validation_fraction):
+            raise ValueError(
+                f"validation_split is {self.validation_split!r} and validation_fraction {self.validation_fraction:g}; "
+                "set one of them alone."
+            )
         if self.cache_features:
             self._check_cache_features()
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are images to evaluate on while training that are neither trained on nor tested on."""
+        return self.validation_split is not None or self.validation_fraction is not None
 
     @property
     def num_views(self) -> int | None:

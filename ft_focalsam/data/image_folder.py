@@ -10,9 +10,9 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import printable
 from .paths import LEADS_OUT, Folder, is_inside, is_text
+from .splits import role_of
 
 EXTENSIONS = {*ImageFolder.EXTENSIONS, ".avif"}
-SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 # Of files that `datasets` reads as tables or archives.
 TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar", ".zip", ".gz", ".zst", ".h5")
 
@@ -31,7 +31,7 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     Raises:
         ValueError: If a picture is in a split but in no class, or as in [`find_pictures`].
     """
-    folders = _folders(path)
+    folders = shown_folders(path)
     if any(_holds_metadata(folder) for folder in (path, *folders)):
         return None
     pictures = {folder: list(find_pictures(folder, root=path)) for folder in folders}
@@ -42,7 +42,7 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
     like_splits = [_split_name(folder, train_split) is not None for folder in folders]
     if direct and all(like_splits) and len(direct) < sum(map(len, pictures.values())):
         raise ValueError(f"The picture '{direct[0]}' is in no class; move it into the folder of one, or remove it.")
-    if len(folders) == 1 and not direct and any(_split_name(f, train_split) for f in _folders(folders[0])):
+    if len(folders) == 1 and not direct and any(_split_name(f, train_split) for f in shown_folders(folders[0])):
         raise ValueError(f"'{path}' has its splits in the folder '{folders[0].name}'; give '{folders[0]}'.")
     if direct or not any(like_splits):
         splits = {"train": {folder.name: pictures[folder] for folder in folders}}
@@ -67,7 +67,7 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
 def refuse_without_classes(path: Path) -> None:
     """Raise a `ValueError` for a folder that holds no data, or images without classes; `read_image_folder` has found
     no classes in it."""
-    if any(_holds_metadata(folder) for folder in (path, *_folders(path))):
+    if any(_holds_metadata(folder) for folder in (path, *shown_folders(path))):
         return
     files = [name for _, _, names in os.walk(path) for name in names if not _is_hidden(name)]
     if any(name.lower().endswith(TABLES) for name in files):
@@ -120,7 +120,8 @@ def _refuse(path: str, fault: str, top: str) -> NoReturn:
     )
 
 
-def _folders(path: Path) -> list[Path]:
+def shown_folders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
     return sorted(child for child in path.iterdir() if child.is_dir() and not _is_hidden(child.name))
 
 
@@ -132,7 +133,7 @@ def _split_name(folder: Path, train_split: str) -> str | None:
     """The split that a folder is called like, in small letters where it is a usual one; None for none."""
     if folder.name == train_split:
         return train_split
-    return folder.name.lower() if folder.name.lower() in SPLITS else None
+    return folder.name.lower() if role_of(folder.name) else None
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,8 +1,9 @@
 """What is wrong with a data set, or worth knowing, before a model is trained on it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,13 @@ class Inspection:
 
     Args:
         class_names (`list[str]`): In index order.
-        train_counts, test_counts (`np.ndarray`): Pictures of each class, shape (C,), broken ones included; those put
+        train_counts, test_counts (`np.ndarray`): Images of each class, shape (C,), broken ones included; those put
             aside for validation are in neither.
+        validation_counts (`np.ndarray`, *optional*): The same of those.
+        broken, duplicates (`np.ndarray`): Images of each class in all splits that cannot be read, and that have the
+            pixels of another one, shape (C,).
+        smallest_sides (`np.ndarray`): Shorter side in pixels of the smallest image of each class, 0 where none can be
+            read, shape (C,).
         findings (`dict[str, list[str]]`): Heading -> one line a case; a heading without cases is not there.
         sizes (`dict[str, str]`): Split -> what its pictures measure.
     """
@@ -31,6 +37,10 @@ class Inspection:
     class_names: list[str]
     train_counts: np.ndarray
     test_counts: np.ndarray
+    validation_counts: np.ndarray | None
+    broken: np.ndarray
+    duplicates: np.ndarray
+    smallest_sides: np.ndarray
     findings: dict[str, list[str]]
     sizes: dict[str, str]
 
@@ -45,6 +55,8 @@ class Inspection:
             "",
             describe_groups(counts, many=many, few=few),
             "",
+            self.class_table(),
+            "",
             *(f"{split} images: {text}" for split, text in self.sizes.items()),
         ]
         for heading, cases in self.findings.items():
@@ -52,6 +64,34 @@ class Inspection:
             if len(cases) > _LISTED:
                 lines.append(f"  and {len(cases) - _LISTED:,} more")
         return "\n".join([*lines, "", "Nothing found that needs attention." if not self.findings else ""]).rstrip()
+
+    def class_table(self, *, most: int = 100) -> str:
+        """A row per class, the most frequent first: images by split, broken ones, duplicates, the smallest side.
+
+        Args:
+            most (`int`, defaults to 100): Rows; of more classes, the most frequent and the rarest half of them.
+        """
+        columns = {"training": self.train_counts, "validation": self.validation_counts, "test": self.test_counts}
+        columns |= {"broken": self.broken, "duplicates": self.duplicates, "smallest side": self.smallest_sides}
+        columns = {heading: values for heading, values in columns.items() if values is not None}
+        order = np.argsort(-self.train_counts, kind="stable")
+        left_out = max(0, len(order) - most)
+        shown = np.concatenate([order[: most - most // 2], order[len(order) - most // 2 :]]) if left_out else order
+        width = min(40, max(len("class"), *(len(self.class_names[i]) for i in shown)))
+        rows = ["  ".join([f"{'class':<{width}}", *columns])]
+        for index in shown:
+            name = self.class_names[index]
+            name = name if len(name) <= width else name[: width - 3] + "..."
+            cells = (f"{values[index]:>{len(heading)},}" for heading, values in columns.items())
+            rows.append("  ".join([f"{name:<{width}}", *cells]))
+        if left_out:
+            rows.insert(1 + most - most // 2, f"... {left_out:,} classes ...")
+        return "\n".join(rows)
+
+    def record(self) -> dict[str, Any]:
+        """All of it, with every case, as JSON takes it."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values}
 
 
 def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspection:
@@ -76,10 +116,16 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
     findings |= _duplicates(facts, labels, names)
     for split, images in facts.items():
         findings[f"{split.capitalize()} images of extreme size"] = list(_extremes(images))
+    images, classes = [image for each in facts.values() for image in each], np.concatenate(list(labels.values()))
+    copies = Counter(image.pixels for image in images if image.pixels)
     return Inspection(
         class_names=names,
         train_counts=counts["training"],
         test_counts=counts["test"],
+        validation_counts=counts.get("validation"),
+        broken=class_counts(classes[[image.error is not None for image in images]], data.num_classes),
+        duplicates=class_counts(classes[[copies[image.pixels] > 1 for image in images]], data.num_classes),
+        smallest_sides=_smallest_sides(images, classes, data.num_classes),
         findings={heading: cases for heading, cases in findings.items() if cases},
         sizes={split.capitalize(): _sizes(images) for split, images in facts.items()},
     )
@@ -125,6 +171,15 @@ def _rows_by(images: list[ImageFacts], field: str) -> dict[str, list[int]]:
 
 def _shortest_sides(images: list[ImageFacts]) -> np.ndarray:
     return np.array([min(image.height, image.width) for image in images if image.error is None])
+
+
+def _smallest_sides(images: list[ImageFacts], classes: np.ndarray, num_classes: int) -> np.ndarray:
+    smallest = np.zeros(num_classes, dtype=np.int64)
+    for index, image in zip(classes, images, strict=True):
+        if image.error is None:
+            side = min(image.height, image.width)
+            smallest[index] = min(smallest[index] or side, side)
+    return smallest
 
 
 def _sizes(images: list[ImageFacts]) -> str:

@@ -23,6 +23,7 @@ from .paths import resolve_paths
 
 _MAX_ARRAYS, _MAX_COMPRESSION = 2**28, 100  # bytes; of more than these, how many a byte of the file may be
 _DIGITS = 9  # of the largest class number
+SPLIT_NAME = "split"
 PATH_NAMES = ("path", "image", "image_path", "file", "file_name", "filename", "img")
 
 
@@ -68,7 +69,8 @@ def path_and_label_lines(file: Path, options: FileOptions) -> datasets.DatasetDi
 def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """A table with a header, a column of paths, one of labels and, where it has one, the column `split`.
 
-    It is separated by commas; by semicolons or tabs where the header has no comma.
+    Columns are found by usual names; else paths are the column whose first value ends like an image file, and labels
+    the only column that is left. It is separated by commas; by semicolons or tabs where the header has no comma.
     """
     text = _text(file)
     blank = len(text) - len(text.lstrip("\r\n"))
@@ -265,14 +267,15 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
     columns = None
     for line, row in rows:
         if columns is None:
-            columns = (
-                _column(file, row, options.image_column, PATH_NAMES, option="--image_column"),
-                _column(file, row, options.label_column, LABEL_NAMES, option="--label_column"),
-            )
+            like_paths = [name for name, value in row.items() if Path(str(value)).suffix.lower() in EXTENSIONS]
+            path = _column(file, row, options.image_column, PATH_NAMES, like_paths, option="--image_column")
+            others = [name for name in row if name not in (path, SPLIT_NAME, None)]
+            label = _column(file, row, options.label_column, LABEL_NAMES, others, option="--label_column")
+            columns = path, label
         path, label = (row.get(column) for column in columns)
         if path in (None, "") or label in (None, ""):
             raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
-        splits.setdefault(str(row.get("split") or "train"), []).append((line, str(path), str(label)))
+        splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append((line, str(path), str(label)))
     if columns is None:
         raise ValueError(f"'{file}' lists no picture; give one with lines.")
     are_numbers = all(label.isascii() and label.isdigit() for entries in splits.values() for *_, label in entries)
@@ -292,8 +295,13 @@ def _class_number(text: str, line: int, file: Path) -> int:
     return int(text)
 
 
-def _column(file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], *, option: str) -> str:
+def _column(
+    file: Path, row: dict, chosen: str | None, usual: tuple[str, ...], likely: list[str], *, option: str
+) -> str:
+    """The column that was chosen, else the first with a usual name, else the only likely one."""
     found = [name for name in usual if name in row] if chosen is None else [chosen]
+    if not found and len(likely) == 1:
+        found = likely
     if not found or found[0] not in row:
         listed = ", ".join(f"'{name}'" for name in row if name is not None)
         wanted = f"'{chosen}'" if chosen is not None else f"one called {', '.join(usual[:-1])} or {usual[-1]}"

@@ -45,6 +45,7 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         train_split=args.train_split,
         test_split=args.test_split,
         test_fraction=args.test_fraction,
+        validation_split=args.validation_split,
         config_name=args.dataset_config,
     )
     if args.on_bad_image == "skip":
@@ -109,17 +110,20 @@ def _name_missing_classes(data: ImageData, split: str, fraction: float, *, say: 
 
 
 def refuse_untrained_classes(data: ImageData) -> None:
-    """Raise a `ValueError` where the test set has a class of which there is no training image; names the classes."""
-    train, test = (np.bincount(label_array(part), minlength=data.num_classes) for part in (data.train, data.test))
-    missing = [data.class_names[index] for index in np.flatnonzero((train == 0) & (test > 0))]
-    if missing:
-        untested = [data.class_names[index] for index in np.flatnonzero((train > 0) & (test == 0))]
-        listed = ", ".join(f"'{name}'" for name in missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
-        other = f"; of '{untested[0]}' there are training images and no test images" if untested else ""
-        raise ValueError(
-            f"The test set has {len(missing):,} of {data.num_classes:,} classes without a training image ({listed})"
-            f"{other}; give both sets the same class names, or take these images out of the test set."
-        )
+    """Raise a `ValueError` where the test set or the validation set has a class of which there is no training image;
+    names the classes."""
+    counts = {split: class_counts(label_array(part), data.num_classes) for split, part in data.parts.items()}
+    train = counts.pop("train")
+    for split, held in counts.items():
+        missing = [data.class_names[index] for index in np.flatnonzero((train == 0) & (held > 0))]
+        if missing:
+            without = [data.class_names[index] for index in np.flatnonzero((train > 0) & (held == 0))]
+            listed = ", ".join(f"'{name}'" for name in missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
+            other = f"; of '{without[0]}' there are training images and no {split} images" if without else ""
+            raise ValueError(
+                f"The {split} set has {len(missing):,} of {data.num_classes:,} classes without a training image "
+                f"({listed}){other}; give both sets the same class names, or take these images out of the {split} set."
+            )
 
 
 def refuse_broken(data: ImageData) -> None:

@@ -1,6 +1,6 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,22 +21,9 @@ from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_class_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
 from .paths import ForeignFileError, refuse_paths_outside
+from .splits import select_splits
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
-TEST_SPLITS = ("test", "validation", "val")
-
-
-class MissingSplitError(ValueError):
-    """A data set lacks a split that was asked for, or none of its splits is clearly the one to test on.
-
-    Args:
-        message (`str`): With the remedy.
-        available (iterable of `str`): The splits that it has.
-    """
-
-    def __init__(self, message: str, available: Iterable[str]):
-        super().__init__(message)
-        self.available = list(available)
 
 
 @dataclass
@@ -198,6 +185,7 @@ def load_image_data(
     train_split: str = "train",
     test_split: str | None = None,
     test_fraction: float | None = None,
+    validation_split: str | None = None,
     config_name: str | None = None,
 ) -> ImageData:
     """Load labelled images: a registered source, a data set of the Hugging Face Hub, a local folder or a file.
@@ -219,6 +207,7 @@ def load_image_data(
         test_split (`str`, *optional*): Split to test on, by default `test`, else `validation` or `val`.
         test_fraction (`float`, *optional*): Cut this share of each class from the training split, always the same
             images, and test on it instead of on another split; 1 leaves no image to train on.
+        validation_split (`str`, *optional*): Split with the images to choose by while training.
         config_name (`str`, *optional*): Configuration of a Hub data set that has several.
 
     Returns:
@@ -233,21 +222,25 @@ def load_image_data(
     given = {"image_root": image_root, "test_dataset": test_dataset, "test_split": test_split}
     given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
     given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
+    given |= {"validation_split": validation_split}
     names = None if class_names is None else read_class_names(class_names)
     path = Path(name).expanduser()
     if name in SOURCES:
         _refuse(f"The registered source '{name}' has fixed columns and splits", given)
         data = SOURCES[name]()
         return data if names is None else data.rename(names)
+    splits = read_splits(
+        name,
+        test_dataset=test_dataset,
+        image_root=image_root,
+        image_column=image_column,
+        label_column=label_column,
+        train_split=train_split,
+        config_name=config_name,
+    )
     if path.is_file():
-        _refuse(f"'{name}' is a file", {"dataset_config": config_name})
-        root = path.parent if image_root is None else Path(image_root).expanduser()
-        splits = _read_files(path, test_dataset, FileOptions(root, image_column, label_column))
         image_column, label_column = "image", "labels"
-    else:
-        _refuse(f"'{name}' is no file that lists pictures", {"test_dataset": test_dataset})
-        splits = _read_splits(name, config_name, image_root, train_split=train_split)
-    splits = _select_splits(splits, train_split, test_split, test_fraction)
+    splits = select_splits(splits, train_split, test_split, test_fraction, validation_split)
     features = splits["train"].features
     image_column = find_image_column(features, image_column)
     label_column = find_label_column(features, label_column)
@@ -259,6 +252,29 @@ def load_image_data(
     data = data if names is None else data.rename(names)
     check_class_names(data.class_names)
     return data
+
+
+def read_splits(
+    name: str,
+    *,
+    test_dataset: str | None = None,
+    image_root: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    config_name: str | None = None,
+) -> datasets.DatasetDict:
+    """All splits of what is no registered source, with the columns that they have.
+
+    Args and raises: As in [`load_image_data`].
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        _refuse(f"'{name}' is no file that lists pictures", {"test_dataset": test_dataset})
+        return _read_splits(name, config_name, image_root, train_split=train_split)
+    _refuse(f"'{name}' is a file", {"dataset_config": config_name})
+    root = path.parent if image_root is None else Path(image_root).expanduser()
+    return _read_files(path, test_dataset, FileOptions(root, image_column, label_column))
 
 
 @contextmanager
@@ -296,7 +312,8 @@ def _image_data(
         train, test = _cut_test_split(train, test_fraction)
     else:
         test = splits["test"]
-    return ImageData(train=train, test=test, class_names=train.features["labels"].names, name=name)
+    names = train.features["labels"].names
+    return ImageData(train=train, test=test, class_names=names, name=name, validation=splits.get("validation"))
 
 
 def _refuse(what: str, options: dict[str, object]) -> None:
@@ -364,43 +381,6 @@ def _read_splits(
             f"The data set '{name}' is no registered source ({', '.join(sorted(SOURCES))}) and could not be read from "
             f"a file, a folder or the Hub ({reason}); check its name, or the connection."
         ) from error
-
-
-def _select_splits(
-    splits: datasets.DatasetDict, train_split: str, test_split: str | None, test_fraction: float | None
-) -> datasets.DatasetDict:
-    """The training split and, unless a fraction of it is the test set, the test split, as `"train"` and `"test"`."""
-    available = ", ".join(f"'{split}'" for split in splits)
-    if train_split not in splits:
-        raise MissingSplitError(
-            f"There is no split '{train_split}' to train on; set --train_split to one of {available}.",
-            splits,
-        )
-    if test_fraction is not None:
-        if test_split is not None:
-            raise ValueError(f"--test_split {test_split} and --test_fraction {test_fraction} exclude each other.")
-        return datasets.DatasetDict({"train": splits[train_split]})
-    if test_split is None:
-        test_split = next((split for split in TEST_SPLITS if split in splits and split != train_split), None)
-    if len(splits) == 1 and test_split is None:
-        raise MissingSplitError(
-            f"The data set has the split {available} and no other; set --test_fraction (e.g. 0.2) to cut a test set "
-            f"from it.",
-            splits,
-        )
-    if test_split is None:
-        raise MissingSplitError(
-            f"None of the splits {available} is called {' or '.join(TEST_SPLITS)}; name it with --test_split.",
-            splits,
-        )
-    if test_split not in splits:
-        raise MissingSplitError(
-            f"There is no split '{test_split}' to test on; set --test_split to one of {available}.",
-            splits,
-        )
-    if test_split == train_split:
-        raise ValueError(f"--test_split {test_split} is the training split; name another one of {available}.")
-    return datasets.DatasetDict({"train": splits[train_split], "test": splits[test_split]})
 
 
 def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:

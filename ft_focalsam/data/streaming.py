@@ -17,7 +17,8 @@ from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_class_names
 from .paths import refuse_paths_outside
-from .sources import SOURCES, TEST_SPLITS, damage_told, own_folders
+from .sources import SOURCES, damage_told, own_folders
+from .splits import TEST_SPLITS
 
 SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
 
@@ -26,6 +27,7 @@ _NOT_STREAMED = {
     "test_dataset": None,
     "image_root": None,
     "test_fraction": None,
+    "validation_split": None,
     "validation_fraction": None,
     "imbalance_factor": None,
     "max_imbalance": None,

@@ -160,19 +160,24 @@ def test_tables_with_names_splits_and_other_columns(pictures, suffix):
     assert data.class_names == ["Größe, eins", "wren"]
     assert label_array(data.train).tolist() == [0, 0, 1] and label_array(data.test).tolist() == [1]
     assert greys(data.train) == [0, 10, 20] and greys(data.test) == [30]
-    renamed = [{"where": row["path"], "species": row["label"]} for row in rows]
-    with pytest.raises(
-        ValueError, match=r"the columns 'where', 'species', not one called path, .*; set --image_column"
-    ):
+    renamed = [{"where": row["path"], "mask": row["path"], "species": row["label"]} for row in rows]
+    columns = "the columns 'where', 'mask', 'species', not one called"
+    with pytest.raises(ValueError, match=rf"{columns} path, .*; set --image_column"):
         load_image_data(tabled(pictures, suffix, renamed))
-    with pytest.raises(
-        ValueError, match=r"the columns 'where', 'species', not one called labels, .*; set --label_column"
-    ):
+    with pytest.raises(ValueError, match=rf"{columns} labels, .*; set --label_column"):
         load_image_data(tabled(pictures, suffix, renamed), image_column="where")
     data = load_image_data(
         tabled(pictures, suffix, renamed), image_column="where", label_column="species", test_fraction=0.5
     )
     assert data.class_names == ["Größe, eins", "wren"] and len(data.train) == len(data.test) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_columns_of_a_table_that_leaves_no_doubt_need_no_usual_names(pictures, suffix):
+    rows = [{"species": f"s{i % 2}", "where": name, "split": "train"} for i, name in enumerate(NAMES)]
+    data = load_image_data(tabled(pictures, suffix, rows), test_fraction=0.5)
+    assert data.class_names == ["s0", "s1"]
+    assert sorted(greys(data.train) + greys(data.test)) == [0, 10, 20, 30]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -176,9 +176,43 @@ def test_sizes_classes_and_summary(folder):
     assert inspection.findings["Classes with a single training image"] == ["allein"]
     assert inspection.findings["Classes with no test image"] == ["allein"]
     assert inspection.train_counts.sum() + inspection.test_counts.sum() == 21
+    names = inspection.class_names
+    assert names == ["Käfer", "allein", "große Tiere"] and inspection.broken.tolist() == [1, 0, 1]
+    sides = {name: [] for name in names}
+    for path in folder.rglob("*.*"):
+        if path.name not in ("Bild 03 ä.jpg", "Bild 12 ä.jpg"):
+            with Image.open(path) as image:
+                sides[path.parent.name].append(min(image.size))
+    assert inspection.smallest_sides.tolist() == [min(sides[name]) for name in names]
     text = inspection.summary()
     assert "(imbalance " in text and "few " in text and "wide.png" in text
     assert "Nothing found" in inspect_images(load_image_data("digits").cut(max_train_per_class=5)).summary()
+
+
+def test_a_row_per_class(folder, photographs):
+    for name, row in (("copy.png", 0), ("other copy.jpg", 1)):
+        path = folder / "große Tiere" / name
+        with Image.open(io.BytesIO(photographs[row])) as image:
+            image.convert("RGB").save(path) if path.suffix == ".png" else path.write_bytes(photographs[row])
+    inspection = inspect_images(load_image_data(str(folder), test_fraction=0.3, validation_split=None).hold_out(0.2))
+    counts = [inspection.train_counts, inspection.validation_counts, inspection.test_counts]
+    assert np.sum(counts, axis=0).tolist() == [6, 14] and inspection.duplicates.tolist() == [0, 4]
+    rows = inspection.class_table().splitlines()
+    assert rows[0].split() == ["class", "training", "validation", "test", "broken", "duplicates", "smallest", "side"]
+    first = [each[1] for each in (*counts, inspection.broken, inspection.duplicates, inspection.smallest_sides)]
+    assert rows[1].rsplit(maxsplit=6) == ["große Tiere", *map(str, first)] and len(rows) == 3
+    assert len({len(row) for row in rows}) == 1
+    record = json.loads(json.dumps(inspection.record()))
+    assert record["broken"] == [1, 1] and record["class_names"] == ["Käfer", "große Tiere"]
+    assert record["validation_counts"] == inspection.validation_counts.tolist()
+
+
+def test_of_very_many_classes_the_ends_are_shown():
+    inspection = inspect_images(load_image_data("digits").cut(imbalance_factor=10, max_train_per_class=20))
+    rows = inspection.class_table(most=5).splitlines()
+    assert rows[4] == "... 5 classes ..." and [row.split()[0] for row in rows if row != rows[4]] == [
+        "class", "zero", "one", "two", "eight", "nine",
+    ]  # fmt: skip
 
 
 def test_files_are_written_aside(tmp_path):

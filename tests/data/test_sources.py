@@ -362,3 +362,27 @@ def test_images_held_out_are_training_images_that_leave(tmp_path):
     assert held.test is data.test
     with pytest.raises(ValueError, match="must be larger than 0 and smaller than 1"):
         data.hold_out(1.0)
+
+
+def test_a_validation_split_is_neither_trained_nor_tested_on(tmp_path):
+    for split in ("train", "test", "val"):
+        make_image_folder(tmp_path / "images" / split, ["bus", "cat"], images=3)
+    make_image_folder(tmp_path / "images" / "val", ["cow"], images=1)
+    name = str(tmp_path / "images")
+    (tmp_path / "images" / "train" / "cow").mkdir()
+    (tmp_path / "images" / "val" / "bus" / "0.png").rename(tmp_path / "images" / "train" / "cow" / "0.png")
+    data = prepare_images(DataArguments(dataset=name, validation_split="val"))
+    counts = {split: class_counts(label_array(part), 3).tolist() for split, part in data.parts.items()}
+    assert counts == {"train": [3, 3, 1], "test": [3, 3, 0], "validation": [2, 3, 1]}
+    assert "validation" not in load_image_data(name).parts
+    cut = load_image_data(name, validation_split="val", test_fraction=0.3).parts
+    assert [len(cut[split]) for split in ("train", "test", "validation")] == [5, 2, 6]
+    with pytest.raises(ValueError, match="--validation_split test is the test split"):
+        load_image_data(name, validation_split="test", test_split="test")
+    with pytest.raises(ValueError, match="no split 'dev' to validate on; set --validation_split to one of 'test', "):
+        load_image_data(name, validation_split="dev")
+    with pytest.raises(ValueError, match=r"validation_split is 'val' and validation_fraction 0.1; set one"):
+        DataArguments(validation_split="val", validation_fraction=0.1)
+    (tmp_path / "images" / "train" / "cow" / "0.png").unlink()
+    with pytest.raises(ValueError, match="The validation set has 1 of 3 classes without a training image \\('cow'\\)"):
+        prepare_images(DataArguments(dataset=name, validation_split="val"))

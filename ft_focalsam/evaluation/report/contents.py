@@ -258,7 +258,8 @@ def _image_name(name: str) -> str:
 
 def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
     """What was logged over the steps."""
-    has_validation = (run.get("resolved") or {}).get("validation_fraction") is not None
+    resolved = run.get("resolved") or {}
+    has_validation = any(resolved.get(f"validation_{kind}") is not None for kind in ("fraction", "split"))
     evaluated = "validation" if has_validation else "evaluation"
     plots = []
     for title, keys in CURVES.items():
