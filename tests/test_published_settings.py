@@ -22,10 +22,9 @@ NO_SETTINGS |= {"dataloader_persistent_workers", "logging_steps", "save_strategy
 def table():
     """Preset -> first cell of a row -> cell of the preset, of the section on published settings."""
     section = (ROOT / "docs" / "tuning.md").read_text().partition("\n## Published settings\n")[2].partition("\n## ")[0]
-    lines = [re.split(r"\s*\|\s*", line.strip("| ")) for line in section.splitlines() if line.startswith("| ")]
-    head, *rows = lines[: next(i for i, cells in enumerate(lines) if cells[0] == "`--views` of `ft-focalsam evaluate`") + 1]
-    names = [cell.strip("`") for cell in head[1:]]
-    return {name: {row[0]: (row + [""] * 3)[1 + i] for row in rows} for i, name in enumerate(names)}
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith(("| key", "| `"))]
+    (_, *names), *rows = [[cell.strip() for cell in line] for line in lines]
+    return {name.strip("`"): {row[0]: row[column] for row in rows} for column, name in enumerate(names, start=1)}
 
 
 def resolved(name):
@@ -52,7 +51,7 @@ def test_each_preset_is_what_the_table_says(name):
             actual = values[key][0] if isinstance(values[key], list) else values[key]
             assert actual == expected and type(actual) in (type(expected), float), key
             compared.add(key)
-    assert {view for view in views[1].split(", ")} <= set(VIEWS)
+    assert set(views[1].split(", ")) <= set(VIEWS)
     assert set(yaml.safe_load(show(f"published/{name}"))) - NO_SETTINGS == compared
 
 

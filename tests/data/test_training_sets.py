@@ -103,7 +103,8 @@ def test_a_random_crop_of_a_large_picture_stays_inside_it(photographs):
 
 def test_crop_flip_draws_boxes_as_the_released_code_of_lift_does():
     """Its training transform is torchvision's random resized crop and flip with their defaults."""
-    crop, theirs = train_transform(CLIP, augmentation="crop_flip").transforms[0].crop, transforms.RandomResizedCrop(224)
+    crop = train_transform(CLIP, augmentation="crop_flip").transforms[0].crop
+    theirs = transforms.RandomResizedCrop(224)
     for seed in range(20):
         torch.manual_seed(seed)
         box = crop.make_params([torch.empty((1, 300, 500), device="meta")])
