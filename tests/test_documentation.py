@@ -18,7 +18,9 @@ from ft_focalsam.cli.key_index import keys_of, read_index
 from ft_focalsam.data import DataArguments
 
 README = ROOT / "README.md"
-EXTENDING, HUB, PYTHON = (ROOT / f"docs/{name}.md" for name in ("extending", "hub", "python"))
+EXTENDING, HUB, OWN_IMAGES, PYTHON = (
+    ROOT / f"docs/{name}.md" for name in ("extending", "hub", "own_images", "python")
+)
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("recipes", "accelerate_configs", "ft_focalsam", "tests", "docs")
 OF_FINETUNE = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
@@ -115,7 +117,17 @@ def test_settings_have_every_key_with_its_default():
 
 
 def test_every_page_with_python_code_is_run_below():
-    assert [page for page in PAGES if python_blocks(page)] == [README, EXTENDING, HUB, PYTHON]
+    assert [page for page in PAGES if python_blocks(page)] == [README, EXTENDING, HUB, OWN_IMAGES, PYTHON]
+
+
+def test_choices_for_a_folder_are_printed_as_the_page_says(tmp_path, capsys):
+    for name, count in (("cat", 6), ("lynx", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (40, 30), (40 * number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    (code,) = python_blocks(OWN_IMAGES)
+    exec(code.replace('"path/to/images"', repr(str(tmp_path))), {})
+    assert "training images of 2 classes" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.slow

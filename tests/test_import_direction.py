@@ -15,7 +15,7 @@ LAYERS = (
     {"sharpness"},
     {"losses", "data", "models", "tuning"},
     {"evaluation"},
-    {"averaging", "analysis", "trainer", "hub", "export"},
+    {"averaging", "retraining", "analysis", "trainer", "hub", "export"},
     {"cli"},
     {"__main__"},
     {"recipes"},

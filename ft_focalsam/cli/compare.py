@@ -1,6 +1,6 @@
 """Compare methods over several seeds on one data set.
 
-    ft-focalsam compare recipes/configs/quickstart.yaml --output_dir runs/compare
+    ft-focalsam compare quickstart --output_dir runs/compare
     ft-focalsam compare CONFIG --output_dir DIR --methods none sam focal_sam focal_sam:rho=0.1,focal_gamma=0
 
 Runs ft-focalsam train once per method and seed, with `--jobs N` up to N of them side by side on one device. A method
@@ -34,6 +34,7 @@ from ..evaluation import (
 )
 from ..evaluation.report.method_names import METHOD_NAMES
 from .arguments import TYPES
+from .automatic import settings_of_folder
 from .config import parse_config
 from .finished_runs import FINISHED, describe, is_finished, run
 from .parsers import command_parser
@@ -46,7 +47,7 @@ READS_CONFIG = True
 
 def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("compare", __doc__)
-    parser.add_argument("config", help="YAML file of ft-focalsam train")
+    parser.add_argument("config", metavar="FOLDER|CONFIG", help="as ft-focalsam train takes it")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the comparison go")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="NAME or NAME:key=value,...")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each in a process that logs to a file")
@@ -120,12 +121,13 @@ def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:
 
 def main(argv: list[str] | None = None) -> None:
     args, further = parse(argv)
+    words, _ = settings_of_folder([args.config, *further])
     runs = {}  # (method, seed) -> folder, command line, options: all checked before the first run takes its time
     for seed in args.seeds:
         for method in args.methods:
             folder = args.output_dir / file_name(method) / f"seed_{seed}"
             own = [*method_options(method), "--seed", str(seed), "--output_dir", str(folder)]
-            command_line = [args.config, "--save_strategy", "no", "--overwrite", "true", *further, *own]
+            command_line = [*words, "--save_strategy", "no", "--overwrite", "true", *further, *own]
             runs[method, seed] = folder, command_line, describe(parse_config(TYPES, command_line))
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
     if args.jobs > 1 and PartialState().num_processes > 1:

@@ -14,8 +14,6 @@ import argparse
 import json
 from pathlib import Path
 
-from accelerate import PartialState
-
 from ..errors import printable
 from ..evaluation import (
     PREDICTIONS,
@@ -43,6 +41,7 @@ from ..finding import did_you_mean
 from ..hub import read_run
 from ..models import is_zero_shot, load_classifier
 from .parsers import command_parser
+from .processes import join_processes
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,8 +90,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     )
     folder = args.output_dir or Path("evaluations", file_name(short_name(args.model)))
     check_writable(folder, make=False)
-    is_main, names = PartialState().is_main_process, name_runs(args)
-    with PartialState().main_process_first():
+    state, names = join_processes(), name_runs(args)
+    with state.main_process_first():
         is_zero_shot(args.model)  # or no model at all, which is told before images are read
         tests = load_tests(args)
     earlier = find_earlier(args, tests, output=folder)
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
         found = {"class_counts": counts, "class_index": class_index}
         verdict, pictures[test.name] = judge(classifier, test, options=options, model=names[args.model], **found)
-        if is_main:
+        if state.is_main_process:
             verdict.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
             write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
         where = f" on {test.name}" if len(tests) > 1 else ""
@@ -118,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         if args.seeds:
             seeds[test.name] = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
     records = {name: verdict.record() for name, verdict in verdicts.items()}
-    if is_main:
+    if state.is_main_process:
         print(f"\n{format_table(records)}\n")
         (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         write_page(

@@ -27,7 +27,7 @@ from ..data import Inspection, frequency_groups, inspect_images, prepare_images
 from ..evaluation import file_name, short_name
 from ..files import check_writable
 from .arguments import TYPES
-from .automatic import as_words, find_layout, given_keys
+from .automatic import settings_of_folder
 from .config import config_parser, parse_config
 
 READS_CONFIG = True
@@ -66,11 +66,8 @@ def free_folder(argv: list[str] | None, dataset: str) -> Path:
 
 def main(argv: list[str] | None = None) -> Inspection:
     """Inspect; returns what was found."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and Path(argv[0]).expanduser().is_dir():
-        layout = find_layout(argv[0], given_keys(argv[1:]))
-        print("\n".join(f"- {reason}" for reason in layout.reasons))
-        argv = [*as_words(layout.settings), *argv[1:]]
+    argv, reasons = settings_of_folder(sys.argv[1:] if argv is None else argv, data_only=True)
+    print("\n".join(f"- {reason}" for reason in reasons))
     data_args, _, _, args = parse_config(TYPES, argv)
     data = prepare_images(dataclasses.replace(data_args, on_bad_image="unchecked"))
     inspection = inspect_images(data, num_workers=args.dataloader_num_workers or None)

@@ -35,6 +35,7 @@ from ..trainer import FocalSAMTrainer
 from ..tuning import apply_tuning
 from . import train
 from .arguments import TYPES
+from .automatic import settings_of_folder
 from .config import parse_config
 from .finished_runs import describe, is_finished
 from .finished_runs import run as run_once
@@ -48,7 +49,7 @@ READS_CONFIG = True
 def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("lt_soups", __doc__)
     add = parser.add_argument
-    add("config", help="YAML file of ft-focalsam train")
+    add("config", metavar="FOLDER|CONFIG", help="as ft-focalsam train takes it")
     add("--output_dir", type=Path, required=True, help="where the runs and the soups go")
     add("--factors", nargs="+", type=int, help="i of each subset, in the order of merging; by default 0, 1, 2, ...")
     add("--branches", type=int, default=2, help="runs on each subset; 2 by default")
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the command; returns the records of the start, the soup and the soup with its head trained."""
     args, further = parse(argv)
     say = print if PartialState().is_main_process else lambda *_: None
-    common = [args.config, "--save_strategy", "no", "--overwrite", "true", *further]
+    words, _ = settings_of_folder([args.config, *further])
+    common = [*words, "--save_strategy", "no", "--overwrite", "true", *further]
     data_args, model_args, tuning_options, _ = parse_config(TYPES, [*common, "--output_dir", str(args.output_dir)])
     with PartialState().main_process_first():
         data = prepare_images(data_args, say=say)

@@ -22,6 +22,7 @@ COMMANDS = {
         "config": ("configs", "list and show the configurations that ship with the package"),
     },
     "Improve what was trained": {
+        "retrain": ("retrain", "retrain or rescale the head, the backbone frozen"),
         "soup": ("soup", "average the weights of several runs or checkpoints"),
         "lt_soups": ("lt_soups", "train and average on subsets of growing imbalance"),
         "wise_ft": ("wise_ft", "interpolate between the weights before and after training"),

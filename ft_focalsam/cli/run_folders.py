@@ -33,7 +33,13 @@ HELD_OUT = (
 )
 
 
-def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_validation: bool = False) -> ImageData:
+def data_of_runs(
+    names: Sequence[str],
+    *,
+    further: Sequence[str] = (),
+    needs_validation: bool = False,
+    otherwise: str = "make a uniform soup",
+) -> ImageData:
     """The images of runs, as run.json of the first one describes them.
 
     Args:
@@ -41,6 +47,7 @@ def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_val
         further (sequence of `str`): `--key value` pairs of [`DataArguments`] that take the place of what it says, as
             where the data set has moved.
         needs_validation (`bool`): Something is to be chosen by held-out images.
+        otherwise (`str`): What needs no held-out images, for the error message.
 
     Raises:
         ValueError: If there is no run.json, or, with `needs_validation`, the runs held no images out, or not the same
@@ -49,12 +56,12 @@ def data_of_runs(names: Sequence[str], *, further: Sequence[str] = (), needs_val
     described = [read_run(run_folder(name)) for name in names]
     for name, run in zip(names, described, strict=True):
         if not run["settings"]:
-            raise ValueError(f"'{run_folder(name)}' has no run.json of recipes/finetune.py; give folders of its runs.")
+            raise ValueError(f"'{run_folder(name)}' has no run.json of ft-focalsam train; give folders of its runs.")
         held_out = (run["settings"].get(key) for key in ("validation_fraction", "validation_split"))
         if needs_validation and not any(held_out):
             raise ValueError(
                 f"The run in '{run_folder(name)}' held no images out to choose by; train with --validation_fraction "
-                "0.1, or make a uniform soup."
+                f"0.1, or {otherwise}."
             )
         for key in HELD_OUT if needs_validation else ():
             first, other = described[0]["settings"].get(key), run["settings"].get(key)
@@ -105,16 +112,18 @@ def write_average(
     description: Mapping,
     data: ImageData,
     verdicts: Mapping[str, Verdict],
+    section: str = "average",
 ) -> None:
-    """Write an average as recipes/finetune.py writes a run: model, predictions, report.
+    """Write what was made of runs as ft-focalsam train writes a run: model, predictions, report.
 
     Args:
         folder (`str` or `Path`): Made where it does not exist.
-        model (`LongTailClassifier`): The average.
-        names (sequence of `str`): Folders of what was averaged.
-        description (mapping): How, for the section "average" of run.json.
+        model (`LongTailClassifier`): The average, or the run with another head.
+        names (sequence of `str`): Folders of what it was made of.
+        description (mapping): How, with its "kind", for the section of run.json.
         data (`ImageData`): The images.
-        verdicts (mapping): Name of a row of the report -> [`Verdict`] on the test images; the average's last.
+        verdicts (mapping): Name of a row of the report -> [`Verdict`] on the test images; that of the model last.
+        section (`str`): "average" or "retraining".
     """
     counts = class_counts(label_array(data.train), data.num_classes)
     verdict = list(verdicts.values())[-1]
@@ -134,15 +143,15 @@ def write_average(
         )
         title = f"{description['kind']} on {short_name(data.name)}"
         write_page(aside, verdicts, title=title, pictures={short_name(data.name): data.test})
-        write_run(aside, _describe(names, description))
+        write_run(aside, _describe(names, {section: dict(description)}))
 
 
 def _describe(names: Sequence[str], description: Mapping) -> dict:
-    """run.json of the first run with what all runs have in common, and how they were averaged."""
+    """run.json of the first run with what all runs have in common, and a section on what was made of them."""
     first, *others = [read_run(run_folder(name)) for name in names]
     for section in SECTIONS:
         values = [each.get(section, {}) for each in others]
         own = first.get(section, {})
         first[section] = {key: own[key] for key in own if all(each.get(key) == own[key] for each in values)}
     first.pop("fingerprint", None)
-    return {**first, "command": None, "changes": [], "seconds": None, "average": dict(description)}
+    return {**first, "command": None, "changes": [], "seconds": None, **description}

@@ -1,6 +1,6 @@
 """Search rho, gamma and lambda of a sharpness method on a part of the training set.
 
-    ft-focalsam search recipes/configs/quickstart.yaml --output_dir runs/search --num_trials 20
+    ft-focalsam search quickstart --output_dir runs/search --num_trials 20
 
 Takes the keys of ft-focalsam train and those below (`--help`). `--validation_fraction` (0.2) of each class of the
 training split is put aside to choose on, before any long-tail cut; the test set is never looked at. The first trial
@@ -27,8 +27,10 @@ from ..files import check_writable
 from ..ranges import Range, check_numbers
 from ..trainer import FocalSAMTrainingArguments
 from .arguments import TYPES as RUN_TYPES
+from .automatic import settings_of_folder
 from .building import make_trainer
 from .config import config_parser, parse_config
+from .config_files import find_config
 from .finished_runs import check_same, describe
 
 STUDY = "ft_focalsam"
@@ -76,7 +78,7 @@ class SearchArguments:
 
 TYPES = (SearchArguments, *RUN_TYPES)
 READS_CONFIG = True
-USAGE = "ft-focalsam search CONFIG [--key value ...]"
+USAGE = "ft-focalsam search FOLDER|CONFIG [--key value ...]"
 
 
 def make_parser() -> HfArgumentParser:
@@ -153,7 +155,7 @@ def write_trials(path: Path, study) -> None:
 
 def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> None:
     """The configuration with the values found, and with what the command line had set."""
-    config = argv[0] if argv and not argv[0].startswith("-") else None
+    config = find_config(argv[0]) if argv and not argv[0].startswith("-") else None
     words: dict[str, list[str]] = {}
     for word in argv[config is not None :]:
         if word.startswith("--"):
@@ -170,7 +172,7 @@ def write_best(folder: Path, best: dict[str, float], argv: Sequence[str]) -> Non
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the command; returns the best values by key."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, _ = settings_of_folder(sys.argv[1:] if argv is None else argv)
     search, *options = parse_config(TYPES, argv)
     data_args, _, _, args = options
     if not data_args.has_validation:

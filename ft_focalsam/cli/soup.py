@@ -23,7 +23,6 @@ import argparse
 import functools
 
 import numpy as np
-from accelerate import PartialState
 
 from ..averaging.average import average
 from ..averaging.ingredients import read_ingredients
@@ -33,6 +32,7 @@ from ..evaluation import JudgeOptions, format_table, short_name
 from ..export.folder import check_is_free
 from ..models import LongTailClassifier
 from .parsers import command_parser
+from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     check_is_free(args.output)
     is_greedy = args.kind == "greedy"
     data = data_of_runs(args.runs, further=further, needs_validation=is_greedy)
-    say = print if PartialState().is_main_process else lambda *_: None
+    state = join_processes()
+    say = print if state.is_main_process else lambda *_: None
     template, ingredients = read_ingredients(args.runs, merged=args.merged, say=say)
     options = options_of_run(args.runs[0], batch_size=args.batch_size)
     if is_greedy:
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say(f"\n{format_table(records)}\n")
     if args.rank is not None:
         say(f"Cut to rank {args.rank}, an update of a layer loses up to {error:.2%} of its Frobenius norm.")
-    if PartialState().is_main_process:
+    if state.is_main_process:
         description = {
             "kind": f"{args.kind} soup",
             "weights": {short_name(str(run)): weight for run, weight in zip(args.runs, weights, strict=True)},

@@ -13,6 +13,7 @@ while training; the table is of the test set. `--push_to_hub true --hub_model_id
 predictions and checkpoints, with a card.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ from ..trainer.run_lock import one_writer
 from ..trainer.run_log import run_log, tell
 from ..tuning import describe_methods, describe_parameters
 from .arguments import TYPES, ModelArguments
+from .automatic import settings_of_folder
 from .building import build_model, load_data, make_trainer
 from .checks import refuse_overwriting, refuse_what_cannot_be_meant
 from .config import config_parser, parse_config
@@ -131,6 +133,19 @@ def save(
         write_page(folder, verdicts, title=title, pictures=pictures, log_history=log, run=record)
 
 
+def describe_next(folder: str) -> str:
+    """Where the results of a run are, and what to do with them."""
+    config, others = shlex.quote(f"{folder}/config.yaml"), shlex.quote(f"{folder}_methods")
+    return "\n".join(
+        [
+            f"The model, metrics.json and per_class.csv are in {folder}; the report is {folder}/report.html.",
+            "Next:",
+            f"  ft-focalsam predict {shlex.quote(folder)} path/to/new/images --output predictions.csv",
+            f"  ft-focalsam compare {config} --output_dir {others} --methods none sam focal_sam",
+        ]
+    )
+
+
 @contextmanager
 def named_failure(folder: str) -> Iterator[None]:
     """What fails while results are written, as where the disk is full, as one sentence that says how to go on."""
@@ -162,7 +177,9 @@ def main(
         before: Name of the row before fine-tuning; by default that of the head's start.
         check: Raises a `ValueError` where a model is not one for the script, before anything is loaded.
     """
-    options = parse_config(TYPES, argv, epilog=describe_methods())
+    argv = list(sys.argv[1:] if argv is None else argv)
+    words, reasons = settings_of_folder(argv)
+    options = parse_config(TYPES, words, epilog=describe_methods())
     data_args, model_args, _, args = options
     check(model_args)
     refuse_what_cannot_be_meant(data_args, model_args, args)
@@ -171,11 +188,12 @@ def main(
     check_writable(args.output_dir)
     with one_writer(args.output_dir, is_writer=args.should_save):
         refuse_overwriting(options)
-        argv = sys.argv[1:] if argv is None else argv
         resumes = str(args.resume_from_checkpoint or False).lower() != "false"
         with run_log(args.output_dir, appends=resumes, is_writer=args.process_index == 0, own=(CONFIG_NAME,)):
             if args.process_index == 0:
                 write_config(options)
+                for reason in reasons:
+                    tell(f"- {reason}")
             return run(options, argv, trainer_type=trainer_type, build=build, before=before)
 
 
@@ -215,7 +233,7 @@ def run(
             record = describe_run(trainer, options=options, **told)
             save(trainer, weights, data, metrics, verdicts, record)
             write_run(args.output_dir, record)
-        say(f"The model, report.html, metrics.json and per_class.csv are in {args.output_dir}.")
+        say(describe_next(args.output_dir))
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")
     return metrics

@@ -18,14 +18,13 @@ start. A head that did not start from texts is in no file: run the recipe with `
 
 import argparse
 
-from accelerate import PartialState
-
 from ..averaging.average import average
 from ..averaging.wise_ft import read_with_start
 from ..data import DataArguments
 from ..evaluation import format_table
 from ..export.folder import check_is_free
 from .parsers import command_parser
+from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
@@ -61,7 +60,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     args, further = parse(argv)
     if args.output is not None:
         check_is_free(args.output)
-    say = print if PartialState().is_main_process else lambda *_: None
+    state = join_processes()
+    say = print if state.is_main_process else lambda *_: None
     template, ends = read_with_start(args.run, start=args.start, say=say)
     data = data_of_runs([args.run], further=further)
     options = options_of_run(args.run, batch_size=args.batch_size)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     verdict = evaluate_on(model, data, "test", options)
     verdicts = {**saved_verdicts([args.run], verdict), f"WiSE-FT, alpha {args.alpha:g}": verdict}
     say(f"On the test images:\n\n{format_table({name: each.record() for name, each in verdicts.items()})}\n")
-    if PartialState().is_main_process:
+    if state.is_main_process:
         description = {"kind": "WiSE-FT", "alpha": args.alpha}
         write_average(args.output, model, names=[args.run], description=description, data=data, verdicts=verdicts)
         say(f"The classifier, report.html and metrics.json are in {args.output}.")

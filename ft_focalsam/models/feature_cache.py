@@ -6,11 +6,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from torch import Tensor
 from transformers import default_data_collator
 
@@ -38,6 +40,7 @@ class FeatureCache:
     Args:
         model (`LongTailClassifier`): Whose backbone stays as it is from now on.
         batch_size, num_workers, collate, autocast: As in `encode_images`.
+        in_training (`bool`): Whether the features stand for those in training mode too, which is then checked.
     """
 
     def __init__(
@@ -48,13 +51,14 @@ class FeatureCache:
         num_workers: int = 0,
         collate: Callable = default_data_collator,
         autocast: torch.dtype | None = None,
+        in_training: bool = True,
     ):
         self.model = model
         self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "ft_focalsam"
         self._encoding = {"batch_size": batch_size, "num_workers": num_workers, "collate": collate}
         self._encoding |= {"autocast": autocast}
         self._backbone: dict | None = None  # what tells it from others, once it is needed
-        self._is_compared = False
+        self._is_compared = not in_training
 
     def features(self, images: TransformedImages, *, num_views: int = 1, desc: str = "images") -> CachedFeatures:
         """The features of images, computed unless they are in the cache.
@@ -133,17 +137,25 @@ class FeatureCache:
         return answer[0]
 
 
-def describe_backbone(model: LongTailClassifier) -> dict[str, str | int | None]:
+def describe_backbone(model: LongTailClassifier) -> dict[str, Any]:
     """What tells the features of a backbone from those of others: what is read of it, and a hash of its weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     config = model.config
+    adapter = {}
+    if isinstance(model.backbone, PeftModel):  # whose scales are not among the weights
+        adapter["peft"] = json.dumps(model.backbone.active_peft_config.to_dict(), sort_keys=True, default=_in_order)
     return {
+        **adapter,
         "family": config.backbone_family,
         "features": config.backbone_features,
         "image_size": config.image_size,
         "dtype": config.backbone_dtype,
         "weights": digest.hexdigest(),
     }
+
+
+def _in_order(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)

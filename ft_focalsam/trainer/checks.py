@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from ..data.labels import LABEL_KEYS, count_classes
 from .arguments.sharpness import CC_SAM
+from .learning_rates import has_own_rates, learning_rates
 
 
 def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> np.ndarray | None:
@@ -61,8 +62,27 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
             f"ema_decay is {args.ema_decay:g}, and each process holds a part of the weights to average; use "
             "accelerate_configs/multi_gpu.yaml (plain data parallelism), or leave ema_decay out."
         )
+    _check_learning_rates(trainer)
     if args.sharpness != "none":
         _refuse_sharding(trainer)
+
+
+def _check_learning_rates(trainer: Trainer) -> None:
+    """Raise a `ValueError` where learning rates by layer would come to nothing, or the model has no layers to tell."""
+    args = trainer.args
+    if not has_own_rates(args) or trainer.model is None:
+        return
+    key = "layer_decay" if args.layer_decay != 1 else "head_learning_rate"
+    told = f"{key} is {getattr(args, key):g}, and"
+    if trainer.optimizer is not None:
+        raise ValueError(f"{told} FocalSAMTrainer was given an optimizer; set its learning rates there, or leave one.")
+    is_fsdp1 = trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2
+    if trainer.is_deepspeed_enabled or is_fsdp1:
+        raise ValueError(
+            f"{told} {'FSDP of version 1' if is_fsdp1 else 'DeepSpeed'} steps on parameters that have lost their "
+            "names; use accelerate_configs/multi_gpu.yaml or fsdp2.yaml, or leave it out."
+        )
+    learning_rates(trainer.model, args)
 
 
 def _refuse_sharding(trainer: Trainer) -> None:

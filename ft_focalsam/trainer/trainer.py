@@ -32,6 +32,7 @@ from ..sharpness.step_statistics import StepStatistics
 from .arguments import FocalSAMTrainingArguments
 from .checks import class_counts_of, refuse_what_is_not_exact
 from .epochs import SetEpoch
+from .learning_rates import has_own_rates, learning_rates, split_groups
 from .loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
 from .nonfinite import NonFiniteSteps
 from .progress import ProgressLines
@@ -270,6 +271,14 @@ class FocalSAMTrainer(ResumableTrainer):
             dataset_labels(train_dataset), args.train_sampler, seed=seed, beta=args.effective_number_beta
         )
         return self._set_epoch.sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the Trainer does, with learning rates by layer and for the head where the arguments ask for them."""
+        is_given, args = self.optimizer is not None, self.args
+        optimizer = super().create_optimizer(model)
+        if has_own_rates(args) and not is_given:
+            split_groups(optimizer, self.model, learning_rates(self.model, args), first=args.learning_rate)
+        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay acts on."""

@@ -53,6 +53,7 @@ SAME |= {
         ("evaluated", EVALUATED, (batches(12), batches(6))),
         ("evaluated, accumulated", {**EVALUATED, "tuning": "full"}, (batches(6, 2), batches(3, 2))),
         ("recomputed", {"tuning": "full", "environment": RECOMPUTES}, (batches(12), batches(6))),
+        ("layer decay", {"tuning": "full", "layer_decay": 0.5, "head_learning_rate": 0.01}, (batches(12), batches(6))),
         ("evaluated first", {"evaluates_first": True}, (batches(12), batches(6))),
         ("best", BEST, (batches(12), batches(6))),
     )

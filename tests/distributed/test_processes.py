@@ -32,6 +32,11 @@ SAME = {
 }
 # A moving average of the weights, which is what the model ends with.
 SAME["ema"] = ({"tuning": "lora", "ema_decay": 0.5}, batches(12), batches(6))
+SAME["layer decay"] = (
+    {"tuning": "lora", **GLOBAL, "layer_decay": 0.5, "head_learning_rate": 0.01},
+    batches(12),
+    batches(6),
+)
 # Other choices of the perturbation.
 SAME |= {
     f"joint, {name}": ({"tuning": "lora", **GLOBAL, **changes}, *sizes)

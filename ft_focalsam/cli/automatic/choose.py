@@ -77,7 +77,7 @@ def choose(
         choose_sharpness(counts, given),
     ):
         settings, reasons = settings | more, reasons + why
-    settings |= {"logging_steps": 10, "save_strategy": "epoch", "save_total_limit": 1, "seed": 0}
+    settings |= {"logging_steps": 0.02, "save_strategy": "epoch", "save_total_limit": 1, "seed": 0}
     return Choice(settings | given, [_sentence(reason) for reason in reasons], data)
 
 

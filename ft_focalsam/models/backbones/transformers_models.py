@@ -152,19 +152,7 @@ class TransformersFamily(BackboneFamily):
             return self.load_text(resolve_name(name))
 
     def blocks(self, backbone: nn.Module) -> nn.ModuleList:
-        """The one list of modules that is as long as the configuration says the model is deep.
-
-        There is none in a model of stages, as Swin, whose sequences shrink from stage to stage.
-        """
-        config = getattr(backbone, "config", None)
-        depth = None if hasattr(config, "depths") else getattr(config, "num_hidden_layers", None)
-        for module in backbone.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
-        raise ValueError(
-            f"The backbone, a {type(backbone).__name__}, has no transformer blocks for adapters or prompts to act on; "
-            "choose another tuning method."
-        )
+        return find_blocks(backbone)
 
     def wrap_mlp(self, block: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> None:
         if hasattr(block, "mlp") or not hasattr(block, "intermediate"):
@@ -175,6 +163,27 @@ class TransformersFamily(BackboneFamily):
 
     def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
         return self.refused
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a model of transformers: the one list of modules that is as long as the configuration says the
+    model is deep.
+
+    There is none in a model of stages, as Swin, whose sequences shrink from stage to stage.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", config)
+    depth = None if hasattr(config, "depths") else getattr(config, "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(
+        f"The backbone, a {type(model).__name__}, has no transformer blocks for adapters or prompts to act on; "
+        "choose another tuning method."
+    )
 
 
 def _count_patches(config: PreTrainedConfig, pixel_values: Tensor) -> int:

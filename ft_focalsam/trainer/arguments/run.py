@@ -17,6 +17,11 @@ class RunArguments(TrainingArguments):
     Args:
         decay_everything (`bool`, defaults to `False`):
             Apply weight decay to biases and norms too, as training from scratch does. By default they are left out.
+        layer_decay (`float`, above 0 to 1, defaults to `1.0`):
+            Factor of the learning rate from each block of the backbone to the one in front of it, such as 0.75; the
+            head has learning_rate itself.
+        head_learning_rate (`float`, >= 0, *optional*, defaults to `None`):
+            Learning rate of the classifier head. By default learning_rate.
 
     > Parameters that control when training gives up
 
@@ -56,6 +61,16 @@ class RunArguments(TrainingArguments):
 
     decay_everything: bool = field(
         default=False, metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."}
+    )
+    layer_decay: Annotated[float, Range(0, 1, open_low=True)] = field(
+        default=1.0,
+        metadata={
+            "help": "Factor of the learning rate from each block of the backbone to the one in front of it, such as "
+            "0.75; the head has learning_rate itself."
+        },
+    )
+    head_learning_rate: Annotated[float | None, Range(0)] = field(
+        default=None, metadata={"help": "Learning rate of the classifier head. By default learning_rate."}
     )
     max_nonfinite_steps: Annotated[int, Range(0)] = field(
         default=20,
