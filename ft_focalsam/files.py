@@ -44,6 +44,41 @@ def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_is_free(folder: str | os.PathLike) -> Path:
+    """The path of a folder that is to be made.
+
+    Raises:
+        FileExistsError: If there is something there that is not an empty folder.
+    """
+    path = Path(folder).expanduser().absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"The output '{folder}' exists and is not an empty folder; choose another one.")
+    return path
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write to, which gets its name when the block ends, and is removed when the block fails.
+
+    Raises:
+        FileExistsError: As `check_is_free`.
+    """
+    path = check_is_free(folder)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        give_ordinary_permissions(aside)
+        flush(aside)
+        if path.exists():
+            path.rmdir()
+        aside.rename(path)
+        flush(path.parent, recursive=False)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 @contextmanager
 def opened_aside(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     """A file to write to, which goes to `path` when the block ends, so that no other process ever sees a part of it;

@@ -7,8 +7,10 @@ already. One loss a sample comes out, shape (B,). By keyword it names what else 
     class_counts    training samples per class, shape (C,), in the dtype of the logits
     features        what reaches the model's classifier, shape (B, D), float32 or wider
     progress        the share of training that is done, 0 to 1
+    head_scale      the scale of the logits of the model's head, 1 where it has none
 
-and its hyperparameters, each with a default, under the names they have as training arguments. Of a sample with class
+and its hyperparameters, each with a default and a note, under the names they have as training arguments, which are
+made of them: `focal_loss_gamma: Annotated[float, Hyperparameter("...", low=0)] = 2.0`. Of a sample with class
 probabilities every loss but LADE takes the expectation, l(z, q) = sum_k q_k l(z, k): so `class_losses` below are the
 l(z, k), shape (B, C).
 """
@@ -17,20 +19,22 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .registry import Registry
+from .sharpness.hyperparameters import Hyperparameter, check_hyperparameters
 
 LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")
 register_loss = LOSSES.register
 
-CONTEXT = ("class_counts", "features", "progress")
+CONTEXT = ("class_counts", "features", "progress", "head_scale")
 
 
-def loss_hyperparameters(name: str) -> dict[str, float]:
+def loss_hyperparameters(name: str) -> dict[str, float | None]:
     """Names and defaults of what can be set of a loss.
 
     Raises:
@@ -72,18 +76,6 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
     return weights / weights.mean()
 
 
-def _check_at_least_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; set it to 0 or more.")
-
-
-def _check_above_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; set it above 0.")
-
-
 # ---- the losses ----
 
 
@@ -93,9 +85,21 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return _expectation(-F.log_softmax(logits, dim=1), targets)
 
 
+Beta = Annotated[
+    float,
+    Hyperparameter(
+        "Parameter beta of the effective number of samples, in the loss class_balanced, in deferred re-weighting and "
+        "in the sampler effective_number.",
+        low=0,
+        high=1,
+        open_high=True,
+    ),
+]
+
+
 @register_loss("class_balanced")
 def class_balanced(
-    logits: Tensor, targets: Tensor, *, class_counts: Tensor, effective_number_beta: float = 0.9999
+    logits: Tensor, targets: Tensor, *, class_counts: Tensor, effective_number_beta: Beta = 0.9999
 ) -> Tensor:
     """Cross-entropy weighted by the inverse effective number of samples (Cui et al., arXiv 1901.05555).
 
@@ -106,31 +110,60 @@ def class_balanced(
 
 
 @register_loss("grw")
-def grw(logits: Tensor, targets: Tensor, *, class_counts: Tensor, grw_exponent: float = 1.2) -> Tensor:
+def grw(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    class_counts: Tensor,
+    grw_exponent: Annotated[
+        float, Hyperparameter("Exponent of the inverse class frequency in the weights of grw.", low=0)
+    ] = 1.2,
+) -> Tensor:
     """Generalised re-weighting (Zhang et al., arXiv 2103.16370): cross-entropy weighted by (1 / pi_k)^a.
 
     l(z, k) = -w_k log softmax(z)_k with w scaled to a mean of 1 over the classes; a = 0 is cross-entropy, a = 1
     weighs by inverse frequency.
     """
-    _check_at_least_zero(grw_exponent=grw_exponent)
     weights = (class_counts.min() / class_counts) ** grw_exponent
     return _expectation(-weights / weights.mean() * F.log_softmax(logits, dim=1), targets)
 
 
 @register_loss("focal")
-def focal(logits: Tensor, targets: Tensor, *, focal_loss_gamma: float = 2.0) -> Tensor:
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    focal_loss_gamma: Annotated[
+        float,
+        Hyperparameter("Focusing parameter gamma of the focal loss; focal_gamma is that of Focal-SAM.", low=0),
+    ] = 2.0,
+) -> Tensor:
     """Focal loss over a softmax (Lin et al., arXiv 1708.02002, eq. 4): l(z, k) = -(1 - p_k)^gamma log p_k.
 
     The gamma of this loss is not that of Focal-SAM; 0 is cross-entropy.
     """
-    _check_at_least_zero(focal_loss_gamma=focal_loss_gamma)
     log_p = F.log_softmax(logits, dim=1)
     return _expectation(-(focal_loss_gamma * _log_complement(log_p)).exp() * log_p, targets)
 
 
 @register_loss("ldam")
 def ldam(
-    logits: Tensor, targets: Tensor, *, class_counts: Tensor, ldam_max_margin: float = 0.5, ldam_scale: float = 1.0
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    class_counts: Tensor,
+    head_scale: float = 1.0,
+    ldam_max_margin: Annotated[
+        float, Hyperparameter("Margin of the rarest class in ldam, between cosines.", low=0)
+    ] = 0.5,
+    ldam_scale: Annotated[
+        float | None,
+        Hyperparameter(
+            "Scale s of the logits in ldam; by default that of the model's head, 1 where the head has none.",
+            low=0,
+            open_low=True,
+        ),
+    ] = None,
 ) -> Tensor:
     """Label-distribution-aware margins (Cao et al., arXiv 1906.07413).
 
@@ -138,9 +171,8 @@ def ldam(
     being `ldam_max_margin`. The margins are those of cosines, and the logits are s times cosines: a cosine head's
     scale is `ldam_scale`, s. The public code has s = 30.
     """
-    _check_at_least_zero(ldam_max_margin=ldam_max_margin)
-    _check_above_zero(ldam_scale=ldam_scale)
-    margins = ldam_scale * ldam_max_margin * (class_counts.min() / class_counts) ** 0.25
+    scale = head_scale if ldam_scale is None else ldam_scale
+    margins = scale * ldam_max_margin * (class_counts.min() / class_counts) ** 0.25
     log_p = F.log_softmax(logits, dim=1)
     return _expectation(-F.logsigmoid(log_p - _log_complement(log_p) - margins), targets)
 
@@ -151,9 +183,12 @@ def balanced_softmax(logits: Tensor, targets: Tensor, *, class_counts: Tensor) -
     return cross_entropy(logits + class_counts.log(), targets)
 
 
+Tau = Annotated[float, Hyperparameter("Strength tau of logit adjustment, also in vs.")]
+
+
 @register_loss("logit_adjusted")
 def logit_adjusted(
-    logits: Tensor, targets: Tensor, *, class_counts: Tensor, logit_adjustment_tau: float = 1.0
+    logits: Tensor, targets: Tensor, *, class_counts: Tensor, logit_adjustment_tau: Tau = 1.0
 ) -> Tensor:
     """Logit-adjusted cross-entropy (Menon et al., arXiv 2007.07314, eq. 10): of z + tau log pi.
 
@@ -170,14 +205,15 @@ def vs(
     targets: Tensor,
     *,
     class_counts: Tensor,
-    vs_gamma: float = 0.15,
-    logit_adjustment_tau: float = 1.0,
+    vs_gamma: Annotated[
+        float, Hyperparameter("Exponent gamma of the class frequency by which vs scales logits.", low=0)
+    ] = 0.15,
+    logit_adjustment_tau: Tau = 1.0,
 ) -> Tensor:
     """Vector scaling (Kini et al., arXiv 2103.01550): cross-entropy of Delta z + tau log pi.
 
     Delta_k = (n_k / max n)^gamma scales the logits of rare classes down in training; gamma = 0 is logit adjustment.
     """
-    _check_at_least_zero(vs_gamma=vs_gamma)
     scales = (class_counts / class_counts.max()) ** vs_gamma
     return logit_adjusted(
         scales * logits, targets, class_counts=class_counts, logit_adjustment_tau=logit_adjustment_tau
@@ -186,7 +222,14 @@ def vs(
 
 @register_loss("lade")
 def lade(
-    logits: Tensor, targets: Tensor, *, class_counts: Tensor, lade_alpha: float = 0.1, lade_lambda: float = 0.1
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    class_counts: Tensor,
+    lade_alpha: Annotated[float, Hyperparameter("Weight alpha of the regulariser of lade.", low=0)] = 0.1,
+    lade_lambda: Annotated[
+        float, Hyperparameter("Weight lambda of the squared term inside the regulariser of lade.", low=0)
+    ] = 0.1,
 ) -> Tensor:
     """LADE (Hong et al., arXiv 2012.00321): balanced softmax and a regulariser over the batch.
 
@@ -198,7 +241,6 @@ def lade(
     regulariser counts towards the sample it is of, S_c towards all alike. So the samples of a batch interact, the
     value depends on the batch, and a sharpness step needs a backward pass more.
     """
-    _check_at_least_zero(lade_alpha=lade_alpha, lade_lambda=lade_lambda)
     size = len(logits)
     prior = class_counts / class_counts.sum()
     importance = targets @ (1 / (len(prior) * prior))
@@ -217,8 +259,13 @@ def influence_balanced(
     class_counts: Tensor,
     features: Tensor,
     progress: float,
-    ib_alpha: float = 1000.0,
-    ib_start: float = 0.5,
+    ib_alpha: Annotated[float, Hyperparameter("Factor alpha of influence_balanced.", low=0, open_low=True)] = 1000.0,
+    ib_start: Annotated[
+        float,
+        Hyperparameter(
+            "Fraction of training after which influence_balanced takes the place of cross-entropy.", low=0, high=1
+        ),
+    ] = 0.5,
 ) -> Tensor:
     """Influence-balanced loss (Park et al., arXiv 2110.02444), after cross-entropy for a share of training.
 
@@ -226,9 +273,6 @@ def influence_balanced(
     and lambda_k proportional to 1 / n_k, of mean `ib_alpha` over the classes. As in the public code, the denominator
     is differentiated too.
     """
-    _check_above_zero(ib_alpha=ib_alpha)
-    if not 0 <= ib_start <= 1:
-        raise ValueError(f"ib_start is {ib_start}; set it to a share of training, from 0 to 1.")
     if progress < ib_start:
         return cross_entropy(logits, targets)
     rarity = class_counts.min() / class_counts
@@ -257,16 +301,18 @@ class PerSampleLoss:
         self,
         name: str,
         class_counts: Tensor,
-        hyperparameters: Mapping[str, float],
+        hyperparameters: Mapping[str, float | None],
         *,
         label_smoothing: float,
         drw_start: float | None,
         drw_beta: float,
+        head_scale: float,
     ):
         self.name = name
         self._function = LOSSES.choose(name)
         self._takes = set(inspect.signature(self._function).parameters)
         self._hyperparameters = hyperparameters
+        self._head_scale = head_scale
         self._class_counts = class_counts
         self._label_smoothing = label_smoothing
         self._drw_start = drw_start
@@ -288,7 +334,7 @@ class PerSampleLoss:
         targets = probabilities
         if self._label_smoothing:
             targets = (1 - self._label_smoothing) * targets + self._label_smoothing / size
-        context = {"class_counts": self._class_counts, "progress": progress}
+        context = {"class_counts": self._class_counts, "progress": progress, "head_scale": self._head_scale}
         if features is not None:
             context["features"] = _at_least_float32(features)
         context = {name: value for name, value in context.items() if name in self._takes}
@@ -323,6 +369,7 @@ def make_loss(
     *,
     label_smoothing: float = 0.0,
     drw_start: float | None = None,
+    head_scale: float = 1.0,
 ) -> PerSampleLoss:
     """A loss by name, bound to the class counts of a training set.
 
@@ -337,6 +384,7 @@ def make_loss(
             from this share of training on, the loss of a sample of class k is multiplied by w_k of
             `effective_number_weights`, whose beta is the hyperparameter `effective_number_beta`, by default 0.9999.
             (The public code then divides by the sum of the weights in the batch, where this divides by its size.)
+        head_scale (`float`, > 0): Scale of the logits of the model's head, which ldam takes where it is given none.
 
     Returns:
         `PerSampleLoss`: (logits, labels) -> losses.
@@ -356,11 +404,14 @@ def make_loss(
         raise ValueError(f"Class {empty} has no training sample; give it some, or leave the class out of the labels.")
     if drw_start is not None and not 0 <= drw_start <= 1:
         raise ValueError(f"drw_start is {drw_start}; set it to a share of training, from 0 to 1.")
+    values = {hyperparameter: given.get(hyperparameter, default) for hyperparameter, default in own.items()}
+    check_hyperparameters(LOSSES[name], values)
     return PerSampleLoss(
         name,
         counts,
-        {hyperparameter: given.get(hyperparameter, default) for hyperparameter, default in own.items()},
+        values,
         label_smoothing=label_smoothing,
         drw_start=drw_start,
         drw_beta=given.get("effective_number_beta", 0.9999),
+        head_scale=head_scale,
     )

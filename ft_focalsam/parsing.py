@@ -1,9 +1,12 @@
 """JSON and YAML of others: parsed within bounds, so that a small file cannot exhaust the memory or the stack."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .errors import one_line
 
 MAX_DEPTH = 64  # mappings and lists inside of each other
 MAX_YAML_NODES = 100_000  # with every alias counted as what it stands for
@@ -26,6 +29,26 @@ def parse_json(text: str | bytes) -> Any:
             raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
         level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
     return value
+
+
+def read_json_object(path: Path, *, called: str, remedy: str) -> dict:
+    """The object in a JSON file.
+
+    Args:
+        path (`Path`): The file.
+        called (`str`): How a sentence begins about it: "The tokenizer.json of 'x'".
+        remedy (`str`): How it ends: "choose another model".
+
+    Raises:
+        ValueError: If it is no JSON, or holds something else than an object.
+    """
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{called} is not valid JSON ({one_line(error)}); {remedy}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{called} holds a {type(content).__name__} and no JSON object; {remedy}.")
+    return content
 
 
 def parse_yaml(text: str | bytes) -> Any:

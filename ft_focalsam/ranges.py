@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -46,8 +46,8 @@ def check_numbers(arguments: Any, further: Mapping[str, Range] = {}) -> None:
     """See that the numbers of a dataclass are in the ranges of their fields; defaults always are.
 
     Args:
-        arguments (dataclass instance): Its numeric fields may be annotated by a `Range`; any finite number fits the
-            others.
+        arguments (dataclass instance): Its numeric fields may be annotated by a `Range`, or by a `Hyperparameter`,
+            which is one too; any finite number fits the others.
         further (mapping of `str` to `Range`): Ranges of fields that another library declares.
 
     Raises:
@@ -56,7 +56,7 @@ def check_numbers(arguments: Any, further: Mapping[str, Range] = {}) -> None:
     hints = typing.get_type_hints(type(arguments), include_extras=True)
     for field in dataclasses.fields(arguments):
         hint, value = hints[field.name], getattr(arguments, field.name)
-        ranges = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range)]
+        ranges = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Container)]
         hint = hint.__origin__ if ranges else hint
         kinds = {hint, *typing.get_args(hint)}
         if not kinds & {int, float} or value is None or value == field.default:

@@ -1,6 +1,6 @@
 """Named choices of one kind: losses, heads, tuning methods, augmentations, sources."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -42,3 +42,9 @@ class Registry(dict[str, T]):
         if name not in self:
             raise ValueError(f"Unknown {self.kind} {name!r}; choose one of {', '.join(self)}.")
         return self[name]
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "lora, norms or full"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

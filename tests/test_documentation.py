@@ -62,6 +62,8 @@ def test_options_exist(page):
     known |= {"help", "key"}  # of argparse, and as in `--key value`
     for script in (ROOT / "recipes").rglob("*.py"):
         known |= set(re.findall(r'"--(\w+)"', script.read_text()))
+    for name in re.findall(r'argument="(\w+)"', page.read_text()):  # declared on the page
+        known |= {name, f"{name}_range"}
     text = re.sub(r"(accelerate launch|torchrun|srun) .*?recipes/", "", page.read_text())  # options of the launchers
     assert [name for name in re.findall(r"--([a-z]\w+)", text) if name not in known] == []
 
@@ -145,7 +147,7 @@ def test_the_readmes_example_and_the_pages_python_and_hub_run_in_their_order(tmp
 
 @pytest.mark.slow
 def test_the_tuning_method_of_ones_own_trains_is_saved_and_loads(tmp_path):
-    (code,) = python_blocks(EXTENDING)
+    *_, code = python_blocks(EXTENDING)
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     use = f"""
 import torch.nn.functional as F

@@ -9,8 +9,7 @@ from safetensors.numpy import save_file
 
 from ft_focalsam import LongTailClassifier
 from ft_focalsam.evaluation import Predictions
-from ft_focalsam.export.folder import new_folder
-from ft_focalsam.files import check_writable, opened_aside, written_aside
+from ft_focalsam.files import check_writable, new_folder, opened_aside, written_aside
 
 
 def test_files_get_their_names_when_all_are_written(tmp_path):

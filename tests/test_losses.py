@@ -72,9 +72,9 @@ def of_class(name: str, z: list[float], k: int, h: list[float], s: dict) -> floa
         return -(one_minus_softmax(z)[k] ** s["focal_loss_gamma"]) * log_softmax(z)[k]
     if name == "ldam":
         margins = [n**-0.25 for n in COUNTS]
-        margin = s["ldam_max_margin"] * margins[k] / max(margins)
-        cosines = [value / s["ldam_scale"] - (margin if j == k else 0) for j, value in enumerate(z)]
-        return -log_softmax([s["ldam_scale"] * value for value in cosines])[k]
+        margin, scale = s["ldam_max_margin"] * margins[k] / max(margins), s["ldam_scale"] or 1
+        cosines = [value / scale - (margin if j == k else 0) for j, value in enumerate(z)]
+        return -log_softmax([scale * value for value in cosines])[k]
     if name == "balanced_softmax":
         return -math.log(COUNTS[k] * math.exp(z[k]) / sum(COUNTS[j] * math.exp(z[j]) for j in classes))
     if name == "logit_adjusted":
@@ -306,17 +306,21 @@ def test_class_without_sample_is_refused(name, counts):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("class_balanced", {"effective_number_beta": 1.0}, r"effective_number_beta is 1\.0; set it to at least 0 and"),
+        (
+            "class_balanced",
+            {"effective_number_beta": 1.0},
+            r"effective_number_beta is 1\.0; set it to 0 or more and below",
+        ),
         ("cross_entropy", {"effective_number_beta": -0.1}, r"effective_number_beta is -0\.1"),
         ("grw", {"grw_exponent": -1.0}, r"grw_exponent is -1\.0; set it to 0 or more"),
         ("focal", {"focal_loss_gamma": float("nan")}, r"focal_loss_gamma is nan; set it to 0 or more"),
         ("ldam", {"ldam_max_margin": -0.5}, r"ldam_max_margin is -0\.5"),
-        ("ldam", {"ldam_scale": 0.0}, r"ldam_scale is 0\.0; set it above 0"),
+        ("ldam", {"ldam_scale": 0.0}, r"ldam_scale is 0\.0; set it to a number above 0"),
         ("vs", {"vs_gamma": -0.1}, r"vs_gamma is -0\.1"),
         ("lade", {"lade_alpha": -1.0}, r"lade_alpha is -1\.0"),
         ("lade", {"lade_lambda": -1.0}, r"lade_lambda is -1\.0"),
-        ("influence_balanced", {"ib_alpha": 0.0}, r"ib_alpha is 0\.0; set it above 0"),
-        ("influence_balanced", {"ib_start": 1.5}, r"ib_start is 1\.5; set it to a share of training"),
+        ("influence_balanced", {"ib_alpha": 0.0}, r"ib_alpha is 0\.0; set it to a number above 0"),
+        ("influence_balanced", {"ib_start": 1.5}, r"ib_start is 1\.5; set it to a number from 0 to 1"),
         ("focal", {"focal_loss_gama": 1.0}, "hyperparameter 'focal_loss_gama'; did you mean 'focal_loss_gamma'"),
     ],
 )

@@ -14,7 +14,7 @@ from .low_rank import is_plain_lora, lora_layers
 # What two classifiers must agree on: keys of config.json.
 ARCHITECTURE = (
     *("backbone", "backbone_family", "backbone_features", "backbone_dtype", "feature_size", "image_size"),
-    *("head", "head_scale", "id2label", "inserted"),
+    *("head", "head_scale", "head_options", "id2label", "inserted"),
 )
 TEXT_SIDE = (
     "prompt_templates",

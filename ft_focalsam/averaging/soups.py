@@ -6,10 +6,42 @@ rate or the augmentation differ instead. LoRA is averaged as merged weights, so 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..models import LongTailClassifier
+from ..registry import Registry
 from .average import average
 from .ingredients import Ingredient
+
+
+@dataclass(frozen=True)
+class Soup:
+    """
+    Attributes:
+        weigh (`Callable`): `(template, ingredients, score, *, say, hyperparameters...) -> weights`, as `greedy_soup`.
+        needs_score (`bool`): Whether it reads `score`, and so needs images that were put aside.
+    """
+
+    weigh: Callable[..., list[float]]
+    needs_score: bool = False
+
+
+SOUPS: Registry[Soup] = Registry("soup")
+
+
+def register_soup(name: str, *, needs_score: bool = False) -> Callable:
+    """Register a function as a soup, see [`Soup`]. Its hyperparameters, each with a default and a note as those of
+    sharpness methods, are options of the command.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def decorate(weigh: Callable) -> Callable:
+        SOUPS.register(name)(Soup(weigh, needs_score))
+        return weigh
+
+    return decorate
 
 
 def uniform_weights(count: int) -> list[float]:
@@ -17,6 +49,19 @@ def uniform_weights(count: int) -> list[float]:
     return [1 / count] * count
 
 
+@register_soup("uniform")
+def uniform_soup(
+    template: LongTailClassifier,
+    ingredients: Sequence[Ingredient],
+    score: Callable[[LongTailClassifier], float] | None = None,
+    *,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[float]:
+    """The uniform soup: all alike."""
+    return uniform_weights(len(ingredients))
+
+
+@register_soup("greedy", needs_score=True)
 def greedy_soup(
     template: LongTailClassifier,
     ingredients: Sequence[Ingredient],

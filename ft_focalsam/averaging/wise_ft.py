@@ -45,6 +45,7 @@ def read_with_start(
             [tuned.config.id2label[index] for index in range(tuned.config.num_labels)],
             head=tuned.config.head,
             head_scale=tuned.config.head_scale,
+            head_options=tuned.config.head_options,
             image_size=tuned.config.image_size,
             features=tuned.config.backbone_features,
         ).requires_grad_(True)
@@ -100,7 +101,7 @@ def _start_head(before: LongTailClassifier, tuned: LongTailClassifier, name: str
         other = LongTailClassifier.from_pretrained(start)
         if isinstance(other.backbone, PeftModel) or other.config.inserted:
             raise ValueError(f"'{start}' was tuned itself; give the run of the start, of --tuning zero_shot.")
-        same = ("backbone", "head", "head_scale", "feature_size", "id2label")
+        same = ("backbone", "head", "head_scale", "head_options", "feature_size", "id2label")
         odd = [key for key in same if getattr(other.config, key) != getattr(config, key)]
         if odd:
             raise ValueError(f"'{start}' is no start of '{name}': its {odd[0]} is another; give the run of the start.")

@@ -1,19 +1,21 @@
 """What describes a run: `TYPES`, of which `ModelArguments` is here."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..data import DataArguments
 from ..errors import unknown
 from ..models import HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
+from ..registry import listed
+from ..sharpness.hyperparameters import values_for, with_hyperparameters
 from ..trainer import FocalSAMTrainingArguments
-from ..tuning import TuningOptions, choose_methods
+from ..tuning import TUNING_METHODS, TuningOptions, choose_methods
 
 
 @dataclass
-class ModelArguments:
+class _ModelArguments:
     """Backbone, head, and what of the backbone is tuned.
 
     Args:
@@ -23,10 +25,8 @@ class ModelArguments:
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
         backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of an image: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
-        tuning (`str`, or list of `str` in YAML): adapter, adaptformer, bias, clip_adapter, context_prompts, ia3,
-            last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, vpt_shallow, linear_probe, zero_shot or
-            full; several, joined by commas, are combined.
-        head (`str`): cosine, l2_normalized, layer_norm or linear.
+        tuning (`str`, or list of `str` in YAML): Names in `TUNING_METHODS`; several, joined by commas, are combined.
+        head (`str`): A name in `HEADS`.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
         head_start (`str`): text, class_means, linear_probe, random or kaiming; by default text where the backbone has
             a text tower, kaiming where its weights are random, else class_means.
@@ -60,14 +60,10 @@ class ModelArguments:
     tuning: str = field(
         default="lora",
         metadata={
-            "help": "What trains beside the head, one or several joined by commas: adapter, adaptformer, bias, "
-            "clip_adapter, context_prompts, ia3, last_blocks, lora, norms, peft, sparse, ssf, text_lora, vpt_deep, "
-            "vpt_shallow, linear_probe, zero_shot or full."
+            "help": f"What trains beside the head, one or several joined by commas: {listed(sorted(TUNING_METHODS))}."
         },
     )
-    head: str = field(
-        default="cosine", metadata={"help": "Classification head: cosine, l2_normalized, layer_norm or linear."}
-    )
+    head: str = field(default="cosine", metadata={"help": f"Classification head: {listed(sorted(HEADS))}."})
     head_scale: Annotated[float, Range(0, open_low=True)] = field(
         default=25.0, metadata={"help": "Scale of the logits of every head but the linear one."}
     )
@@ -93,6 +89,11 @@ class ModelArguments:
         },
     )
 
+    @property
+    def head_options(self) -> dict:
+        """The hyperparameters of the head, by the names of its parameters."""
+        return values_for(HEADS[self.head], self)
+
     def __post_init__(self) -> None:
         if isinstance(self.tuning, list):
             self.tuning = ",".join(map(str, self.tuning))
@@ -107,5 +108,7 @@ class ModelArguments:
             raise ValueError(unknown("head_start", self.head_start, HEAD_STARTS))
 
 
+# Any: what the heads declare is not seen by type checkers.
+ModelArguments: Any = with_hyperparameters(_ModelArguments, HEADS.values(), name="ModelArguments")
 # What a run is described by, in the order in which `parse_config` gives them.
 TYPES = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)

@@ -8,22 +8,17 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from transformers import TrainingArguments
-
-from ..data import DataArguments
-from ..trainer import FocalSAMTrainingArguments
-from ..tuning import TuningOptions
-from .arguments import ModelArguments
+from ..tuning import CommonOptions
 from .config import config_parser
 from .key_index import INDEX
 from .main import FILES
 
-SECTIONS = {  # class that declares a key -> section and title
-    DataArguments: ("data", "Images: where they come from, splits, long-tail cuts, augmentation"),
-    ModelArguments: ("model", "Backbone, head, and the tuning method"),
-    TuningOptions: ("tuning", "Settings of the tuning methods"),
-    TrainingArguments: ("trainer", "Arguments of transformers' Trainer"),
-    FocalSAMTrainingArguments: ("trainer", "Arguments of transformers' Trainer"),
+SECTIONS = {  # name of the class that declares a key -> section and title
+    "DataArguments": ("data", "Images: where they come from, splits, long-tail cuts, augmentation"),
+    "ModelArguments": ("model", "Backbone, head, and the tuning method"),
+    "TuningOptions": ("tuning", "Settings of the tuning methods"),
+    "TrainingArguments": ("trainer", "Arguments of transformers' Trainer"),
+    "FocalSAMTrainingArguments": ("trainer", "Arguments of transformers' Trainer"),
 }
 
 
@@ -32,10 +27,11 @@ def section_of(key: str, argument_types: Iterable[type]) -> tuple[str, str] | No
     for argument_type in argument_types:
         for each in argument_type.__mro__:
             if key in inspect.get_annotations(each):
-                if each in SECTIONS:
-                    return SECTIONS[each]
+                name = "TuningOptions" if issubclass(each, CommonOptions) else each.__name__.lstrip("_")
+                if name in SECTIONS:
+                    return SECTIONS[name]
                 title = (each.__doc__ or "").strip().split("\n")[0].rstrip(".")
-                return each.__name__.removesuffix("Arguments").removesuffix("Options").lower(), title
+                return name.removesuffix("Arguments").removesuffix("Options").lower(), title
     return None
 
 

@@ -77,6 +77,7 @@ def build_model(
         data.class_names,
         head=model_args.head,
         head_scale=model_args.head_scale,
+        head_options=model_args.head_options,
         image_size=data_args.image_size,
         dtype=model_args.backbone_dtype,
         features=model_args.backbone_features,
@@ -131,6 +132,7 @@ def make_trainer(
     trainer_type: type[FocalSAMTrainer] = FocalSAMTrainer,
     build: Callable = build_model,
     restarts: bool = False,
+    draw: Callable | None = None,
 ) -> tuple[FocalSAMTrainer, Dataset]:
     """The trainer of a run, which evaluates on validation images where there are some, and the images to test on.
 
@@ -140,6 +142,7 @@ def make_trainer(
         trainer_type: Its class.
         build: What makes the model, as `build_model` does.
         restarts: Let each training begin with a copy of the same started model, as `hyperparameter_search` asks.
+        draw: What sets the options of a trial; with it that model is built anew for each.
     """
     data_args, model_args, _, args = options
     processor = load_image_processor(model_args.backbone)
@@ -177,10 +180,17 @@ def make_trainer(
         }
         args.dataloader_num_workers = 0  # what there is to read are rows of tensors
         args.dataloader_persistent_workers, args.dataloader_prefetch_factor = False, None
+
+    def restart(trial) -> LongTailClassifier:
+        if draw is None or trial is None:
+            return copy.deepcopy(model)
+        draw(trial)
+        return build(data, plain, collate, options)[0]
+
     trainer = trainer_type(
         None if restarts else model,
         args,
-        model_init=(lambda: copy.deepcopy(model)) if restarts else None,
+        model_init=restart if restarts else None,
         class_counts=data.class_counts if data_args.streaming else None,
         train_dataset=images["train"],
         eval_dataset=images.get("validation", images["test"]),

@@ -32,7 +32,7 @@ from ..evaluation import (
     short_name,
     write_comparison,
 )
-from ..evaluation.report.method_names import METHOD_NAMES
+from ..evaluation.report.method_names import method_title
 from .arguments import TYPES
 from .automatic import settings_of_folder
 from .config import parse_config
@@ -40,7 +40,6 @@ from .finished_runs import FINISHED, describe, is_finished, run
 from .parsers import command_parser
 
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
-NAMES = METHOD_NAMES | {"none": "plain"}
 FURTHER = TYPES  # keys that go to every run
 READS_CONFIG = True
 
@@ -81,7 +80,8 @@ def method_options(method: str) -> list[str]:
 def method_name(method: str) -> str:
     """As the tables show it."""
     name, _, settings = method.partition(":")
-    return ", ".join([NAMES.get(name, name), *(settings.replace("=", " ").split(",") if settings else ())])
+    title = "plain" if name == "none" else method_title(name)
+    return ", ".join([title, *(settings.replace("=", " ").split(",") if settings else ())])
 
 
 def run_logged(folder: Path, command_line: list[str], options: dict) -> None:

@@ -14,7 +14,7 @@ What is written is compared with the classifier; nothing is left behind that giv
 import argparse
 
 from ..export import FORMATS
-from ..export.folder import check_is_free
+from ..files import check_is_free
 from ..models import LongTailClassifier
 from .parsers import command_parser
 

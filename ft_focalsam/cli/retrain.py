@@ -26,7 +26,7 @@ from accelerate.utils import broadcast
 
 from ..data import DataArguments
 from ..evaluation import format_table
-from ..export.folder import check_is_free
+from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..retraining import RETRAINING, Retraining
 from ..retraining.features import FrozenFeatures

@@ -1,4 +1,4 @@
-"""Search rho, gamma and lambda of a sharpness method on a part of the training set.
+"""Search rho, gamma, lambda and what else the methods declare a range for, on a part of the training set.
 
     ft-focalsam search quickstart --output_dir runs/search --num_trials 20
 
@@ -12,7 +12,7 @@ trials.csv, best.yaml for ft-focalsam train, and search.db.
 import csv
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
@@ -21,32 +21,25 @@ import yaml
 from transformers import HfArgumentParser, set_seed
 from transformers.integrations import is_optuna_available
 
-from ..data import DataArguments, prepare_images
+from ..data import prepare_images
 from ..evaluation import METRICS
 from ..files import check_writable
 from ..ranges import Range, check_numbers
-from ..trainer import FocalSAMTrainingArguments
+from ..sharpness import SHARPNESS_METHODS
 from .arguments import TYPES as RUN_TYPES
 from .automatic import settings_of_folder
 from .building import make_trainer
 from .config import config_parser, parse_config
 from .config_files import find_config
 from .finished_runs import check_same, describe
+from .search_space import check_ranges, search_space, searchable, searches_the_model, with_ranges
 
 STUDY = "ft_focalsam"
 VALIDATION_FRACTION = 0.2  # where the configuration has none
-RANGES = {"rho": "rho_range", "focal_gamma": "gamma_range", "focal_lambda": "lambda_range"}
-SEARCHED = {  # by sharpness
-    "sam": ("rho",),
-    "weighted_sam": ("rho", "focal_lambda"),
-    "imbsam": ("rho",),
-    "focal_sam": ("rho", "focal_gamma", "focal_lambda"),
-    "cc_sam": ("rho",),
-}
 
 
 @dataclass
-class SearchArguments:
+class _SearchArguments:
     """What is tried, and how it is judged."""
 
     num_trials: Annotated[int, Range(1)] = field(
@@ -55,27 +48,15 @@ class SearchArguments:
     objective: str = field(
         default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
     )
-    rho_range: list[float] = field(
-        default_factory=lambda: [0.01, 0.5], metadata={"help": "Lowest and highest rho, searched on a log scale."}
-    )
-    gamma_range: list[float] = field(
-        default_factory=lambda: [0.0, 6.0], metadata={"help": "Lowest and highest focal_gamma."}
-    )
-    lambda_range: list[float] = field(
-        default_factory=lambda: [0.2, 1.5], metadata={"help": "Lowest and highest focal_lambda."}
-    )
 
     def __post_init__(self):
         check_numbers(self)
         if self.objective not in METRICS:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
-        for name in RANGES.values():
-            ends = getattr(self, name)
-            lowest = 1e-6 if name == "rho_range" else 0.0  # its scale is a logarithm
-            if len(ends) != 2 or not lowest <= ends[0] <= ends[1]:
-                raise ValueError(f"{name} is {ends}; give two numbers, {lowest:g} or more, the lower one first.")
+        check_ranges(self)
 
 
+SearchArguments = with_ranges(_SearchArguments, name="SearchArguments")
 TYPES = (SearchArguments, *RUN_TYPES)
 READS_CONFIG = True
 USAGE = "ft-focalsam search FOLDER|CONFIG [--key value ...]"
@@ -86,12 +67,12 @@ def make_parser() -> HfArgumentParser:
     return config_parser(TYPES)
 
 
-def refuse_what_cannot_be_searched(data_args: DataArguments, args: FocalSAMTrainingArguments) -> None:
+def refuse_what_cannot_be_searched(options: tuple) -> None:
     """Raise a `ValueError` before any image is read."""
-    if args.sharpness not in SEARCHED:
-        raise ValueError(
-            f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {', '.join(SEARCHED)}."
-        )
+    data_args, *_, args = options
+    if not searchable(options):
+        fitting = ", ".join(name for name, method in SHARPNESS_METHODS.items() if method.hyperparameters)
+        raise ValueError(f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {fitting}.")
     if data_args.streaming:
         raise ValueError("streaming is on, and no part of a stream can be held out; search on a stored subset.")
     if args.world_size > 1:
@@ -110,14 +91,13 @@ def open_study(folder: Path, search: SearchArguments, options: tuple):
     """
     import optuna
 
-    args = options[-1]
     study = optuna.create_study(
         storage=storage_of(folder), study_name=STUDY, load_if_exists=True, direction="maximize"
     )
     now = describe(options) | {key: value for key, value in asdict(search).items() if key != "num_trials"}
     if not study.user_attrs:
         study.set_user_attr("options", now)
-        study.enqueue_trial({key: getattr(args, key) for key in SEARCHED[args.sharpness]})
+        study.enqueue_trial({key: getattr(owner, key) for key, (owner, _) in searchable(options).items()})
     check_same(study.user_attrs["options"], now, whose=f"The search in '{folder}'")
     return study
 
@@ -130,18 +110,6 @@ def storage_of(folder: Path) -> str:
 def finished(study) -> list:
     """The trials that came to an end."""
     return [trial for trial in study.trials if trial.state.is_finished() and trial.value is not None]
-
-
-def search_space(search: SearchArguments, sharpness: str) -> Callable:
-    """What a trial draws: the `hp_space` of the Trainer."""
-
-    def draw(trial) -> dict[str, float]:
-        return {
-            key: trial.suggest_float(key, *getattr(search, RANGES[key]), log=key == "rho")
-            for key in SEARCHED[sharpness]
-        }
-
-    return draw
 
 
 def write_trials(path: Path, study) -> None:
@@ -177,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     data_args, _, _, args = options
     if not data_args.has_validation:
         data_args.validation_fraction = VALIDATION_FRACTION
-    refuse_what_cannot_be_searched(data_args, args)
+    refuse_what_cannot_be_searched(options)
     from optuna.samplers import TPESampler
 
     folder = Path(args.output_dir)
@@ -190,9 +158,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         set_seed(args.seed)
         sizes = f"{data.num_train:,} images to train on, {len(data.validation):,} put aside"
         print(f"{data.name}: {sizes}; {left} trials to go")
-        trainer, _ = make_trainer(data, options, restarts=True)
+        draw = search_space(search, options)
+        draw_model = draw if searches_the_model(options) else None
+        trainer, _ = make_trainer(data, options, restarts=True, draw=draw_model)
         trainer.hyperparameter_search(
-            hp_space=search_space(search, args.sharpness),
+            hp_space=draw,  # within a trial a value is drawn once
             compute_objective=lambda metrics: metrics[f"eval_{search.objective}"],
             n_trials=left,
             direction="maximize",

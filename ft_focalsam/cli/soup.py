@@ -26,18 +26,18 @@ import numpy as np
 
 from ..averaging.average import average
 from ..averaging.ingredients import read_ingredients
-from ..averaging.soups import greedy_soup, uniform_weights
+from ..averaging.soups import SOUPS
 from ..data import DataArguments, ImageData
 from ..evaluation import JudgeOptions, format_table, short_name
-from ..export.folder import check_is_free
+from ..files import check_is_free
 from ..models import LongTailClassifier
+from ..sharpness.hyperparameters import by_argument, check_hyperparameters, values_for
 from .parsers import command_parser
 from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
 
-KINDS = ("uniform", "greedy")
 METRICS = ("mean_class_accuracy", "accuracy")
 
 
@@ -46,11 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders of runs or of checkpoints, two or more")
     add("--output", required=True, help="folder to make; it must not exist, or be empty")
-    add("--kind", choices=KINDS, default="uniform", help="which of the runs are averaged; uniform by default")
+    add("--kind", choices=list(SOUPS), default="uniform", help="which of the runs are averaged; uniform by default")
     add("--metric", choices=METRICS, default=METRICS[0], help="what greedy compares on the held-out images")
     add("--rank", type=int, help="cut LoRA updates to this rank; by default they are exact")
     add("--merged", action="store_true", help="average and save plain weights, with all that was tuned folded in")
     add("--batch_size", type=int, default=64, help="images at a time")
+    for name, known in by_argument(soup.weigh for soup in SOUPS.values()).items():
+        add(f"--{name}", type=known.kind, default=known.default, help=known.help)
     return parser
 
 
@@ -66,17 +68,16 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     if len(args.runs) < 2:
         raise ValueError(f"There is one run, '{args.runs[0]}', and a soup is of two or more; name more.")
     check_is_free(args.output)
-    is_greedy = args.kind == "greedy"
-    data = data_of_runs(args.runs, further=further, needs_validation=is_greedy)
+    kind = SOUPS[args.kind]
+    hyperparameters = values_for(kind.weigh, args)
+    check_hyperparameters(kind.weigh, hyperparameters)
+    data = data_of_runs(args.runs, further=further, needs_validation=kind.needs_score)
     state = join_processes()
     say = print if state.is_main_process else lambda *_: None
     template, ingredients = read_ingredients(args.runs, merged=args.merged, say=say)
     options = options_of_run(args.runs[0], batch_size=args.batch_size)
-    if is_greedy:
-        held_out = functools.partial(score, data=data, options=options, metric=args.metric)
-        weights = greedy_soup(template, ingredients, held_out, say=say)
-    else:
-        weights = uniform_weights(len(ingredients))
+    held_out = functools.partial(score, data=data, options=options, metric=args.metric) if kind.needs_score else None
+    weights = kind.weigh(template, ingredients, held_out, say=say, **hyperparameters)
     soup, error = average(template, ingredients, weights, rank=args.rank)
     verdict = evaluate_on(soup, data, "test", options)
     verdicts = {**saved_verdicts(args.runs, verdict), f"{args.kind} soup": verdict}

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, BaseImageProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..files import check_is_free, new_folder
 from ..models import LongTailClassifier
 from .check import check_same, logits_of, random_pictures
-from .folder import check_is_free, new_folder
 from .merge import in_float32, merge
 from .preprocessing import preprocessing_of, to_json
 

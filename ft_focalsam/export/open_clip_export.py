@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BaseImageProcessor, CLIPModel
 
+from ..files import check_is_free, new_folder
 from ..models import LongTailClassifier, load_text_tower
 from ..models.backbones import open_clip_models
 from ..models.backbones.protocol import split_name
@@ -22,7 +23,6 @@ from ..models.backbones.transformers_models import quiet_loading, resolve_name
 from .check import check_same, logits_of, random_pictures
 from .class_vectors import LAYER_NORM, NONE, UNIT_LENGTH, ClassVectors, check_head, class_vectors
 from .clip_weights import to_open_clip_config, to_open_clip_weights
-from .folder import check_is_free, new_folder
 from .merge import check_can_merge, merge
 from .preprocessing import preprocessing_of, to_open_clip
 from .transformers_export import resized_positions

@@ -31,11 +31,11 @@ from transformers import (
     ViTMSNForImageClassification,
 )
 
+from ..files import check_is_free, new_folder
 from ..models import LongTailClassifier
 from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading
 from .check import check_same, logits_of, random_pictures
-from .folder import check_is_free, new_folder
 from .merge import check_can_merge, merge
 from .preprocessing import preprocessing_of, to_image_processor
 

@@ -15,9 +15,19 @@ from ..data.long_tail import frequency_groups
 from ..errors import printable
 from ..evaluation.report.formats import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
-from ..evaluation.report.method_names import HYPERPARAMETERS, METHOD_NAMES, describe_length, describe_values
+from ..evaluation.report.method_names import (
+    declared,
+    describe_length,
+    describe_values,
+    method_hyperparameters,
+    method_title,
+)
 from ..evaluation.report.tables import distinct_notes
+from ..losses import LOSSES
+from ..models import HEADS
 from ..models.backbones import is_pretrained
+from ..sharpness import DIRECTIONS, EVALUATIONS, SHARPNESS_METHODS, TARGETS
+from ..sharpness.hyperparameters import hyperparameters_of
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
 
 CARD_NAME = "README.md"
@@ -30,26 +40,9 @@ COLUMNS = {
     "medium": "medium-shot",
     "few": "few-shot",
 }
-# Choices of the perturbation that the card names where they are not the default: key, title, value -> its settings.
-CHOICES = (
-    ("rho_schedule", "schedule of ρ", {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}),
-    ("perturb", "perturbed", {"norms": (), "merged": ()}),
-    (
-        "ascent",
-        "direction",
-        {"friendly": ("friendly_sigma", "ascent_decay"), "momentum": ("ascent_decay",), "gaussian": ()},
-    ),
-    ("evaluation", "evaluation", {"one_pass": ()}),
-)
-CITATION = """\
-@inproceedings{li2025focalsam,
-  title     = {Focal-{SAM}: Focal Sharpness-Aware Minimization for Long-Tailed Classification},
-  author    = {Li, Sicong and Xu, Qianqian and Yang, Zhiyong and Wang, Zitai and Zhang, Linchao and Cao, Xiaochun and
-               Huang, Qingming},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2505.01660}
-}"""
+# Schedules of rho other than constant, and the arguments that each reads.
+SCHEDULES = {"linear": ("rho_initial",), "step": ("rho_initial", "rho_step_at")}
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 def write_card(
@@ -98,26 +91,27 @@ def make_card(
         "tags": ["image-classification", "long-tailed", "focal-sam", *(["peft"] if adapter else [])],
     }
     data |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    data["eval_results"] = list(_results(metrics, run["data"])) or None
+    data["eval_results"] = list(_eval_results(metrics, run["data"])) or None
     if data["eval_results"] is None:
         data.pop("model_name")
-    sections = [
-        f"# {escape_markdown(title)}\n\n{MADE_HERE}",
-        *_introduction(run, config),
-        *_about_method(run["method"]),
-        *_about_data(run["data"], metrics),
-        *_about_model(run["model"], config, adapter, backbone=backbone),
-        *_about_results(folder, metrics),
-        *_use(repo_id or folder.as_posix(), config, adapter, backbone=backbone),
-        *_reproduce(run),
-        *_license(data["license"], backbone),
-        f"## Citation\n\n```bibtex\n{CITATION}\n```",
-    ]
-    metadata = ModelCardData(**{name: value for name, value in data.items() if value is not None})
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    name = repo_id or folder.as_posix()
+    return ModelCard.from_template(
+        ModelCardData(**{name: value for name, value in data.items() if value is not None}),
+        template_path=str(TEMPLATE),
+        made_here=MADE_HERE,
+        fenced=_fenced,
+        title=escape_markdown(title),
+        method=_method(run["method"]),
+        data=_data(run["data"], metrics),
+        model=_model(run["model"], config, adapter, backbone=backbone),
+        results=_results(folder, metrics),
+        use=_use(name, config, adapter, backbone=backbone),
+        run=_run(run),
+        license=escape_markdown(", ".join(np.atleast_1d(data["license"]))),
+    )
 
 
-def _results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[EvalResult]:
+def _eval_results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[EvalResult]:
     """What the last row of metrics.json says, for the model-index."""
     if not metrics:
         return
@@ -136,77 +130,120 @@ def _results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Ev
             )
 
 
-def _introduction(run: dict, config: dict) -> Iterator[str]:
-    classes = len(config.get("id2label") or ())
-    what = f"An image classifier for {classes:,} classes" if classes else "A model"
-    method = METHOD_NAMES.get(run["method"].get("sharpness"), "")
-    trained = "fine-tuned" if is_pretrained(config.get("backbone") or "") else "trained from scratch"
-    by = f", {trained} on long-tailed images{f' by {method}' if method else ''} with ft_focalsam"
-    yield f"{what}{by}."
+# What the template of the card is filled with. All text is Markdown already: what others wrote is escaped here.
 
 
-def _about_method(method: Mapping[str, Any]) -> Iterator[str]:
+def _method(method: Mapping[str, Any]) -> dict[str, Any]:
     if not method:
-        return
-    name = method["sharpness"]
-    values = describe_values(method, HYPERPARAMETERS.get(name, ()))
-    paper = " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else ""
-    lines = [f"- **{METHOD_NAMES.get(name) or escape_markdown(name)}**{paper}{f': {values}' if values else ''}"]
-    if name != "none":
-        if method["adaptive_rho"]:
-            lines.append("- adaptive: ρ is relative to each weight (ASAM)")
-        for key, title, extras in CHOICES:
-            if method.get(key) in extras:  # not in a run file of an earlier version
-                values = describe_values(method, extras[method[key]])
-                lines.append(f"- {title}: " + ", ".join(filter(None, (method[key], values))))
-        if method.get("ascent_interval", 1) > 1:
-            lines.append(f"- perturbed in one step of {method['ascent_interval']}")
-        if method["perturbation_scope"] != "global":
-            lines.append("- each process and micro-batch perturbed by its own gradient (local)")
-    loss, sampler = escape_markdown(method["loss"]), escape_markdown(method["train_sampler"])
-    lines.append(f"- loss: {loss}; sampler: {sampler}; {describe_length(method)}; seed {method['seed']}")
-    yield "## Method\n\n" + "\n".join(lines)
+        return {}
+    name, loss = method["sharpness"], method["loss"]
+    values = describe_values(method, declared(LOSSES, loss))
+    return {
+        "family": method_title(name) if name in SHARPNESS_METHODS else "",
+        "title": escape_markdown(method_title(name)),
+        "paper": " ([paper](https://arxiv.org/abs/2505.01660))" if name == "focal_sam" else "",
+        "hyperparameters": describe_values(method, method_hyperparameters(name)),
+        "perturbation": [] if name == "none" else list(_perturbation(method)),
+        "loss": escape_markdown(loss) + (f" ({values})" if values else ""),
+        "sampler": escape_markdown(method["train_sampler"]),
+        "length": describe_length(method),
+        "seed": method["seed"],
+    }
 
 
-def _about_data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
+def _perturbation(method: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each choice that is not the default; run files of earlier versions have fewer choices."""
+    if method["adaptive_rho"]:
+        yield "adaptive: ρ is relative to each weight (ASAM)"
+    schedule, ascent = method.get("rho_schedule"), method.get("ascent")
+    if schedule in SCHEDULES:
+        values = [f"{key} = {method[key]:g}" for key in SCHEDULES[schedule]]
+        yield "schedule of ρ: " + ", ".join([schedule, *values])
+    if method.get("perturb") in TARGETS.keys() - {"trained"}:
+        yield f"perturbed: {method['perturb']}"
+    if ascent in DIRECTIONS.keys() - {"gradient"}:
+        values = describe_values(method, declared(DIRECTIONS, ascent))
+        yield "direction: " + ", ".join(filter(None, (ascent, values)))
+    if method.get("evaluation") in EVALUATIONS.keys() - {"two_point"}:
+        yield f"evaluation: {method['evaluation']}"
+    if method.get("ascent_interval", 1) > 1:
+        yield f"perturbed in one step of {method['ascent_interval']}"
+    if method["perturbation_scope"] != "global":
+        yield "each process and micro-batch perturbed by its own gradient (local)"
+
+
+def _data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     if not data or not data.get("class_counts"):
-        return
+        return {}
     counts = np.array(data["class_counts"])
     many, few = data["many_shot_threshold"], data["few_shot_threshold"]
     ranges = {"many": f"> {many}", "medium": f"{few} to {many}", "few": f"< {few}"}
+    groups = frequency_groups(counts, many=many, few=few).items()
     own = escape_markdown(data["name"] or "A data set of the author's")
-    name = _hub_link(data["hub_id"], "datasets/") if data["hub_id"] else own
-    cut = f", cut to an imbalance factor of {data['imbalance_factor']:g}" if data["imbalance_factor"] else ""
-    text = (
-        f"{name}{cut}: {counts.sum():,} training images of {len(counts):,} classes, from {counts.max():,} to "
-        f"{counts.min():,} a class (imbalance factor {counts.max() / counts.min():.1f})"
-    )
     images = next((row["images"] for row in metrics.values() if "images" in row), None)
-    rows = ["| classes | images a class | number of classes | training images |", "|---|---|---:|---:|"]
-    for group, classes in frequency_groups(counts, many=many, few=few).items():
-        rows.append(f"| {group}-shot | {ranges[group]} | {len(classes):,} | {counts[classes].sum():,} |")
-    yield "## Data\n\n" + text + (f"; tested on {images:,} images.\n\n" if images else ".\n\n") + "\n".join(rows)
+    return {
+        "name": _hub_link(data["hub_id"], "datasets/") if data["hub_id"] else own,
+        "cut": f"{data['imbalance_factor']:g}" if data["imbalance_factor"] else "",
+        "images": f"{counts.sum():,}",
+        "classes": f"{len(counts):,}",
+        "most": f"{counts.max():,}",
+        "fewest": f"{counts.min():,}",
+        "imbalance": f"{counts.max() / counts.min():.1f}",
+        "test_images": f"{images:,}" if images else "",
+        "groups": [
+            {"name": name, "range": ranges[name], "classes": f"{len(own):,}", "images": f"{counts[own].sum():,}"}
+            for name, own in groups
+        ],
+    }
 
 
-def _about_model(
+def _model(
     model: Mapping[str, Any], config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str
-) -> Iterator[str]:
-    lines = []
-    if backbone:
-        lines.append(f"- backbone: {_backbone_name(backbone, model.get('base_model') or base_model(backbone))}")
+) -> dict[str, Any]:
+    classes = len(config.get("id2label") or ())
+    lines = {
+        "backbone": backbone and _backbone_name(backbone, model.get("base_model") or base_model(backbone)),
+        "tuned by": _tuning(model, config, adapter),
+        "head": _head(config) if "head" in config else "",
+        "trained parameters": _parameters(model) if model else "",
+    }
+    return {
+        "what": f"An image classifier for {classes:,} classes" if classes else "A model",
+        "trained": "fine-tuned" if is_pretrained(config.get("backbone") or "") else "trained from scratch",
+        "is_pretrained": bool(backbone) and is_pretrained(backbone),
+        "lines": [(name, value) for name, value in lines.items() if value],
+    }
+
+
+def _tuning(model: Mapping[str, Any], config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
     inserted = [str(name) for name in config.get("inserted") or ()]
     ways = model.get("tuning") or ",".join([*([adapter["peft_type"].lower()] if adapter else []), *inserted])
-    if ways:
-        size = f", rank {adapter['r']}, alpha {adapter['lora_alpha']:g}" if adapter.get("peft_type") == "LORA" else ""
-        lines.append(f"- tuned by: {escape_markdown(ways)}{size}")
-    if "head" in config:
-        scale = "" if config["head"] == "linear" else f", scale {config['head_scale']:g}"
-        lines.append(f"- head: {escape_markdown(config['head'])}{scale}")
-    if model:
-        trained, total = model["trained_parameters"], model["parameters"]
-        lines.append(f"- trained parameters: {trained:,} of {total:,} ({trained / total:.2%})")
-    if lines:
-        yield "## Model\n\n" + "\n".join(lines)
+    if not ways:
+        return ""
+    options = dict(model.get("tuning_options") or {})
+    size = ""
+    if adapter.get("peft_type") == "LORA":
+        size = f", rank {adapter['r']}, alpha {adapter['lora_alpha']:g}"
+        options = {name: value for name, value in options.items() if name not in ("lora_rank", "lora_alpha")}
+    told = [f", {escape_markdown(name)} = {escape_markdown(str(value))}" for name, value in options.items()]
+    return escape_markdown(ways) + size + "".join(told)
+
+
+def _head(config: Mapping[str, Any]) -> str:
+    scale = "" if config["head"] == "linear" else f", scale {config['head_scale']:g}"
+    options = _head_options(config)
+    return escape_markdown(config["head"]) + scale + (f", {options}" if options else "")
+
+
+def _parameters(model: Mapping[str, Any]) -> str:
+    trained, total = model["trained_parameters"], model["parameters"]
+    return f"{trained:,} of {total:,} ({trained / total:.2%})"
+
+
+def _head_options(config: Mapping[str, Any]) -> str:
+    known = hyperparameters_of(HEADS[config["head"]]) if config["head"] in HEADS else {}
+    values = {known[name].argument: v for name, v in (config.get("head_options") or {}).items() if name in known}
+    return describe_values(values, known.values())
 
 
 def _backbone_name(backbone: str, repository: str | None) -> str:
@@ -227,31 +264,29 @@ def _is_path(backbone: str) -> bool:
     return not is_named and hub_id(backbone) is None and ("/" in backbone or Path(backbone).exists())
 
 
-def _about_results(folder: Path, metrics: Mapping[str, Any]) -> Iterator[str]:
+def _results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in metrics.values())}
     if not columns:
-        return
-    rows = ["| % | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
-    for name, row in metrics.items():
-        cells = [_cell(row.get(metric), row.get("intervals", {}).get(metric)) for metric in columns]
-        rows.append(f"| {escape_markdown(name)} | " + " | ".join(cells) + " |")
-    images = list(metrics.values())[-1]
-    if "group_images" in images:
-        counts = {**dict.fromkeys(columns, images["images"]), **images["group_images"]}
-        rows.append("| test images | " + " | ".join(f"{counts[metric]:,}" for metric in columns) + " |")
-    text = "## Results\n\n" + "\n".join(rows)
-    if any(row.get("intervals") for row in metrics.values()):
-        text += (
-            "\n\nIn parentheses: 95 % intervals. They say what other test images would change, not what another "
-            "training would."
-        )
-    for note in distinct_notes({name: row.get("notes", ()) for name, row in metrics.items()}):
-        text += f"\n\n{escape_markdown(note)}"
-    if (folder / "accuracy_by_frequency.png").is_file():
-        text += "\n\n![Accuracy of each class over its number of training images](accuracy_by_frequency.png)"
+        return {}
+    rows = [
+        [escape_markdown(name), *(_cell(row.get(key), row.get("intervals", {}).get(key)) for key in columns)]
+        for name, row in metrics.items()
+    ]
+    last = list(metrics.values())[-1]
+    if "group_images" in last:
+        counts = {**dict.fromkeys(columns, last["images"]), **last["group_images"]}
+        rows.append(["test images", *(f"{counts[key]:,}" for key in columns)])
     files = {"metrics.json": "all metrics", "per_class.csv": "every class", "report.md": "the report"}
-    named = [f"[{title}]({name})" for name, title in files.items() if (folder / name).is_file()]
-    yield text + f"\n\nMore: {', '.join(named)}."
+    return {
+        "titles": list(columns.values()),
+        "rows": rows,
+        "has_intervals": any(row.get("intervals") for row in metrics.values()),
+        "notes": list(
+            map(escape_markdown, distinct_notes({name: row.get("notes", ()) for name, row in metrics.items()}))
+        ),
+        "has_plot": (folder / "accuracy_by_frequency.png").is_file(),
+        "files": ", ".join(f"[{title}]({name})" for name, title in files.items() if (folder / name).is_file()),
+    }
 
 
 def _cell(value: float | None, interval: list[float] | None) -> str:
@@ -260,7 +295,7 @@ def _cell(value: float | None, interval: list[float] | None) -> str:
     return format_percent(value) + (f" ({format_interval(interval)})" if interval else "")
 
 
-def _code(text: str, language: str) -> str:
+def _fenced(text: str, language: str) -> str:
     """A block of code; its fence is longer than any run of backticks in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     lines = "\n".join(map(printable, text.rstrip().split("\n")))
@@ -276,55 +311,29 @@ def _hub_link(repository: str, kind: str = "") -> str:
     return f"[{escape_markdown(repository)}](https://huggingface.co/{kind}{quote(repository)})"
 
 
-def _use(name: str, config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str) -> Iterator[str]:
-    """Lines that run as they are, where the backbone is not in a folder that the reader has to name."""
+def _use(name: str, config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str) -> dict[str, Any]:
+    """For lines that run as they are, where the backbone is not in a folder that the reader has to name."""
     source = f"path/to/{Path(backbone).name}" if _is_path(backbone) else backbone
-    if config.get("id2label"):
-        place = f", backbone={_literal(source)}" if source != backbone else ""
-        code = f"""\
-from PIL import Image
-
-from ft_focalsam import ImageClassifier
-
-classify = ImageClassifier.from_pretrained({_literal(name)}{place})
-picture = Image.new("RGB", (224, 224), "white")  # or the path of a picture, or a list of them
-for guess in classify(picture, top_k=5):
-    print(f"{{guess['score']:.3f}}  {{guess['label']}}")
-
-model = classify.model  # pixel_values -> logits"""
-        yield "## Use\n\n" + _code(code, "python")
-    if adapter and config.get("model_type") == "long_tail_classifier":
+    has_adapter = bool(adapter) and config.get("model_type") == "long_tail_classifier"
+    choices = {}
+    if has_adapter:
         choices = {"dtype": config["backbone_dtype"], "features": config["backbone_features"]}
         choices = {key: value for key, value in choices.items() if value not in (None, "float32")}
         choices |= {"image_size": config["image_size"]} if config["image_size"] is not None else {}
-        options = "".join(
-            f", {key}={_literal(value) if isinstance(value, str) else repr(value)}" for key, value in choices.items()
-        )
-        code = f"""\
-from peft import PeftModel
-
-from ft_focalsam.models import load_backbone
-
-backbone = PeftModel.from_pretrained(load_backbone({_literal(source)}{options}), {_literal(name)})"""
-        yield "The adapter alone, without the head, is in the format of peft:\n\n" + _code(code, "python")
-
-
-def _reproduce(run: Mapping[str, Any]) -> Iterator[str]:
-    if not run["versions"]:
-        return
-    versions = escape_markdown(", ".join(f"{name} {number}" for name, number in run["versions"].items()))
-    text = f"## Reproduce\n\nTrained with {versions}."
-    if run["command"]:
-        text += f" In a checkout of ft_focalsam:\n\n{_code(run['command'], 'bash')}"
-    if run["settings"]:
-        use = "A file of these lines in the place of the one above does the same" if run["command"] else "As YAML"
-        settings = f"{use}:\n\n{_code(settings_yaml(run['settings']), 'yaml')}"
-        title = "<summary>Settings that differ from the defaults</summary>"
-        text += f"\n\n<details>{title}\n\n{settings}\n\n</details>"
-    yield text
+    options = [f", {key}={_literal(v) if isinstance(v, str) else repr(v)}" for key, v in choices.items()]
+    return {
+        "name": _literal(name),
+        "backbone": _literal(source),
+        "has_classes": bool(config.get("id2label")),
+        "has_adapter": has_adapter,
+        "is_in_a_folder": source != backbone,
+        "options": "".join(options),
+    }
 
 
-def _license(license: str | list[str], backbone: str) -> Iterator[str]:
-    keeps = "; the backbone keeps its own" if backbone and is_pretrained(backbone) else ""
-    names = escape_markdown(license if isinstance(license, str) else ", ".join(license))
-    yield f"## License\n\n{names}, of what was trained{keeps}."
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "versions": escape_markdown(", ".join(f"{name} {number}" for name, number in run["versions"].items())),
+        "command": run["command"],
+        "settings": settings_yaml(run["settings"]) if run["settings"] else "",
+    }

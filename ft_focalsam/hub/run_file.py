@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
@@ -23,29 +23,26 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data import SOURCES
-from ..errors import one_line
+from ..losses import LOSSES
 from ..models.backbones import is_pretrained, split_name
-from ..parsing import parse_json
+from ..parsing import read_json_object
+from ..sharpness import DIRECTIONS, SHARPNESS_METHODS
+from ..sharpness.hyperparameters import by_argument
+from ..tuning import CommonOptions, choose_methods
 from ..versions import checkout, library_versions
 
 RUN_NAME = "run.json"
-# Arguments of the Trainer that say how a run is trained, in the order in which a card tells them.
+# Arguments of the Trainer that say how a run is trained, beside the hyperparameters of its methods.
 METHOD = (
     "sharpness",
     "rho",
     "rho_schedule",
     "rho_initial",
     "rho_step_at",
-    "focal_gamma",
-    "focal_lambda",
-    "imbsam_eta",
-    "cc_sam_ratio",
     "adaptive_rho",
     "perturbation_scope",
     "perturb",
     "ascent",
-    "ascent_decay",
-    "friendly_sigma",
     "evaluation",
     "ascent_interval",
     "loss",
@@ -91,7 +88,7 @@ def describe_run(
     dataset, counts, config = values.get("dataset"), trainer.class_counts, getattr(model, "config", None)
     backbone = getattr(config, "backbone", None) or getattr(config, "_name_or_path", None) or ""
     return {
-        "method": {name: _plain(getattr(args, name)) for name in METHOD},
+        "method": _method(args),
         "data": {
             "name": None if dataset is None else _public(dataset),
             "hub_id": hub_id(dataset) if dataset not in SOURCES else None,
@@ -105,6 +102,7 @@ def describe_run(
             "base_model": base_model(backbone),
             "revision": _revision(model),
             "tuning": values.get("tuning"),
+            "tuning_options": _tuning_options(values),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
@@ -117,6 +115,24 @@ def describe_run(
         "git": checkout(),
         "versions": library_versions(),
     }
+
+
+def _tuning_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tuning methods have of their own, where it is not at its default."""
+    methods = choose_methods(values["tuning"]) if values.get("tuning") else []
+    common = {field.name for field in dataclasses.fields(CommonOptions)}
+    return {
+        field.name: _plain(values[field.name])
+        for method in methods
+        for field in dataclasses.fields(method.options)
+        if field.name not in common and values.get(field.name, field.default) not in (field.default, [])
+    }
+
+
+def _method(args) -> dict[str, Any]:
+    methods = [*(method.make for method in SHARPNESS_METHODS.values()), *DIRECTIONS.values(), LOSSES[args.loss]]
+    names = [*METHOD, *(name for name in by_argument(methods) if hasattr(args, name))]
+    return {name: _plain(getattr(args, name)) for name in names}
 
 
 def write_run(folder: str | os.PathLike, description: dict) -> None:
@@ -144,13 +160,7 @@ def read_json(path: Path) -> dict:
     """
     if not path.is_file():
         return {}
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON ({one_line(error)}); write it again, or remove it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds a {type(content).__name__} and no object; remove the file.")
-    return content
+    return read_json_object(path, called=f"'{path}'", remedy="write it again, or remove it")
 
 
 def hub_id(name: str | None) -> str | None:

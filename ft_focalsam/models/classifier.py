@@ -26,7 +26,7 @@ from .backbones import (
     load_backbone,
 )
 from .checkpoints import check_has_weights, find_folder, load_tensors, save_tensors
-from .heads import HEADS, full_precision_logits
+from .heads import HEADS, full_precision_logits, make_head
 from .inserted import add_inserted, choose_inserted, read_inserted
 from .peft_adapter import read_adapter_config, save_peft_adapter, wrap_with_peft
 from .precision import raise_to_float32
@@ -47,6 +47,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         feature_size (`int`): D, length of a feature vector.
         head (`str`): A name in `HEADS`: "linear", "cosine", "l2_normalized" or "layer_norm".
         head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
+        head_options (`dict`, *optional*): Hyperparameters of a head that has others, by name.
         image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
         backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
         prompt_templates, prompt_names (`list[str]`, *optional*): Prompts with {} where the class name goes, and the
@@ -69,6 +70,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         prompt_templates: list[str] | None = None,
         prompt_names: list[str] | None = None,
         inserted: dict | None = None,
+        head_options: dict | None = None,
         **kwargs,
     ):
         self.backbone = backbone
@@ -82,6 +84,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         self.prompt_templates = prompt_templates
         self.prompt_names = prompt_names
         self.inserted = inserted
+        self.head_options = head_options
         super().__init__(**kwargs)
 
 
@@ -105,7 +108,13 @@ class LongTailClassifier(PreTrainedModel):
         super().__init__(config)
         self.backbone = backbone
         self.neck = nn.Identity()  # between the two, for what is inserted there
-        self.head = HEADS.choose(config.head)(config.feature_size, config.num_labels, config.head_scale)
+        self.head = make_head(
+            config.head,
+            config.feature_size,
+            config.num_labels,
+            scale=config.head_scale,
+            options=config.head_options,
+        )
 
     @classmethod
     def from_backbone(
@@ -115,6 +124,7 @@ class LongTailClassifier(PreTrainedModel):
         *,
         head: str = "cosine",
         head_scale: float = 25.0,
+        head_options: dict | None = None,
         image_size: int | None = None,
         dtype: str = "float32",
         features: str | None = None,
@@ -127,6 +137,7 @@ class LongTailClassifier(PreTrainedModel):
             class_names (sequence of `str`): One name a class, in the order of the labels.
             head (`str`): "linear", "cosine", "l2_normalized" or "layer_norm".
             head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
+            head_options (`dict`, *optional*): Hyperparameters of a head that has others, by name.
             image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
             dtype (`str`): Of the backbone's weights: "float32", "bfloat16" or "float16".
             features (`str`, *optional*): "cls", "mean" or "pooler": which output of the backbone is the feature vector
@@ -155,6 +166,7 @@ class LongTailClassifier(PreTrainedModel):
             feature_size=family.feature_size(model),
             head=head,
             head_scale=head_scale,
+            head_options=head_options or None,
             image_size=image_size,
             backbone_dtype=dtype,
             id2label=dict(enumerate(class_names)),

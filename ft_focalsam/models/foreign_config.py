@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..errors import one_line, printable
-from ..parsing import parse_json
+from ..errors import printable
+from ..parsing import read_json_object
 
 ATTENTION = (None, "eager", "sdpa")  # the others are packages or are fetched from the Hub as code
 DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
@@ -53,14 +53,7 @@ def check_model_config(name: str, file: str = "config.json", *, revision: str | 
         return
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"The {file} of '{name}' has more than {MAX_BYTES:,} bytes; choose another model.")
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(
-            f"The {file} of '{name}' is not valid JSON ({one_line(error)}); choose another model."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"The {file} of '{name}' holds no JSON object; choose another model.")
+    content = read_json_object(path, called=f"The {file} of '{name}'", remedy="choose another model")
     for key, value in _entries(content):
         if not _is_read(key, value):
             raise ValueError(

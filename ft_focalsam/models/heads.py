@@ -1,6 +1,6 @@
 """Classification heads: features in, logits out. A new head is one registered class in this file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..registry import Registry
+from ..sharpness.hyperparameters import check_hyperparameters, hyperparameters_of
 from ..sharpness.per_sample import per_sample_rule
 
-# A head is a class built as (feature_size, num_classes, scale). What it needs for its starts (`head_start.py`):
+# A head is a class built as (feature_size, num_classes, scale), and by keyword with its hyperparameters, each with a
+# default and a note: `power: Annotated[float, Hyperparameter("...", argument="head_power")] = 1.0`. What it needs for
+# its starts (`head_start.py`):
 #   start_from(vectors, length=1)  sets it up to answer by the similarity of a feature to one vector a class; `length`
 #                                  is that of a feature where the vectors are of features of length 1
 #   prepare(features)              what its weights multiply
@@ -20,6 +23,29 @@ from ..sharpness.per_sample import per_sample_rule
 # Its forward pass runs in float32 at least (`full_precision_logits`).
 HEADS: Registry[type[nn.Module]] = Registry("head")
 register_head = HEADS.register
+
+
+def make_head(
+    name: str, feature_size: int, num_classes: int, *, scale: float, options: Mapping[str, float] | None = None
+) -> nn.Module:
+    """A head by name.
+
+    Args:
+        name (`str`): One of `HEADS`.
+        feature_size, num_classes (`int`): D and C.
+        scale (`float`, > 0): Of its logits.
+        options (mapping, *optional*): Its hyperparameters, by the names of its parameters.
+
+    Raises:
+        ValueError: If the head is unknown, it does not have an option, or one is out of range.
+    """
+    kind, options = HEADS.choose(name), options or {}
+    known = hyperparameters_of(kind)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"The head {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}.")
+    check_hyperparameters(kind, options)
+    return kind(feature_size, num_classes, scale, **options)
 
 
 def full_precision_logits(head: nn.Module, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import one_line, printable
-from ..parsing import parse_json
+from ..parsing import read_json_object
 from .backbones.protocol import DTYPES
 
 MOST_FEATURES = 2**20
@@ -67,6 +67,7 @@ KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
     "feature_size": (True, _is_count(MOST_FEATURES), False),
     "head": (True, _is_text, False),
     "head_scale": (False, lambda value: type(value) in (int, float) and 0 < value < math.inf, False),
+    "head_options": (False, _are_settings, True),
     "image_size": (False, _is_count(MOST_PIXELS), True),
     "prompt_templates": (False, _are_templates, True),
     "prompt_names": (False, _are_texts, True),
@@ -131,10 +132,4 @@ def read_object(file: Path) -> dict:
     Raises:
         ValueError: If it is no JSON, or holds something else.
     """
-    try:
-        content = parse_json(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"'{file}' is not valid JSON ({one_line(error)}); copy the folder again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{file}' holds a {type(content).__name__} and no JSON object; copy the folder again.")
-    return content
+    return read_json_object(file, called=f"'{file}'", remedy="copy the folder again")

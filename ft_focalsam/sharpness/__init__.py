@@ -5,6 +5,7 @@ from .directions import DIRECTIONS, Direction
 from .evaluations import EVALUATIONS, Evaluation
 from .gradient_check import GradientCheck
 from .gradients import WeightedGradient, weighted_grad_rule
+from .hyperparameters import Hyperparameter, Search
 from .optimizer import FocalSAM
 from .passes import LossContractError
 from .per_sample import per_sample_rule
@@ -24,7 +25,9 @@ __all__ = [
     "Evaluation",
     "FocalSAM",
     "GradientCheck",
+    "Hyperparameter",
     "LossContractError",
+    "Search",
     "SharpnessStep",
     "WeightedGradient",
     "class_weights",

@@ -13,6 +13,7 @@ the batch are perturbed together, by `torch.func.vmap`, and one backward pass go
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,20 @@ from torch.func import functional_call, vjp, vmap
 
 from .classifier_input import ClassifierInput
 from .evaluations import Run
+from .hyperparameters import Hyperparameter, check_hyperparameters
 from .passes import LossContractError
 from .schedules import check_rho
 from .step_statistics import StepStatistics
-from .weights import as_class_counts
+from .weights import as_class_counts, register_sharpness_method
+
+CC_SAM = "cc_sam"
+Ratio = Annotated[
+    float,
+    Hyperparameter("Share r of the perturbed loss in CC-SAM.", argument="cc_sam_ratio", low=0, high=1, symbol="r"),
+]
 
 
+@register_sharpness_method(CC_SAM, title="CC-SAM")
 class ClassConditionalSAM:
     """The loss of CC-SAM, for one backward pass of which the base optimizer steps:
 
@@ -55,10 +64,9 @@ class ClassConditionalSAM:
         ValueError: If a value is out of range.
     """
 
-    def __init__(self, model: nn.Module, *, class_counts, rho: float = 0.05, ratio: float = 0.5):
+    def __init__(self, model: nn.Module, *, class_counts, rho: float = 0.05, ratio: Ratio = 0.5):
         check_rho(rho)
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"cc_sam_ratio is {ratio}; it is the share of the perturbed loss, from 0 to 1.")
+        check_hyperparameters(type(self), {"ratio": ratio})
         self.rho = rho
         self.ratio = ratio
         self.statistics = StepStatistics()

@@ -3,14 +3,32 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from .collectives import total_norm
+from .hyperparameters import Hyperparameter, check_hyperparameters
 from .targets import Target
 
 Parts = dict[Tensor, Tensor]  # a tensor of the target -> its part of a direction
+Decay = Annotated[
+    float,
+    Hyperparameter(
+        "Share of the moving average of gradients that friendly and momentum keep in a step.",
+        argument="ascent_decay",
+        low=0,
+        high=1,
+        open_high=True,
+    ),
+]
+Sigma = Annotated[
+    float,
+    Hyperparameter(
+        "Share sigma of that average that friendly subtracts from the gradient.", argument="friendly_sigma", low=0
+    ),
+]
 
 
 class Direction(ABC):
@@ -73,9 +91,8 @@ class _Average(Direction):
 
     learns = True
 
-    def __init__(self, decay: float = 0.9):
-        if not 0 <= decay < 1:
-            raise ValueError(f"ascent_decay is {decay}; set it to 0 or more, and below 1.")
+    def __init__(self, decay: Decay = 0.9):
+        check_hyperparameters(type(self), {"decay": decay})
         self.decay = decay
         self.average: dict[str, Tensor] = {}  # by names, as states are saved
 
@@ -113,10 +130,9 @@ class Friendly(_Average):
         decay (`float`, 0 to below 1): Of the average.
     """
 
-    def __init__(self, sigma: float = 1.0, decay: float = 0.9):
+    def __init__(self, sigma: Sigma = 1.0, decay: Decay = 0.9):
         super().__init__(decay)
-        if not 0 <= sigma < float("inf"):
-            raise ValueError(f"friendly_sigma is {sigma}; set it to 0 or more.")
+        check_hyperparameters(type(self), {"sigma": sigma})
         self.sigma = sigma
 
     def choose(self, target: Target, gradients: Parts | None) -> Parts | None:

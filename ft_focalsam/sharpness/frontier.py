@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .collectives import is_sharded
 from .compiled import is_compiled, unwrapped
 from .model_info import ModelInfo
+from .pausing import Pausable
 from .randomness import RandomState, is_same_state, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ class FrozenPrefix:
             self.turn_off(f"{name} does not give the same twice")
 
 
-class _Consumers(TorchDispatchMode):
+class _Consumers(Pausable, TorchDispatchMode):
     """Notes which tensors are read by operations outside frozen calls."""
 
     def __init__(self):
@@ -259,22 +260,13 @@ class _Consumers(TorchDispatchMode):
         self.consumed: set[Call] = set()
         self._calls: dict[int, Call] = {}
         self._held: list[Tensor] = []  # so that no other tensor gets the same id
-        self._is_paused = False
 
     def note(self, call: Call, tensors: list[Tensor]) -> None:
         self._held += tensors
         self._calls |= {id(tensor): call for tensor in tensors}
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            self._is_paused = False
-
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if self.depth == 0 and not self._is_paused:
+        if self.depth == 0 and not self.is_paused:
             for tensor in _tensors((args, kwargs)):
                 if id(tensor) in self._calls:
                     self.consumed.add(self._calls[id(tensor)])

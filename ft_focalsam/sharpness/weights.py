@@ -8,32 +8,70 @@ and differs from the others only in the vector c, computed here from the number 
 method of the family is one decorated function in this file.
 """
 
-import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .hyperparameters import Hyperparameter, Search, check_hyperparameters, hyperparameters_of
+
 # The label of a sample without weight, whose loss has to be 0, as in torch.nn.functional.cross_entropy
 IGNORED = -100
-SHARPNESS_METHODS: dict[str, Callable[..., Tensor]] = {}
+RHO = Hyperparameter(
+    "Radius of the perturbation.", argument="rho", low=0, symbol="ρ", search=Search(0.01, 0.5, log=True)
+)
+T = TypeVar("T", bound=Callable)
 
 
-def register_sharpness_method(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function `(class_counts, *, hyperparameters...) -> c` under `name`.
+@dataclass(frozen=True)
+class SharpnessMethod:
+    """
+    Attributes:
+        make (`Callable`): `(class_counts, *, hyperparameters...) -> c`; for a method beside the family a class whose
+            instances are called in the place of a `SharpnessStep`, `(model, *, class_counts, rho,
+            hyperparameters...)`.
+        title (`str`): What cards and reports call it.
+    """
+
+    make: Callable[..., Any]
+    title: str
+
+    @property
+    def hyperparameters(self) -> list[Hyperparameter]:
+        """Rho, and those of its own; none of plain training."""
+        return [] if self.make is plain else [RHO, *hyperparameters_of(self.make).values()]
+
+    @property
+    def is_of_the_family(self) -> bool:
+        """Whether it is a vector of class-wise weights."""
+        return not isinstance(self.make, type)
+
+
+SHARPNESS_METHODS: dict[str, SharpnessMethod] = {}
+
+
+def register_sharpness_method(name: str, *, title: str | None = None) -> Callable[[T], T]:
+    """Register a function `(class_counts, *, hyperparameters...) -> c` under `name`; see [`SharpnessMethod`].
+
+    Its hyperparameters have a default and a note, `gamma: Annotated[float, Hyperparameter("...")] = 1.0`. Those of
+    methods that are registered before `ft_focalsam.trainer` is imported are arguments of the Trainer.
 
     Args:
         name (`str`): What users write as `--sharpness name`.
+        title (`str`, *optional*): What cards and reports call it; by default the name.
 
     Raises:
         ValueError: If the name is taken.
     """
 
-    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def decorate(make: T) -> T:
         if name in SHARPNESS_METHODS:
             raise ValueError(f"The sharpness method {name!r} is registered already; choose another name.")
-        SHARPNESS_METHODS[name] = function
-        return function
+        SHARPNESS_METHODS[name] = SharpnessMethod(make, title or name)
+        return make
 
     return decorate
 
@@ -55,41 +93,65 @@ def as_class_counts(class_counts) -> Tensor:
     return counts
 
 
-def _check_at_least_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; set it to 0 or more.")
-
-
-@register_sharpness_method("none")
+@register_sharpness_method("none", title="Plain training")
 def plain(class_counts: Tensor) -> Tensor:
     """Plain training: c_i = 0."""
     return torch.zeros_like(class_counts)
 
 
-@register_sharpness_method("sam")
+@register_sharpness_method("sam", title="SAM")
 def sam(class_counts: Tensor) -> Tensor:
     """SAM (Foret et al., arXiv 2010.01412): c_i = 1."""
     return torch.ones_like(class_counts)
 
 
-@register_sharpness_method("weighted_sam")
-def weighted_sam(class_counts: Tensor, *, lam: float = 0.8) -> Tensor:
-    """Weighted SAM (Yue et al., arXiv 2305.15817): a constant c_i = lam, `lam` >= 0."""
-    _check_at_least_zero(lam=lam)
+Lambda = Annotated[
+    float,
+    Hyperparameter(
+        "Weight lambda of the sharpness term in Focal-SAM and weighted SAM.",
+        argument="focal_lambda",
+        low=0,
+        symbol="λ",
+        search=Search(0.2, 1.5, key="lambda_range"),
+    ),
+]
+Gamma = Annotated[
+    float,
+    Hyperparameter(
+        "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes.",
+        argument="focal_gamma",
+        low=0,
+        symbol="γ",
+        search=Search(0.0, 6.0, key="gamma_range"),
+    ),
+]
+Eta = Annotated[
+    float,
+    Hyperparameter(
+        "ImbSAM perturbs classes with fewer training samples than this.",
+        argument="imbsam_eta",
+        low=0,
+        open_low=True,
+        high=math.inf,
+        symbol="η",
+    ),
+]
+
+
+@register_sharpness_method("weighted_sam", title="SAM with the weight λ")
+def weighted_sam(class_counts: Tensor, *, lam: Lambda = 0.8) -> Tensor:
+    """Weighted SAM (Yue et al., arXiv 2305.15817): a constant c_i = lam."""
     return torch.full_like(class_counts, lam)
 
 
-@register_sharpness_method("imbsam")
-def imbsam(class_counts: Tensor, *, eta: float = 100) -> Tensor:
-    """ImbSAM (Zhou et al., arXiv 2308.07815): c_i = 1 for classes with fewer than `eta` > 0 samples, else 0."""
-    if not eta > 0:
-        raise ValueError(f"eta is {eta}; set it to the number of samples below which a class counts as rare (> 0).")
+@register_sharpness_method("imbsam", title="ImbSAM")
+def imbsam(class_counts: Tensor, *, eta: Eta = 100) -> Tensor:
+    """ImbSAM (Zhou et al., arXiv 2308.07815): c_i = 1 for classes with fewer than `eta` samples, else 0."""
     return (class_counts < eta).to(class_counts.dtype)
 
 
-@register_sharpness_method("focal_sam")
-def focal_sam(class_counts: Tensor, *, gamma: float = 1.0, lam: float = 0.8) -> Tensor:
+@register_sharpness_method("focal_sam", title="Focal-SAM")
+def focal_sam(class_counts: Tensor, *, gamma: Gamma = 1.0, lam: Lambda = 0.8) -> Tensor:
     """Focal-SAM (Li et al., arXiv 2505.01660): c_i = lam * (1 - pi_i)^gamma, with pi_i = n_i / sum_j n_j.
 
     Args:
@@ -97,7 +159,6 @@ def focal_sam(class_counts: Tensor, *, gamma: float = 1.0, lam: float = 0.8) -> 
         gamma (`float`, >= 0): How strongly the focus moves to rare classes; 0 is weighted SAM.
         lam (`float`, >= 0): Overall weight of the sharpness term; values above 1 are allowed.
     """
-    _check_at_least_zero(gamma=gamma, lam=lam)
     return lam * (1 - class_counts / class_counts.sum()) ** gamma
 
 
@@ -118,9 +179,12 @@ def class_weights(method: str, class_counts, hyperparameters: Mapping[str, float
     """
     if method not in SHARPNESS_METHODS:
         raise ValueError(f"Unknown sharpness method {method!r}; choose one of {', '.join(SHARPNESS_METHODS)}.")
-    function = SHARPNESS_METHODS[method]
-    known = set(inspect.signature(function).parameters) - {"class_counts"}
-    chosen = {name: value for name, value in (hyperparameters or {}).items() if name in known}
+    if not SHARPNESS_METHODS[method].is_of_the_family:
+        raise ValueError(f"The sharpness method {method!r} has no class-wise weights; choose another one.")
+    function = SHARPNESS_METHODS[method].make
+    own = hyperparameters_of(function)
+    chosen = {name: value for name, value in (hyperparameters or {}).items() if name in own}
+    check_hyperparameters(function, chosen)
     return function(as_class_counts(class_counts), **chosen)
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ..data.labels import LABEL_KEYS, count_classes
-from .arguments.sharpness import CC_SAM
+from ..sharpness.class_conditional import CC_SAM
 from .learning_rates import has_own_rates, learning_rates
 
 

@@ -145,18 +145,17 @@ class FocalSAMTrainer(ResumableTrainer):
         if self.is_fsdp_enabled:
             choose_layers_to_shard(self.accelerator.state.fsdp_plugin, self.model)
         self.class_counts = class_counts_of(self, class_counts)
+        self._makes_loss = compute_loss_func is None and self.class_counts is not None
         self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
         self._has_checked_probabilities = False
         if compute_loss_func is not None:
             args.check_loss_is_default()
-        if self.class_counts is not None:
-            if self._loss is None:
-                head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
-                self._loss = TrainerLoss(args.make_loss(self.class_counts, head_scale=head_scale))
-            if self.compute_metrics is None:
-                self.compute_metrics = LongTailMetrics(
-                    self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
-                )
+        if self._makes_loss:
+            self._make_loss()
+        if self.class_counts is not None and self.compute_metrics is None:
+            self.compute_metrics = LongTailMetrics(
+                self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
+            )
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._nonfinite_steps = NonFiniteSteps(self)
@@ -355,6 +354,15 @@ class FocalSAMTrainer(ResumableTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # ---- details ----
+
+    def _hp_search_setup(self, trial) -> None:
+        super()._hp_search_setup(trial)
+        if self._makes_loss:  # by the trial's values
+            self._make_loss()
+
+    def _make_loss(self) -> None:
+        head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
+        self._loss = TrainerLoss(self.args.make_loss(self.class_counts, head_scale=head_scale))
 
     def _reduced_loss(self, outputs, labels: Tensor | None, num_items_in_batch=None) -> Tensor:
         """The Trainer's `compute_loss_func`: losses per sample, reduced as the pass under way asks for."""

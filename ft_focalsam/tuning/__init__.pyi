@@ -2,6 +2,9 @@ from .methods import (
     TUNING_METHODS as TUNING_METHODS,
 )
 from .methods import (
+    CommonOptions as CommonOptions,
+)
+from .methods import (
     apply_tuning as apply_tuning,
 )
 from .methods import (

@@ -6,11 +6,15 @@ A bottleneck of width r maps tokens x of size D to up(relu(down(norm(x)))), with
 nothing. LIFT+ (arXiv 2504.13282) draws `down` from the uniform distribution of the same variance.
 """
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from ..models import LongTailClassifier, register_inserted
-from .registry import MLP, TuningOptions, find_layers, register_tuning
+from ..ranges import Range
+from .registry import MLP, CommonOptions, find_layers, register_tuning
 
 
 class Bottleneck(nn.Module):
@@ -111,8 +115,31 @@ def default_width(num_classes: int, num_blocks: int) -> int:
     return 1 << max(0, (num_classes // (2 * num_blocks)).bit_length() - 1)
 
 
-@register_tuning("adaptformer", place=MLP)
-def adaptformer(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class AdapterOptions(CommonOptions):
+    """Of adapters at the MLPs.
+
+    Args:
+        adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
+            at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
+        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 1 in LIFT and Focal-SAM, 0.1
+            in the paper of AdaptFormer, which does not train it.
+    """
+
+    adapter_width: Annotated[int | None, Range(1)] = field(
+        default=None,
+        metadata={
+            "help": "Width of the bottleneck of an adapter; by default the power of two at or below C / 2L for C "
+            "classes and L blocks."
+        },
+    )
+    adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
+        default=1.0, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
+    )
+
+
+@register_tuning("adaptformer", place=MLP, options=AdapterOptions)
+def adaptformer(model: LongTailClassifier, options: AdapterOptions) -> None:
     """AdaptFormer (Chen et al., arXiv 2205.13535), with a trained scale as in LIFT."""
     model.insert(
         "adaptformer",
@@ -122,13 +149,13 @@ def adaptformer(model: LongTailClassifier, options: TuningOptions) -> None:
     )
 
 
-@register_tuning("adapter", place=MLP)
-def adapter(model: LongTailClassifier, options: TuningOptions) -> None:
+@register_tuning("adapter", place=MLP, options=AdapterOptions)
+def adapter(model: LongTailClassifier, options: AdapterOptions) -> None:
     """Sequential adapters (Houlsby et al., arXiv 1902.00751), one a block (Pfeiffer et al., arXiv 2005.00247)."""
     model.insert("adapter", layers=find_layers(model, options), width=_width(model, options))
 
 
-def _width(model: LongTailClassifier, options: TuningOptions) -> int:
+def _width(model: LongTailClassifier, options: AdapterOptions) -> int:
     if options.adapter_width is not None:
         return options.adapter_width
     return default_width(model.config.num_labels, len(model.family.blocks(model.backbone)))

@@ -3,17 +3,38 @@
 import dataclasses
 import difflib
 import warnings
+from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
 from ..errors import one_line
 from ..models import LongTailClassifier
 from ..models.peft_adapter import NOT_REPEATABLE, adapter_types, check_adapter_fields
-from .registry import PEFT, TuningOptions, register_tuning
+from ..parsing import parse_json
+from .registry import PEFT, CommonOptions, register_tuning
 
 
-@register_tuning("peft", place=PEFT)
-def peft(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class PeftOptions(CommonOptions):
+    """Of any other adapter of peft.
+
+    Args:
+        peft_config (`dict`, or `str` of JSON, *optional*): What the method peft puts around the backbone: `peft_type`
+            and the fields of that configuration of the peft library.
+    """
+
+    peft_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Configuration of the tuning method peft: peft_type and its fields."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_config = _read_mapping(self.peft_config)
+
+
+@register_tuning("peft", place=PEFT, options=PeftOptions)
+def peft(model: LongTailClassifier, options: PeftOptions) -> None:
     """The adapter that `peft_config` describes.
 
     Raises:
@@ -65,3 +86,17 @@ def read_peft_config(fields: dict | None) -> PeftConfig:
             return config(**fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"peft_config for {kind} is refused by peft: {one_line(error)}; correct it.") from error
+
+
+def _read_mapping(value: dict | str | None) -> dict | None:
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise ValueError(
+                f"peft_config is {value[:80]!r}, which is not JSON ({error}); write a mapping in YAML, or JSON as in "
+                """'{"peft_type": "LOHA", "target_modules": ["fc1"]}'."""
+            ) from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"peft_config is {value!r}; set it to a mapping of peft_type and the fields of its config.")
+    return value

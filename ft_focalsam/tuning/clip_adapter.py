@@ -1,10 +1,14 @@
 """An adapter between the backbone and the head (CLIP-Adapter, Gao et al., arXiv 2110.04544)."""
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from ..models import LongTailClassifier, register_inserted
-from .registry import FEATURES, TuningOptions, register_tuning
+from ..ranges import Range
+from .registry import FEATURES, CommonOptions, register_tuning
 
 
 class FeatureAdapter(nn.Module):
@@ -35,8 +39,25 @@ def insert_clip_adapter(model: LongTailClassifier, *, width: int, ratio: float) 
     model.neck = FeatureAdapter(model.config.feature_size, width, ratio)
 
 
-@register_tuning("clip_adapter", place=FEATURES, keeps_backbone=True)
-def clip_adapter(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class ClipAdapterOptions(CommonOptions):
+    """Of a CLIP-Adapter.
+
+    Args:
+        clip_adapter_reduction (`int`, >= 1): The features are squeezed to 1 / this by a CLIP-Adapter.
+        clip_adapter_ratio (`float`, 0 to 1): Share of what the CLIP-Adapter gives in the features.
+    """
+
+    clip_adapter_reduction: Annotated[int, Range(1)] = field(
+        default=4, metadata={"help": "Factor by which the bottleneck of a CLIP-Adapter is narrower than the features."}
+    )
+    clip_adapter_ratio: Annotated[float, Range(0, 1)] = field(
+        default=0.2, metadata={"help": "Share of the CLIP-Adapter's output in the features, 0 to 1."}
+    )
+
+
+@register_tuning("clip_adapter", place=FEATURES, keeps_backbone=True, options=ClipAdapterOptions)
+def clip_adapter(model: LongTailClassifier, options: ClipAdapterOptions) -> None:
     """A bottleneck on the features, with a share of them passed by."""
     width = max(1, model.config.feature_size // options.clip_adapter_reduction)
     model.insert("clip_adapter", width=width, ratio=options.clip_adapter_ratio)

@@ -1,20 +1,66 @@
 """LoRA (Hu et al., arXiv 2106.09685), its variants and IA3, through peft."""
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 from peft import IA3Config, LoraConfig
 from torch import nn
 
 from ..models import LongTailClassifier
-from .registry import PEFT, TuningOptions, find_parts, register_tuning
+from ..ranges import Range
+from .registry import PEFT, CommonOptions, find_parts, register_tuning
 
 # What the query, key and value projections and the last layer of the MLP are called in the backbones; timm has the
 # three projections in one layer.
 QUERY_AND_VALUE = ("q_proj", "query", "v_proj", "value", "qkv")
 KEY_AND_VALUE = ("k_proj", "key", "v_proj", "value", "qkv")
 MLP_OUTPUT = ("fc2", "down_proj", "weights_out", "c_proj")
+# How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
+LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 
-@register_tuning("lora", place=PEFT)
-def lora(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class LoraOptions(CommonOptions):
+    """Of LoRA, in the backbone and in the text tower.
+
+    Args:
+        lora_rank (`int`, >= 1): Rank r of the update.
+        lora_alpha (`float`, > 0): The update is scaled by alpha / r.
+        lora_dropout (`float`, 0 to 1): Dropout in front of the update.
+        lora_target_modules (`list[str]`): Names of the layers to act on; by default the query and value projections.
+        lora_rslora (`bool`): Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732).
+        lora_dora (`bool`): Train the magnitude of each row of the weights apart (DoRA, arXiv 2402.09353).
+        lora_init (`str`): default (A random, B zero), gaussian, orthogonal, pissa (the principal singular vectors,
+            arXiv 2404.02948) or olora (a QR factorisation, arXiv 2406.01775).
+    """
+
+    lora_rank: Annotated[int, Range(1)] = field(default=8, metadata={"help": "Rank r of the LoRA update."})
+    lora_alpha: Annotated[float, Range(0, open_low=True)] = field(
+        default=8.0, metadata={"help": "The LoRA update is scaled by alpha / r."}
+    )
+    lora_dropout: Annotated[float, Range(0, 1, open_high=True)] = field(
+        default=0.0, metadata={"help": "Dropout in front of the LoRA update, 0 to 1."}
+    )
+    lora_target_modules: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Names of the layers LoRA acts on; by default the query and value projections."},
+    )
+    lora_rslora: bool = field(default=False, metadata={"help": "Scale the LoRA update by alpha / sqrt(r): rsLoRA."})
+    lora_dora: bool = field(
+        default=False, metadata={"help": "Train magnitude and direction of the weights separately: DoRA."}
+    )
+    lora_init: str = field(
+        default="default", metadata={"help": "Start of LoRA: default, gaussian, orthogonal, pissa or olora."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_init not in LORA_INITS:
+            raise ValueError(f"lora_init is {self.lora_init!r}; choose one of {', '.join(LORA_INITS)}.")
+
+
+@register_tuning("lora", place=PEFT, options=LoraOptions)
+def lora(model: LongTailClassifier, options: LoraOptions) -> None:
     """Low-rank updates of linear layers, by default of the query and value projections, and of the key's too where
     the three are one layer."""
     names = linear_layers(model.backbone)
@@ -38,7 +84,7 @@ def lora(model: LongTailClassifier, options: TuningOptions) -> None:
 
 
 @register_tuning("ia3", place=PEFT)
-def ia3(model: LongTailClassifier, options: TuningOptions) -> None:
+def ia3(model: LongTailClassifier, options: CommonOptions) -> None:
     """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer; of the
     queries too where the three are one layer."""
     names = linear_layers(model.backbone)
@@ -59,7 +105,7 @@ def linear_layers(tower: nn.Module) -> set[str]:
     return {name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)}
 
 
-def _in_tuned_layers(model: LongTailClassifier, options: TuningOptions, targets: list[str]) -> list[str]:
+def _in_tuned_layers(model: LongTailClassifier, options: CommonOptions, targets: list[str]) -> list[str]:
     """The targets as they are, or, where only some blocks are tuned, the full names of those in them.
 
     Raises:

@@ -1,19 +1,12 @@
-"""All methods: importing this file registers them."""
+"""All methods: importing this file imports every file of this folder, and so registers what is in it."""
 
-from . import (  # noqa: F401
-    adapter,
-    any_peft,
-    clip_adapter,
-    lora,
-    prompts,
-    sparse,
-    ssf,
-    text_side,
-    unfrozen,
-    whole,
-)
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
 from .registry import (
     TUNING_METHODS,
+    CommonOptions,
     apply_tuning,
     check_keeps_backbone,
     choose_methods,
@@ -25,6 +18,7 @@ from .registry import (
 
 __all__ = [
     "TUNING_METHODS",
+    "CommonOptions",
     "apply_tuning",
     "check_keeps_backbone",
     "choose_methods",
@@ -33,3 +27,7 @@ __all__ = [
     "find_layers",
     "register_tuning",
 ]
+
+for _file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _file.name not in ("methods", "options"):
+        import_module(f".{_file.name}", __package__)

@@ -8,12 +8,15 @@ token (timm's registers and distillation token), the prompts come behind them.
 """
 
 import math
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ..models import LongTailClassifier, register_inserted
-from .registry import TOKENS, TuningOptions, find_layers, register_tuning
+from ..ranges import Range
+from .registry import TOKENS, CommonOptions, find_layers, register_tuning
 
 
 class Prompts(nn.Module):
@@ -66,13 +69,26 @@ def insert_prompts(model: LongTailClassifier, *, layers: list[int], length: int)
         blocks[index] = PromptedBlock(prompts, blocks[index])
 
 
-@register_tuning("vpt_shallow", place=TOKENS)
-def vpt_shallow(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class PromptOptions(CommonOptions):
+    """Of prompts in the sequence.
+
+    Args:
+        prompt_length (`int`, >= 1): Prompts in front of a block.
+    """
+
+    prompt_length: Annotated[int, Range(1)] = field(
+        default=10, metadata={"help": "Number of prompts in front of a block."}
+    )
+
+
+@register_tuning("vpt_shallow", place=TOKENS, options=PromptOptions)
+def vpt_shallow(model: LongTailClassifier, options: PromptOptions) -> None:
     """Prompts in front of the first block."""
     model.insert("prompts", layers=[0], length=options.prompt_length)
 
 
-@register_tuning("vpt_deep", place=TOKENS)
-def vpt_deep(model: LongTailClassifier, options: TuningOptions) -> None:
+@register_tuning("vpt_deep", place=TOKENS, options=PromptOptions)
+def vpt_deep(model: LongTailClassifier, options: PromptOptions) -> None:
     """Fresh prompts in front of every tuned block; in front of another one the latest stay in the sequence."""
     model.insert("prompts", layers=find_layers(model, options), length=options.prompt_length)

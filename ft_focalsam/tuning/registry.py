@@ -2,15 +2,40 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..models import LongTailClassifier
+from ..ranges import Range, check_numbers
 from ..registry import Registry
-from .options import TuningOptions
+
+if TYPE_CHECKING:
+    from .options import TuningOptions
+
+
+@dataclass
+class CommonOptions:
+    """What several methods read; the options of a method of its own are a subclass with further fields.
+
+    Args:
+        tuned_layers (`list[int]`): Numbers, from 0, of the blocks that are tuned; by default all of them, and what is
+            outside of blocks too. Shallow prompts, last_blocks, peft and full do not read it.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    tuned_layers: Annotated[list[int], Range(0)] = field(
+        default_factory=list, metadata={"help": "Indices, from 0, of the blocks that are tuned; by default all."}
+    )
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
 
 # What a method acts on, in the order in which methods are applied, whatever the order they are named in: peft gets the
 # plain backbone, and what belongs to the backbone is still frozen when modules are put into it. Saving and loading
@@ -37,38 +62,43 @@ class TuningMethod:
             finds the backbone frozen, but for what methods before it tune, and the head trainable.
         place (`str`): What it acts on, one of `PLACES`.
         keeps_backbone (`bool`): Whether the backbone's features of an image stay the same while it trains.
+        options (dataclass type): What can be set of it; its fields are fields of `TuningOptions`.
     """
 
-    apply: Callable[[LongTailClassifier, TuningOptions], None]
+    apply: Callable[[LongTailClassifier, CommonOptions], None]
     place: str = OWN
     keeps_backbone: bool = False
+    options: type[CommonOptions] = CommonOptions
 
 
 TUNING_METHODS: Registry[TuningMethod] = Registry("tuning method")
 
 
-def register_tuning(name: str, *, place: str = OWN, keeps_backbone: bool = False) -> Callable:
-    """Register a function (model, options) as a tuning method; see `TuningMethod`.
+def register_tuning(
+    name: str, *, place: str = OWN, keeps_backbone: bool = False, options: type[CommonOptions] = CommonOptions
+) -> Callable:
+    """Register a function (model, options) as a tuning method; see `TuningMethod`. Options of its own are known to
+    `TuningOptions` where the method is registered before that is first used.
 
     Raises:
         ValueError: If the name is taken.
     """
 
     def decorate(apply: Callable) -> Callable:
-        TUNING_METHODS.register(name)(TuningMethod(apply, place, keeps_backbone))
+        TUNING_METHODS.register(name)(TuningMethod(apply, place, keeps_backbone, options))
         return apply
 
     return decorate
 
 
-def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: TuningOptions | None = None) -> None:
+def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: "TuningOptions | None" = None) -> None:
     """Choose what of a classifier trains, beside its head.
 
     Args:
         model (`LongTailClassifier`): A new classifier; changed in place.
         name (`str` or sequence of `str`): Names in `TUNING_METHODS`, one or several, as a list or joined by commas:
             "lora", "lora,norms", ["lora", "norms"]. The order means nothing.
-        options (`TuningOptions`, *optional*): Sizes and places.
+        options (`TuningOptions`, *optional*): Sizes and places; the options of one method will do for it.
 
     Raises:
         ValueError: If a method is unknown, two exclude each other, an option does not fit the model, or the model was
@@ -79,12 +109,26 @@ def apply_tuning(model: LongTailClassifier, name: str | Sequence[str], options: 
         raise TypeError(
             f"model is a {type(model).__name__}, and apply_tuning takes a LongTailClassifier; tune others with peft."
         )
-    if options is not None and not isinstance(options, TuningOptions):
-        raise TypeError(f"options is a {type(options).__name__}; give TuningOptions(...).")
+    if options is None:
+        from .options import TuningOptions  # made of what is registered by now
+
+        options = TuningOptions()
+    for method in methods:
+        _check_options(options, method.options)
     model.check_is_new()
     model.backbone.requires_grad_(False)
     for method in methods:
-        method.apply(model, options or TuningOptions())
+        method.apply(model, options)
+
+
+def _check_options(options: CommonOptions, needed: type[CommonOptions]) -> None:
+    if not isinstance(options, CommonOptions):
+        raise TypeError(f"options is a {type(options).__name__}; give TuningOptions(...).")
+    if not isinstance(options, needed):
+        raise TypeError(
+            f"The options have none of {needed.__name__}; give {needed.__name__}(...), or register the tuning method "
+            "before TuningOptions is first used."
+        )
 
 
 def choose_methods(name: str | Sequence[str]) -> list[TuningMethod]:
@@ -142,7 +186,7 @@ def describe_methods() -> str:
 # ---- for the methods ----
 
 
-def find_layers(model: LongTailClassifier, options: TuningOptions) -> list[int]:
+def find_layers(model: LongTailClassifier, options: CommonOptions) -> list[int]:
     """Numbers of the blocks to tune, from 0, in order.
 
     Raises:
@@ -158,7 +202,7 @@ def find_layers(model: LongTailClassifier, options: TuningOptions) -> list[int]:
     return sorted(set(options.tuned_layers)) or list(range(count))
 
 
-def find_parts(model: LongTailClassifier, options: TuningOptions) -> dict[str, nn.Module]:
+def find_parts(model: LongTailClassifier, options: CommonOptions) -> dict[str, nn.Module]:
     """What `tuned_layers` leaves to be tuned, by its name in the backbone: all of it (""), or the blocks named."""
     if not options.tuned_layers:
         return {"": model.backbone}

@@ -4,13 +4,17 @@ A linear layer computes with W + S, where S is zero but at the chosen entries, w
 trains and is saved. Which entries they are follows from the seed and the place of the layer.
 """
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import LongTailClassifier, register_inserted
-from .registry import WEIGHTS, TuningOptions, find_layers, own_modules, register_tuning
+from ..ranges import SEED, Range
+from .registry import WEIGHTS, CommonOptions, find_layers, own_modules, register_tuning
 
 
 class SparselyTunedLinear(nn.Linear):
@@ -65,7 +69,25 @@ def insert_sparse(model: LongTailClassifier, *, layers: list[int], ratio: float,
             setattr(parent, name.rpartition(".")[2], SparselyTunedLinear(linear, ratio, [seed, number, place]))
 
 
-@register_tuning("sparse", place=WEIGHTS)
-def sparse(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class SparseOptions(CommonOptions):
+    """Of sparse tuning.
+
+    Args:
+        sparse_ratio (`float`, above 0, to 1): Share of the entries of each weight matrix that sparse tuning trains.
+        sparse_seed (`int`, >= 0): Which entries these are.
+    """
+
+    sparse_ratio: Annotated[float, Range(0, 1, open_low=True)] = field(
+        default=0.01,
+        metadata={"help": "Share of the entries of each weight matrix that sparse tuning trains."},
+    )
+    sparse_seed: Annotated[int, SEED] = field(
+        default=0, metadata={"help": "Seed that chooses the entries of sparse tuning."}
+    )
+
+
+@register_tuning("sparse", place=WEIGHTS, options=SparseOptions)
+def sparse(model: LongTailClassifier, options: SparseOptions) -> None:
     """A share of the entries of every weight matrix of the tuned blocks."""
     model.insert("sparse", layers=find_layers(model, options), ratio=options.sparse_ratio, seed=options.sparse_seed)

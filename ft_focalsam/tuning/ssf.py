@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..models import LongTailClassifier, register_inserted
-from .registry import OUTPUTS, TuningOptions, find_layers, own_modules, register_tuning
+from .registry import OUTPUTS, CommonOptions, find_layers, own_modules, register_tuning
 from .unfrozen import is_norm
 
 
@@ -93,6 +93,6 @@ def insert_ssf(model: LongTailClassifier, *, layers: list[int] | None) -> None:
 
 
 @register_tuning("ssf", place=OUTPUTS)
-def ssf(model: LongTailClassifier, options: TuningOptions) -> None:
+def ssf(model: LongTailClassifier, options: CommonOptions) -> None:
     """Scale and shift behind the layers of the tuned blocks, by default of the whole backbone."""
     model.insert("ssf", layers=find_layers(model, options) if options.tuned_layers else None)

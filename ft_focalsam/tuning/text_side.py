@@ -5,6 +5,9 @@ of its parameters is collected where images and texts meet: at the head, by one 
 alone; the image side keeps its single backward pass.
 """
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -12,8 +15,12 @@ from torch import Tensor, nn
 from ..models import HEADS, LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
 from ..models.peft_adapter import wrap_with_peft
 from ..models.text import DEFAULT_TEMPLATE
-from .lora import QUERY_AND_VALUE, linear_layers
-from .registry import CONTEXT, TEXT, TuningOptions, register_tuning
+from ..ranges import Range
+from .lora import QUERY_AND_VALUE, LoraOptions, linear_layers
+from .registry import CONTEXT, TEXT, CommonOptions, register_tuning
+
+# Where the class name is in a prompt with a trained context.
+CONTEXT_POSITIONS = ("end", "middle", "front")
 
 
 class ContextEmbedding(nn.Module):
@@ -177,8 +184,8 @@ def _content(tower: TextTower, text: str) -> Tensor:
     return _ids(tower, text)[_first_column(tower) : int(differ[0])]
 
 
-@register_tuning("text_lora", place=TEXT, keeps_backbone=True)
-def text_lora(model: LongTailClassifier, options: TuningOptions) -> None:
+@register_tuning("text_lora", place=TEXT, keeps_backbone=True, options=LoraOptions)
+def text_lora(model: LongTailClassifier, options: LoraOptions) -> None:
     """LoRA in the text tower; with "lora", both towers have it. The prompts are those that the head was started from.
 
     Raises:
@@ -200,8 +207,41 @@ def text_lora(model: LongTailClassifier, options: TuningOptions) -> None:
     )
 
 
-@register_tuning("context_prompts", place=CONTEXT, keeps_backbone=True)
-def context_prompts(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class ContextOptions(CommonOptions):
+    """Of a trained context of the class names.
+
+    Args:
+        context_length (`int`, >= 1): Trained vectors beside a class name; that of `context_init` where it is given.
+        context_position (`str`): Place of the class name among them: end, middle or front.
+        context_init (`str`, *optional*): Words that the context starts as, e.g. "a photo of a"; by default noise.
+        context_per_class (`bool`): One context for each class, not one for all.
+    """
+
+    context_length: Annotated[int, Range(1)] = field(
+        default=16, metadata={"help": "Number of trained vectors beside a class name."}
+    )
+    context_position: str = field(
+        default="end", metadata={"help": "Position of the class name in the context: end, middle or front."}
+    )
+    context_init: str | None = field(
+        default=None,
+        metadata={"help": "Words that the context is initialised with, e.g. 'a photo of a'; by default noise."},
+    )
+    context_per_class: bool = field(
+        default=False, metadata={"help": "Train one context per class instead of one for all."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context_position not in CONTEXT_POSITIONS:
+            raise ValueError(
+                f"context_position is {self.context_position!r}; choose one of {', '.join(CONTEXT_POSITIONS)}."
+            )
+
+
+@register_tuning("context_prompts", place=CONTEXT, keeps_backbone=True, options=ContextOptions)
+def context_prompts(model: LongTailClassifier, options: ContextOptions) -> None:
     """Trained vectors beside the class names in the place of a template (CoOp, Zhou et al., arXiv 2109.01134)."""
     model.insert(
         "context",

@@ -4,11 +4,15 @@ They keep their names. That is why `norms` does not go through peft's LNTuning, 
 layer: here a checkpoint holds the weights under the names that transformers loads.
 """
 
+from dataclasses import dataclass, field
+from typing import Annotated
+
 from torch import nn
 
 from ..models import LongTailClassifier
 from ..models.precision import raise_to_float32
-from .registry import PARAMETERS, TuningOptions, find_parts, own_modules, register_tuning
+from ..ranges import Range
+from .registry import PARAMETERS, CommonOptions, find_parts, own_modules, register_tuning
 
 
 def unfreeze(model: LongTailClassifier, names: list[str], *, kind: str) -> None:
@@ -49,21 +53,34 @@ def _parameters(parts: dict[str, nn.Module], wanted=lambda module, name, paramet
 
 
 @register_tuning("bias", place=PARAMETERS)
-def bias(model: LongTailClassifier, options: TuningOptions) -> None:
+def bias(model: LongTailClassifier, options: CommonOptions) -> None:
     """All bias vectors (BitFit, Ben Zaken et al., arXiv 2106.10199)."""
     names = _parameters(find_parts(model, options), lambda module, name, p: name.endswith("bias") and p.ndim == 1)
     unfreeze(model, names, kind="biases")
 
 
 @register_tuning("norms", place=PARAMETERS)
-def norms(model: LongTailClassifier, options: TuningOptions) -> None:
+def norms(model: LongTailClassifier, options: CommonOptions) -> None:
     """Weights and biases of the normalisation layers (as in Frankle et al., arXiv 2003.00152, for batch norms)."""
     names = _parameters(find_parts(model, options), lambda module, name, p: is_norm(module))
     unfreeze(model, names, kind="normalisation layers")
 
 
-@register_tuning("last_blocks", place=PARAMETERS)
-def last_blocks(model: LongTailClassifier, options: TuningOptions) -> None:
+@dataclass
+class LastBlocksOptions(CommonOptions):
+    """Of partial fine-tuning.
+
+    Args:
+        last_blocks (`int`, >= 1): How many of the last blocks the method of that name trains.
+    """
+
+    last_blocks: Annotated[int, Range(1)] = field(
+        default=1, metadata={"help": "Number of blocks that last_blocks trains."}
+    )
+
+
+@register_tuning("last_blocks", place=PARAMETERS, options=LastBlocksOptions)
+def last_blocks(model: LongTailClassifier, options: LastBlocksOptions) -> None:
     """The last k blocks and the norm behind them ("partial fine-tuning" in LIFT, arXiv 2309.10019).
 
     Raises:

@@ -370,7 +370,7 @@ def test_a_validation_split_is_neither_trained_nor_tested_on(tmp_path):
     make_image_folder(tmp_path / "images" / "val", ["cow"], images=1)
     name = str(tmp_path / "images")
     (tmp_path / "images" / "train" / "cow").mkdir()
-    (tmp_path / "images" / "val" / "bus" / "0.png").rename(tmp_path / "images" / "train" / "cow" / "0.png")
+    (tmp_path / "images" / "val" / "bus" / "test 0 ä.png").rename(tmp_path / "images" / "train" / "cow" / "0.png")
     data = prepare_images(DataArguments(dataset=name, validation_split="val"))
     counts = {split: class_counts(label_array(part), 3).tolist() for split, part in data.parts.items()}
     assert counts == {"train": [3, 3, 1], "test": [3, 3, 0], "validation": [2, 3, 1]}

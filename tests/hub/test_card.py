@@ -69,7 +69,7 @@ def test_data_and_method_are_those_of_the_run(pushed):
     assert f"(imbalance factor {counts.max() / counts.min():.1f}); tested on 100 images" in card.text
     assert "**Focal-SAM** ([paper](https://arxiv.org/abs/2505.01660)): ρ (rho) = 0.05, " in card.text
     assert "γ (focal_gamma) = 1.5, λ (focal_lambda) = 0.7\n" in card.text and "direction" not in card.text
-    assert "loss: logit\\_adjusted; sampler: instance; 3 steps; seed 0" in card.text
+    assert "loss: logit\\_adjusted (logit_adjustment_tau = 1); sampler: instance; 3 steps; seed 0" in card.text
     assert "tuned by: lora, rank 8, alpha 8" in card.text and "head: cosine, scale 25" in card.text
     assert card.data.base_model is None and card.data.license == "apache-2.0"
     assert "@inproceedings{li2025focalsam" in card.text

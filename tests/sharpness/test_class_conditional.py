@@ -158,6 +158,9 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="No module with trained parameters gives"), cc_sam.watch():
         logits = logits_of(model, images) * 2
         cc_sam.losses(logits, labels, lambda z: F.cross_entropy(z, labels, reduction="none"))
-    for settings, message in (({"rho": -1.0}, "rho is -1"), ({"ratio": 1.5}, "cc_sam_ratio is 1.5")):
+    for settings, message in (
+        ({"rho": -1.0}, "rho is -1"),
+        ({"ratio": 1.5}, "ratio is 1.5; set it to a number from 0 to 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             ClassConditionalSAM(model, class_counts=COUNTS, **settings)

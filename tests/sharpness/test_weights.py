@@ -9,7 +9,8 @@ COUNTS = [500, 120, 99, 20, 3]
 
 
 def test_the_family_has_its_published_members():
-    assert set(SHARPNESS_METHODS) == {"none", "sam", "weighted_sam", "imbsam", "focal_sam"}
+    assert set(SHARPNESS_METHODS) == {"none", "sam", "weighted_sam", "imbsam", "focal_sam", "cc_sam"}
+    assert [name for name, method in SHARPNESS_METHODS.items() if not method.is_of_the_family] == ["cc_sam"]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,9 @@ def test_rarer_classes_weigh_more_in_focal_sam():
         ("focal_sam", COUNTS, {"gamma": -1.0}, "gamma is -1.0; set it to 0 or more"),
         ("focal_sam", COUNTS, {"lam": -0.5}, "lam is -0.5; set it to 0 or more"),
         ("focal_sam", COUNTS, {"gamma": float("nan")}, "gamma is nan"),
-        ("imbsam", COUNTS, {"eta": 0}, "eta is 0; set it to the number of samples"),
+        ("imbsam", COUNTS, {"eta": 0}, "eta is 0; set it to a number above 0"),
         ("focal-sam", COUNTS, {}, "Unknown sharpness method 'focal-sam'; choose one of none, sam"),
+        ("cc_sam", COUNTS, {}, "The sharpness method 'cc_sam' has no class-wise weights"),
         ("sam", [3, -1], {}, "every count must be at least 0"),
         ("sam", [0, 0], {}, "one above 0"),
         ("sam", [[1, 2]], {}, r"shape \(1, 2\)"),

@@ -11,8 +11,7 @@ from transformers import CLIPTextModelWithProjection
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.models import TextHead, load_text_tower, start_head
-from ft_focalsam.tuning.options import CONTEXT_POSITIONS
-from ft_focalsam.tuning.text_side import ContextEmbedding, insert_places
+from ft_focalsam.tuning.text_side import CONTEXT_POSITIONS, ContextEmbedding, insert_places
 
 NAMES = ("owl", "red_fox", "newt", "moth")
 WITH_TEXTS = ("clip", "siglip", "open_clip", "open_clip_coca", "open_clip_timm")

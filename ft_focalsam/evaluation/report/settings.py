@@ -1,10 +1,19 @@
 """The settings of a run, as its run.json has them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from ...losses import LOSSES
+from ...sharpness import Hyperparameter
 from .blocks import Block, Facts, Heading, Text
-from .method_names import HYPERPARAMETERS, METHOD_NAMES, SEVERAL, SYMBOLS, describe_length, describe_values
+from .method_names import (
+    SEVERAL,
+    declared,
+    describe_length,
+    describe_values,
+    method_hyperparameters,
+    method_title,
+)
 
 
 def settings(run: Mapping) -> Iterator[Block]:
@@ -18,11 +27,10 @@ def settings(run: Mapping) -> Iterator[Block]:
         return
     method, model, data, resolved = (run.get(name) or {} for name in ("method", "model", "data", "resolved"))
     name = method.get("sharpness", SEVERAL)
-    pairs = [("method", METHOD_NAMES.get(name, name))]
-    for key in HYPERPARAMETERS.get(name, ()):
-        value = f"{method[key]:g}" if key in method else SEVERAL
-        pairs.append((f"{key} ({SYMBOLS[key]})" if key in SYMBOLS else key, value))
-    pairs += [("loss", method.get("loss", SEVERAL)), ("sampler", method.get("train_sampler", SEVERAL))]
+    pairs = [("method", method_title(name)), *_values(method, method_hyperparameters(name))]
+    loss = method.get("loss", SEVERAL)
+    pairs += [("loss", loss), *_values(method, declared(LOSSES, loss))]
+    pairs += [("sampler", method.get("train_sampler", SEVERAL))]
     pairs += [("length", describe_length(method)), ("seed", str(method.get("seed", SEVERAL)))]
     optional = {
         "backbone": _backbone(run),
@@ -45,13 +53,21 @@ def subtitle(run: Mapping) -> Iterator[Block]:
         return
     method, backbone, tuning = run["method"], _backbone(run), (run.get("model") or {}).get("tuning")
     name = method.get("sharpness", SEVERAL)
-    values = describe_values(method, HYPERPARAMETERS.get(name, ()))
-    parts = [f"{METHOD_NAMES.get(name, name)}{f' with {values}' if values else ''}"]
+    values = describe_values(method, method_hyperparameters(name))
+    parts = [f"{method_title(name)}{f' with {values}' if values else ''}"]
     parts += [f"backbone {backbone}"] if backbone else []
     parts += [f"tuning {tuning}"] if tuning else []
     parts += [describe_length(method)]
     parts += [f"seed {method.get('seed', SEVERAL)}"]
     yield Text("; ".join([*parts, *([f"trained on {_date(run)}"] if _date(run) else [])]) + ".", is_note=True)
+
+
+def _values(method: Mapping, known: Iterable[Hyperparameter]) -> Iterator[tuple[str, str]]:
+    for each in known:
+        value = method.get(each.argument, SEVERAL)
+        title = f"{each.argument} ({each.symbol})" if each.symbol else each.argument
+        if value is not None:
+            yield title, value if value == SEVERAL else f"{value:g}"
 
 
 def _backbone(run: Mapping) -> str | None:

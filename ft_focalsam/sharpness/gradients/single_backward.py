@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..collectives import is_sharded
 from ..model_info import enclosing
+from ..pausing import Pausable
 from .base import sum_of
 from .merged import watched_output
 from .rules import find_rule, is_buffer_of, make_buffer, rows_per_sample, spread
@@ -33,7 +34,7 @@ from .rules import find_rule, is_buffer_of, make_buffer, rows_per_sample, spread
 Layout = tuple[str, int]
 
 
-class SingleBackward:
+class SingleBackward(Pausable):
     """Rules at the modules of a model, and what they collect.
 
     Args:
@@ -61,7 +62,6 @@ class SingleBackward:
         self._forwards: dict[nn.Module, Callable] | None = None  # modules with a rule -> what stands in for forward
         self._without_rule: dict[nn.Module, tuple[str, list[Tensor]]] = {}  # those that the general rule collects at
         self._weights: Tensor | None = None  # of the pass under way
-        self._is_paused = False
 
     def fits(self, names: dict[Tensor, str]) -> bool:
         """Whether these are still what is collected for, as it was."""
@@ -116,15 +116,6 @@ class SingleBackward:
             finally:
                 self._weights = None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Without local backward passes inside the block."""
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            self._is_paused = False
-
     def _choose_rules(self) -> None:
         """Sort the modules that collect into those with a rule of their own, and those for the general one."""
         groups: dict[str, list[Tensor]] = {}
@@ -173,7 +164,7 @@ class SingleBackward:
         )
 
     def _is_reference(self) -> bool:
-        return self._is_paused
+        return self.is_paused
 
     def _has_batch(self, owner: str, tensor, weights: Tensor) -> bool:
         """Whether the batch is in front of a tensor; notes the layout and the precision."""
@@ -186,7 +177,7 @@ class SingleBackward:
         return True
 
     def _local_backward(self, edge, weights, parameters, delta: Tensor) -> None:
-        if self._is_paused:
+        if self.is_paused:
             return
         with self.paused():
             found = torch.autograd.grad(

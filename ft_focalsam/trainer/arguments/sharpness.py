@@ -1,13 +1,13 @@
 """Arguments of the sharpness step."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import nn
 from transformers import TrainingArguments
 
 from ...ranges import Range
+from ...registry import listed
 from ...sharpness import (
     DIRECTIONS,
     EVALUATIONS,
@@ -23,21 +23,19 @@ from ...sharpness import (
 from ...sharpness.choices import check_choices
 from ...sharpness.collectives import PERTURBATION_SCOPES
 from ...sharpness.directions import make_direction
+from ...sharpness.hyperparameters import values_for, with_hyperparameters
 from .checks import check_allowed
-
-# A method beside the family of class-wise sharpness weights; see `sharpness/class_conditional.py`.
-CC_SAM = "cc_sam"
 
 
 @dataclass
-class SharpnessArguments(TrainingArguments):
+class _SharpnessArguments(TrainingArguments):
     """Which method trains, and how it perturbs.
 
     > Parameters that control the sharpness step
 
     Args:
         sharpness (`str`, defaults to `"focal_sam"`):
-            Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam.
+            Sharpness-aware method, a name in `SHARPNESS_METHODS`.
         rho (`float`, >= 0, defaults to `0.05`):
             Radius of the perturbation.
         rho_schedule (`str`, defaults to `"constant"`):
@@ -46,14 +44,6 @@ class SharpnessArguments(TrainingArguments):
             Radius at the beginning of a linear or step schedule; steps at 0 are plain ones and cost as little.
         rho_step_at (`float`, 0 to 1, defaults to `0.5`):
             Fraction of training after which a step schedule takes rho.
-        focal_gamma (`float`, >= 0, defaults to `1.0`):
-            Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes.
-        focal_lambda (`float`, >= 0, defaults to `0.8`):
-            Weight lambda of the sharpness term in Focal-SAM and weighted SAM.
-        imbsam_eta (`float`, > 0, defaults to `100`):
-            ImbSAM perturbs classes with fewer training samples than this.
-        cc_sam_ratio (`float`, 0 to 1, defaults to `0.5`):
-            Share r of the perturbed loss in CC-SAM.
         adaptive_rho (`bool`, defaults to `False`):
             Measure the radius relative to each weight, as ASAM does.
         perturbation_scope (`str`, defaults to `"global"`):
@@ -70,10 +60,6 @@ class SharpnessArguments(TrainingArguments):
             the weights of linear layers with an adapter such as LoRA.
         ascent (`str`, defaults to `"gradient"`):
             Direction of the perturbation: gradient, friendly, momentum or gaussian.
-        ascent_decay (`float`, 0 to below 1, defaults to `0.9`):
-            Share of the moving average of gradients that friendly and momentum keep in a step.
-        friendly_sigma (`float`, >= 0, defaults to `1.0`):
-            Share sigma of that average that friendly subtracts from the gradient.
         evaluation (`str`, defaults to `"two_point"`):
             How the perturbed loss is evaluated: two_point or one_pass; one_pass takes one pass a step and needs ascent
             momentum or gaussian.
@@ -86,7 +72,7 @@ class SharpnessArguments(TrainingArguments):
 
     sharpness: str = field(
         default="focal_sam",
-        metadata={"help": "Sharpness-aware method: none, sam, weighted_sam, imbsam, focal_sam or cc_sam."},
+        metadata={"help": f"Sharpness-aware method: {listed(SHARPNESS_METHODS)}."},
     )
     rho: float = field(default=0.05, metadata={"help": "Radius of the perturbation."})
     rho_schedule: str = field(
@@ -104,20 +90,6 @@ class SharpnessArguments(TrainingArguments):
     )
     rho_step_at: float = field(
         default=0.5, metadata={"help": "Fraction of training after which a step schedule takes rho."}
-    )
-    focal_gamma: Annotated[float, Range(0)] = field(
-        default=1.0,
-        metadata={"help": "Focusing parameter gamma of Focal-SAM: how strongly flatness is asked of rare classes."},
-    )
-    focal_lambda: Annotated[float, Range(0)] = field(
-        default=0.8, metadata={"help": "Weight lambda of the sharpness term in Focal-SAM and weighted SAM."}
-    )
-    imbsam_eta: Annotated[float, Range(0, math.inf, open_low=True)] = field(
-        default=100,
-        metadata={"help": "ImbSAM perturbs classes with fewer training samples than this."},
-    )
-    cc_sam_ratio: Annotated[float, Range(0, 1)] = field(
-        default=0.5, metadata={"help": "Share r of the perturbed loss in CC-SAM."}
     )
     adaptive_rho: bool = field(
         default=False, metadata={"help": "Measure the radius relative to each weight, as ASAM does."}
@@ -147,13 +119,6 @@ class SharpnessArguments(TrainingArguments):
         default="gradient",
         metadata={"help": "Direction of the perturbation: gradient, friendly, momentum or gaussian."},
     )
-    ascent_decay: Annotated[float, Range(0, 1, open_high=True)] = field(
-        default=0.9,
-        metadata={"help": "Share of the moving average of gradients that friendly and momentum keep in a step."},
-    )
-    friendly_sigma: Annotated[float, Range(0)] = field(
-        default=1.0, metadata={"help": "Share sigma of that average that friendly subtracts from the gradient."}
-    )
     evaluation: str = field(
         default="two_point",
         metadata={
@@ -168,7 +133,7 @@ class SharpnessArguments(TrainingArguments):
     def __post_init__(self):
         check_allowed(
             self,
-            sharpness=(*SHARPNESS_METHODS, CC_SAM),
+            sharpness=SHARPNESS_METHODS,
             perturbation_scope=PERTURBATION_SCOPES,
             perturb=TARGETS,
             ascent=DIRECTIONS,
@@ -187,8 +152,7 @@ class SharpnessArguments(TrainingArguments):
 
     def make_direction(self) -> Direction:
         """The direction of the perturbation that these arguments describe."""
-        settings = {"sigma": self.friendly_sigma, "decay": self.ascent_decay, "seed": self.seed}
-        return make_direction(self.ascent, settings)
+        return make_direction(self.ascent, values_for(DIRECTIONS[self.ascent], self) | {"seed": self.seed})
 
     def make_evaluation(
         self, model: nn.Module, class_counts, *, separate_reason: str | None = None
@@ -202,9 +166,10 @@ class SharpnessArguments(TrainingArguments):
         """
         if self.sharpness == "none":
             return None
-        if self.sharpness == CC_SAM:
-            return ClassConditionalSAM(model, class_counts=class_counts, rho=self.rho, ratio=self.cc_sam_ratio)
-        hyperparameters = {"gamma": self.focal_gamma, "lam": self.focal_lambda, "eta": self.imbsam_eta}
+        method = SHARPNESS_METHODS[self.sharpness]
+        hyperparameters = values_for(method.make, self)
+        if not method.is_of_the_family:
+            return method.make(model, class_counts=class_counts, rho=self.rho, **hyperparameters)
         step = SharpnessStep(
             model,
             class_weights(self.sharpness, class_counts, hyperparameters),
@@ -231,12 +196,16 @@ class SharpnessArguments(TrainingArguments):
                     f"{name} is {value!r}, which acts beside the layers of the model, and torch_compile is True; set "
                     f"it to False, or {name} to {otherwise!r}."
                 )
+        if not SHARPNESS_METHODS[self.sharpness].is_of_the_family:
+            self._check_choices_are_default()
+
+    def _check_choices_are_default(self) -> None:
         for name in ("perturb", "ascent", "evaluation", "ascent_interval"):
-            default = type(self).__dataclass_fields__[name].default
-            if self.sharpness == CC_SAM and getattr(self, name) != default:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, and cc_sam perturbs the classifier by the gradient of each "
-                    f"class in every step; leave {name} at {default!r}, or choose another sharpness."
+                    f"{name} is {value!r}, which {self.sharpness} does not read; leave {name} at {default!r}, or "
+                    "choose another sharpness."
                 )
 
     def _check_optimizer_steps_late(self) -> None:
@@ -247,3 +216,11 @@ class SharpnessArguments(TrainingArguments):
                 f"optim is {optimizer!r}, which steps in the backward pass, and the sharpness step needs the "
                 "gradients of two; choose another optimizer, or set sharpness to 'none'."
             )
+
+
+# Any: what the methods declare is not seen by type checkers.
+SharpnessArguments: Any = with_hyperparameters(
+    _SharpnessArguments,
+    [*(method.make for method in SHARPNESS_METHODS.values()), *DIRECTIONS.values()],
+    name="SharpnessArguments",
+)

@@ -12,11 +12,12 @@ from transformers.trainer_utils import IntervalStrategy
 from ...data.workers import choose_num_workers
 from ...hub.trainer_push import check_hub_arguments
 from ...ranges import Range
+from ...sharpness.class_conditional import CC_SAM
 from .checks import check_optimizer, check_report_to, check_trainer_numbers
 from .loss import LossArguments
 from .run import RunArguments
 from .sampling import SamplingArguments
-from .sharpness import CC_SAM, SharpnessArguments
+from .sharpness import SharpnessArguments
 
 
 @dataclass
