@@ -109,9 +109,10 @@ def none(preprocessing: Preprocessing) -> list[v2.Transform]:
 
 @register_augmentation("crop_flip")
 def crop_flip(preprocessing: Preprocessing) -> list[v2.Transform]:
-    """Random crop of 8 to 100 % of the area and horizontal flip: what LIFT fine-tunes CLIP with.
+    """Random crop of 8 to 100 % of the area and horizontal flip: what LIFT and Focal-SAM fine-tune CLIP with.
 
-    Shi et al., Long-Tail Learning with Foundation Model, 2024 (https://arxiv.org/abs/2309.10019).
+    Shi et al., Long-Tail Learning with Foundation Model, 2024 (https://arxiv.org/abs/2309.10019). Their code resizes
+    the crop bilinearly; here the interpolation is that of the image processor, which is bicubic for CLIP.
     """
     return [preprocessing.random_resized_crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)), v2.RandomHorizontalFlip()]
 
@@ -147,9 +148,8 @@ def cifar(preprocessing: Preprocessing) -> list[v2.Transform]:
 
 @register_augmentation("minimalist")
 def minimalist(preprocessing: Preprocessing) -> list[v2.Transform]:
-    """Square random crops that grow over training up to the whole picture, and flip (see [`MinimalistCrop`])."""
-    size, interpolation = preprocessing.output_size, preprocessing.interpolation
-    return [MinimalistCrop(size, interpolation=interpolation, antialias=True), v2.RandomHorizontalFlip()]
+    """Square random crops that grow over training up to the whole picture, without flip (see [`MinimalistCrop`])."""
+    return [MinimalistCrop(preprocessing.output_size, interpolation=preprocessing.interpolation, antialias=True)]
 
 
 def eval_transform(

@@ -26,7 +26,7 @@ class JudgeOptions:
     """How a classifier is judged.
 
     Args:
-        views (`str`): A name in `VIEWS`: center, flip, five_crop, ten_crop or expanded_crops.
+        views (`str`): A name in `VIEWS`: center, flip, zoomed_center, five_crop, ten_crop or expanded_crops.
         average (`str`): Over the views: logits or probabilities.
         tau (`float`, *optional*): Of the logit adjustment after training, see [`adjust_logits`]; none by default.
         temperature_fraction (`float`, *optional*): Share of each class's test pictures, inside (0, 1), that is held

@@ -1,7 +1,9 @@
 """Bottleneck adapters at the MLPs of a frozen transformer: AdaptFormer beside them, the sequential adapter behind.
 
 A bottleneck of width r maps tokens x of size D to up(relu(down(norm(x)))), with `down` of shape (r, D), `up` of shape
-(D, r) and a LayerNorm of its own, as in LIFT (arXiv 2309.10019). `up` starts at 0: a new adapter changes nothing.
+(D, r) and a LayerNorm of its own. Both start as in the released code of LIFT (arXiv 2309.10019) and Focal-SAM (arXiv
+2505.01660): `down` from N(0, 1 / 3D), `up` and the biases at 0, the scale of AdaptFormer at 1. A new adapter changes
+nothing. LIFT+ (arXiv 2504.13282) draws `down` from the uniform distribution of the same variance.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ class Bottleneck(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.down = nn.Linear(size, width)
         self.up = nn.Linear(width, size)
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        nn.init.kaiming_normal_(self.down.weight, a=5**0.5)  # variance 2 / (1 + a^2) / D
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
@@ -120,7 +122,8 @@ class AdapterOptions(CommonOptions):
     Args:
         adapter_width (`int`, >= 1, *optional*): Width r of the bottleneck of an adapter; by default the power of two
             at or below C / 2L, at least 1, for C classes and a backbone of L blocks (LIFT, arXiv 2309.10019).
-        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 0.1 in its paper, 1 in LIFT.
+        adapter_scale (`float`, > 0): First value of the trained scale of AdaptFormer; 1 in LIFT and Focal-SAM, 0.1
+            in the paper of AdaptFormer, which does not train it.
     """
 
     adapter_width: Annotated[int | None, Range(1)] = field(
@@ -131,7 +134,7 @@ class AdapterOptions(CommonOptions):
         },
     )
     adapter_scale: Annotated[float, Range(0, open_low=True)] = field(
-        default=0.1, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
+        default=1.0, metadata={"help": "Initial value of the trained scale of AdaptFormer."}
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import transforms
 from transformers import CLIPImageProcessor
 
 from ft_focalsam.data import (
@@ -98,6 +99,17 @@ def test_a_random_crop_of_a_large_picture_stays_inside_it(photographs):
     for epoch in range(20):
         images.set_epoch(epoch)
         assert images[0]["pixel_values"].shape == (3, 224, 224)
+
+
+def test_crop_flip_draws_boxes_as_the_released_code_of_lift_does():
+    """Its training transform is torchvision's random resized crop and flip with their defaults."""
+    crop = train_transform(CLIP, augmentation="crop_flip").transforms[0].crop
+    theirs = transforms.RandomResizedCrop(224)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        box = crop.make_params([torch.empty((1, 300, 500), device="meta")])
+        torch.manual_seed(seed)
+        assert tuple(box.values()) == theirs.get_params(torch.empty(3, 300, 500), theirs.scale, theirs.ratio)
 
 
 def naive_box(height, width, progress, area_draw):

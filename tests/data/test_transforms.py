@@ -129,7 +129,7 @@ def test_augmentation_none_is_evaluation(real_images):
         assert torch.equal(train_transform(processor, augmentation="none")(image), eval_transform(processor)(image))
 
 
-def test_only_crop_flip_mirrors():
+def test_crop_flip_mirrors_and_crop_and_minimalist_do_not():
     """On a horizontal ramp a crop keeps the slope's sign, a flip turns it."""
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
 
@@ -138,7 +138,7 @@ def test_only_crop_flip_mirrors():
         return {bool(tensor[0, 16, 31] > tensor[0, 16, 0]) for tensor in (transform(ramp) for _ in range(20))}
 
     torch.manual_seed(0)
-    assert directions("crop") == {True}
+    assert directions("crop") == directions("minimalist") == {True}
     assert directions("crop_flip") == {True, False}
 
 

@@ -34,6 +34,7 @@ def by_hand(picture, resize, boxes):
 # 112 x 84 pixels; the shortest edge becomes 56 and 8 (8/7 of it) or 6 (24 of 224) more, which makes the picture
 # 85 x 64 or 82 x 62.
 CORNERS = {
+    "zoomed_center": (64, [(14, 4)]),
     "five_crop": (64, [(0, 0), (29, 0), (0, 8), (29, 8), (14, 4)]),
     "expanded_crops": (62, [(0, 0), (26, 0), (0, 6), (26, 6), (13, 3)]),
 }

@@ -1,5 +1,7 @@
 """AdaptFormer and sequential adapters: their formula, their start, their sizes, their place."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,11 +98,33 @@ def test_start_is_the_published_one(tiny_backbones, tuning):
         for name in ("down.bias", "up.weight", "up.bias", "norm.bias"):
             assert not w[name].any(), name
         assert (w["norm.weight"] == 1).all()
-        bound = HIDDEN_SIZE**-0.5  # Kaiming's uniform one with a = sqrt(5)
-        assert 0.97 * bound < w["down.weight"].abs().max() <= bound
-        assert w["down.weight"].std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        deviation = (3 * HIDDEN_SIZE) ** -0.5  # Kaiming's normal one with a = sqrt(5)
+        assert w["down.weight"].std() == pytest.approx(deviation, rel=0.1)
+        within = [(w["down.weight"].abs() < k * deviation).double().mean() for k in (1, 2)]
+        assert within == pytest.approx([0.683, 0.954], abs=0.04)  # 0.577 and 1 if it were uniform
         assert ("scale.weight" in w) == (tuning == "adaptformer")
-        assert tuning == "adapter" or w["scale.weight"].tolist() == pytest.approx([0.1])
+        assert tuning == "adapter" or w["scale.weight"].tolist() == [1]
+
+
+@every_adapter
+@pytest.mark.parametrize("note_format", [1, 2])
+def test_models_saved_with_the_former_start_load_unchanged(tiny_backbones, tmp_path, tuning, note_format):
+    """Until it was that of LIFT, the scale started at 0.1 and the down projection from a uniform distribution."""
+    model = build(tiny_backbones["vit"], tuning, adapter_width=3, adapter_scale=0.1)
+    for layer in weights_by_layer(model).values():
+        torch.nn.init.kaiming_uniform_(layer["down.weight"], a=5**0.5)
+        torch.nn.init.normal_(layer["up.weight"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if note_format == 1:
+        config["inserted"] = {"format": 1, **config["inserted"]["modules"][0]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = LongTailClassifier.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    kept = inserted(loaded)
+    assert all(torch.equal(kept[name], value) for name, value in inserted(model).items())
+    scales = [value.item() for name, value in kept.items() if name.endswith("scale.weight")]
+    assert scales == pytest.approx([0.1] * LAYERS * (tuning == "adaptformer"))
 
 
 @every_adapter

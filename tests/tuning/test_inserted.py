@@ -171,7 +171,7 @@ def test_round_trip_with_chosen_layers(tiny_backbones, tmp_path, family, tuning)
     model.save_pretrained(tmp_path)
     settings = {"layers": [0] if tuning == "vpt_shallow" else [1, 2]}
     settings |= {"length": 4} if KINDS[tuning] == "prompts" else {"width": 8}
-    settings |= {"scale": 0.1} if tuning == "adaptformer" else {}
+    settings |= {"scale": 1.0} if tuning == "adaptformer" else {}
     note = {"format": 2, "modules": [{"name": KINDS[tuning], "settings": settings}]}
     assert json.loads((tmp_path / "config.json").read_text())["inserted"] == note
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
