@@ -1,6 +1,9 @@
 """docs/own_images.ipynb runs from its first cell to its last."""
 
 import csv
+import os
+import sys
+from pathlib import Path
 
 import pytest
 from running import ENVIRONMENT, ROOT
@@ -21,6 +24,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     for name in ("PYTHONPATH", "OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
     printed = ["".join(part.get("text", "") for part in cell.get("outputs", ())) for cell in notebook.cells]
