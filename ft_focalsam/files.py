@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO
 
 # Beside what is meant to stay; uploads to the Hub leave out names that begin like this.
-ASIDE = "_tmp-"
+TMP_PREFIX = "_tmp-"
 
 
 @contextmanager
-def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
+def atomic_dir(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder to write to, whose files go to `folder`, under the same names, when the block ends.
 
     Until then `folder` is as it was, also where the block fails or the process is killed. Weights go last, and old
@@ -25,7 +25,7 @@ def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{ASIDE}files"
+    aside = folder / f"{TMP_PREFIX}files"
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     aside.mkdir()
     try:
@@ -80,7 +80,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def opened_aside(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
+def atomic_open(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     """A file to write to, which goes to `path` when the block ends, so that no other process ever sees a part of it;
     where the block fails, `path` is as it was.
 
@@ -98,16 +98,16 @@ def opened_aside(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
         aside.unlink(missing_ok=True)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file as `opened_aside` does."""
-    with opened_aside(path) as file:
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file as `atomic_open` does."""
+    with atomic_open(path) as file:
         file.write(content)
 
 
 def give_ordinary_permissions(folder: Path) -> None:
     """Let the weights in a folder be as readable as other files that the user makes: safetensors writes them for the
     owner alone."""
-    probe = folder / f"{ASIDE}permissions"
+    probe = folder / f"{TMP_PREFIX}permissions"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
@@ -144,7 +144,7 @@ def check_writable(folder: str | os.PathLike, *, option: str = "--output_dir", m
         if make:
             place.mkdir(parents=True, exist_ok=True)
         place = next(path for path in (place, *place.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=place, prefix=ASIDE) as file:
+        with tempfile.TemporaryFile(dir=place, prefix=TMP_PREFIX) as file:
             file.write(b"0")
     except OSError as error:
         raise OSError(

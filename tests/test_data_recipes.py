@@ -44,7 +44,7 @@ def photographs(shared, tmp_path):
 
 @pytest.fixture
 def folder(photographs, tmp_path):
-    """Spaces and umlauts, a broken file, the same picture in two classes, a class of one picture."""
+    """Spaces and umlauts, a broken file, the same image in two classes, a class of one image."""
     root = tmp_path / "Meine Bilder ü"
     for name, rows in (("große Tiere", range(12)), ("kleine Käfer", range(12, 18)), ("einzeln", [18])):
         (root / name).mkdir(parents=True)
@@ -103,16 +103,16 @@ def finetune(config: str, tmp_path, **options) -> dict:
     return recipe("train").main([config, "--output_dir", str(tmp_path / "o"), *arguments])
 
 
-def test_broken_pictures_stop_a_run_or_are_skipped(folder, tmp_path, capsys):
+def test_broken_images_stop_a_run_or_are_skipped(folder, tmp_path, capsys):
     options = {"dataset": folder, "backbone": "tiny_clip", "dataloader_num_workers": 0, "max_steps": 2}
     options |= {"per_device_train_batch_size": 8, "test_fraction": 0.2}
-    (folder / "einzeln" / "zwei.png").write_bytes(b"no picture")
-    with pytest.raises(BadImageError, match=r"The picture '.*' cannot be read .*, or set --on_bad_image skip"):
+    (folder / "einzeln" / "zwei.png").write_bytes(b"no image")
+    with pytest.raises(BadImageError, match=r"The image '.*' cannot be read .*, or set --on_bad_image skip"):
         finetune(FOLDER, tmp_path, **options)
     options |= {"on_bad_image": "skip", "cache_resized": tmp_path / "small", "cache_resized_side": 40}
     metrics = finetune(FOLDER, tmp_path, **options)
     text = capsys.readouterr().out
-    assert len(re.findall(r"images cannot be read and are skipped:\n  The picture '", text)) >= 1
+    assert len(re.findall(r"images cannot be read and are skipped:\n  The image '", text)) >= 1
     assert "kaputt.jpg' cannot be read" in text and "zwei.png' cannot be read" in text
     for name in ("report.html", "report.md", "run.json"):
         told = (tmp_path / "o" / name).read_text(encoding="utf-8")
@@ -137,10 +137,10 @@ def test_a_list_of_the_literature_is_trained_on(folder, tmp_path):
 
 def test_a_stream_is_trained_on(shared, tmp_path, capsys):
     source = shared / "data" / "cifar10" / "test-00000-of-00001.parquet"
-    pictures = datasets.Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
+    images = datasets.Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
     (tmp_path / "stream").mkdir()
     for split, rows in (("train", range(40)), ("test", range(40, 60))):
-        pictures.select(rows).to_parquet(str(tmp_path / "stream" / f"{split}.parquet"))
+        images.select(rows).to_parquet(str(tmp_path / "stream" / f"{split}.parquet"))
     config = tmp_path / "stream.yaml"
     config.write_text(Path(QUICKSTART).read_text().replace("imbalance_factor: 50\n", ""))
     options = {"dataset": tmp_path / "stream", "streaming": True, "head_start": "random"}

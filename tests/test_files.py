@@ -9,13 +9,13 @@ from safetensors.numpy import save_file
 
 from ft_focalsam import LongTailClassifier
 from ft_focalsam.evaluation import Predictions
-from ft_focalsam.files import check_writable, new_folder, opened_aside, written_aside
+from ft_focalsam.files import atomic_dir, atomic_open, check_writable, new_folder
 
 
 def test_files_get_their_names_when_all_are_written(tmp_path):
     (tmp_path / "kept").write_text("kept")
     (tmp_path / "config.json").write_text("old")
-    with written_aside(tmp_path) as folder:
+    with atomic_dir(tmp_path) as folder:
         (folder / "config.json").write_text("new")
         (folder / "inner").mkdir()
         (folder / "inner" / "model.safetensors").write_text("weights")
@@ -26,7 +26,7 @@ def test_files_get_their_names_when_all_are_written(tmp_path):
 
 def test_a_failure_changes_nothing(tmp_path):
     (tmp_path / "config.json").write_text("old")
-    with pytest.raises(RuntimeError, match="no space"), written_aside(tmp_path) as folder:
+    with pytest.raises(RuntimeError, match="no space"), atomic_dir(tmp_path) as folder:
         (folder / "config.json").write_text("new")
         raise RuntimeError("no space")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -35,10 +35,10 @@ def test_a_failure_changes_nothing(tmp_path):
 
 def test_one_file_gets_its_name_when_it_is_written_and_is_as_readable_as_any(tmp_path):
     path, ordinary = tmp_path / "new" / "predictions.csv", tmp_path / "ordinary"
-    with opened_aside(path, "w", encoding="utf-8") as file:
+    with atomic_open(path, "w", encoding="utf-8") as file:
         file.write("old")
         assert not path.exists()
-    with pytest.raises(RuntimeError, match="no space"), opened_aside(path, "w", encoding="utf-8") as file:
+    with pytest.raises(RuntimeError, match="no space"), atomic_open(path, "w", encoding="utf-8") as file:
         file.write("new")
         raise RuntimeError("no space")
     assert [(entry.name, entry.read_text()) for entry in path.parent.iterdir()] == [("predictions.csv", "old")]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, apply_tuning
 from ft_focalsam.cli import compare
 from ft_focalsam.hub.card import make_card
-from ft_focalsam.models import start_head
+from ft_focalsam.models import init_head
 from ft_focalsam.sharpness import class_weights
 
 pytestmark = pytest.mark.slow
@@ -27,13 +27,13 @@ RHO, GAMMA, LAMBDA, DECAY = 0.3, 3.2, 0.8, 0.01
 def network():
     torch.manual_seed(0)
     model = LongTailClassifier.from_backbone("scratch:test_resnet", list("abcd"), head="linear", image_size=32)
-    start_head(model, "kaiming")
+    init_head(model, "kaiming")
     apply_tuning(model, "full")
     model.config.backbone_dtype = "float64"
     return model.double()
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self):
         torch.manual_seed(1)
         self.pixels, self.targets = torch.randn(24, 3, 32, 32).double(), torch.randint(0, 4, (24,)).numpy()
@@ -94,7 +94,7 @@ def test_batch_normalisation_is_exact_and_its_statistics_move_once(tmp_path):
         save_strategy="no",
         report_to="none",
     )
-    data = Pictures()
+    data = Images()
     trainer = FocalSAMTrainer(network(), args, train_dataset=data, class_counts=COUNTS)
     trainer.train()
     assert "BatchNorm" in trainer.sharpness_step.separate_reason
@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_weights_and_statistics(train
         (["--backbone", "tiny_clip", "--image_size", "64"], "The backbone 'tiny_clip' is pretrained; train it with"),
         (
             ["--dataloader_num_workers", "2"],
-            "on_device keeps all pictures on the device; set dataloader_num_workers to 0",
+            "on_device keeps all images on the device; set dataloader_num_workers to 0",
         ),
         (["--augmentation", "crop_flip"], "The augmentation 'crop_flip' is not one of those on the device"),
     ],

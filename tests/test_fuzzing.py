@@ -1,4 +1,4 @@
-"""Damaged and hostile files: configurations, lists of pictures, saved classifiers. What comes of each is a result, or
+"""Damaged and hostile files: configurations, lists of images, saved classifiers. What comes of each is a result, or
 one sentence that the recipes print as `Error: ...`; nothing is written anywhere."""
 
 import json
@@ -105,7 +105,7 @@ def test_configuration_files(world, content):
     attempt(world, lambda: parse_config(TYPES, argv))
 
 
-# ---- lists of pictures ----
+# ---- lists of images ----
 
 NAMES = st.text(max_size=8) | st.sampled_from(
     ("a.png", "b.png", "./a.png", "link.png", "../images/a.png", "../../secret.png", "/etc/passwd", "", " ", "a.png\0")

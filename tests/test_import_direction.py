@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ft_focalsam"
 # A layer may import from itself and from those before it.
 LAYERS = (
-    {"__version__", "errors", "files", "finding", "parsing", "ranges", "registry", "versions"},
+    {"__version__", "errors", "files", "finding", "parsing", "ranges", "registry", "renamed", "versions"},
     {"sharpness"},
     {"losses", "data", "models", "tuning"},
     {"evaluation"},

@@ -55,7 +55,7 @@ def test_the_table_is_that_of_the_runs(compared):
     text = (folder / "comparison.md").read_text()
     assert f"{100 * plain.mean():.1f} ({100 * plain[0]:.1f}, {100 * plain[1]:.1f}) (" in text and "±" not in text
     assert "one whose interval holds 0 is not established. Time is CPU time" in text
-    assert len(list((folder / "comparison_pictures").iterdir())) == 3  # by class; all and few-shot over time
+    assert len(list((folder / "comparison_images").iterdir())) == 3  # by class; all and few-shot over time
     assert "Focal-SAM, rho 0.5" in (folder / "comparison.html").read_text()
 
 

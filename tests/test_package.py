@@ -55,6 +55,15 @@ def test_names_are_those_that_type_checkers_see(package):
         module.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["data", "evaluation", "hub", "models"])
+def test_old_names_go_on_working_with_a_warning(name):
+    module = import_module(f"ft_focalsam.{name}")
+    for old, new in module.OLD_NAMES.items():
+        with pytest.warns(FutureWarning, match=f"{name}.{old} is called {new} now"):
+            assert getattr(module, old) is getattr(module, new)
+        assert old not in module.__all__
+
+
 LAZY = """
 import sys
 import ft_focalsam

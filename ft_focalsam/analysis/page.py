@@ -19,7 +19,7 @@ from .landscape import offsets
 from .measure import MEASURES, Measurement, MeasureOptions
 from .plots import against_accuracy, by_frequency, lines, planes
 
-PICTURES = "analysis_pictures"  # folder of what analysis.md shows
+IMAGES = "analysis_images"  # folder of what analysis.md shows
 SHARPNESS = "ascent"  # the measure that stands for sharpness in drawings and comparisons
 CSV_FIELDS = ("run", "class", "name", "group", "train_images", "images", "accuracy", *MEASURES, "trace_error")
 
@@ -56,7 +56,7 @@ def write_analysis(
         tables[f"Compared with {runs[0].name}"] = change_table(runs)
     blocks = [*_page(runs, tables, class_names, class_counts, options, about)]
     (folder / "analysis.html").write_text(to_html(blocks), encoding="utf-8")
-    write_markdown(folder / "analysis.md", blocks, folder=PICTURES)
+    write_markdown(folder / "analysis.md", blocks, folder=IMAGES)
     _write_csv(folder / "per_class.csv", _rows(runs, class_names, class_counts))
     content = {"options": asdict(options), "about": about, "runs": {run.name: _record(run, runs[0]) for run in runs}}
     content["offsets"] = {

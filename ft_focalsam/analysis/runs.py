@@ -25,7 +25,7 @@ from ..data import (
 )
 from ..data.prepare import SPLITS
 from ..errors import unknown
-from ..evaluation import PREDICTIONS, Predictions, Verdict, short_name
+from ..evaluation import PREDICTIONS, EvalResult, Predictions, short_name
 from ..finding import did_you_mean
 from ..hub import read_run
 from ..hub.run_file import RUN_NAME
@@ -86,12 +86,12 @@ class SavedRun:
     Args:
         folder (`Path`): Of the run.
         record (`dict`): What is in its run.json.
-        verdict (`Verdict`): On its test images.
+        result (`EvalResult`): On its test images.
     """
 
     folder: Path
     record: dict
-    verdict: Verdict
+    result: EvalResult
 
     @classmethod
     def read(cls, folder: str | Path) -> "SavedRun":
@@ -116,7 +116,7 @@ class SavedRun:
             )
         thresholds = {name: record["data"][f"{name}_shot_threshold"] for name in ("many", "few")}
         counts = np.array(record["data"]["class_counts"])
-        return cls(folder, record, Verdict(Predictions.load(paths[0]), counts, **thresholds))
+        return cls(folder, record, EvalResult(Predictions.load(paths[0]), counts, **thresholds))
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ class SavedRun:
     @property
     def class_names(self) -> list[str]:
         """C names in index order."""
-        return self.verdict.predictions.class_names
+        return self.result.predictions.class_names
 
     def loss_settings(self, loss: str | None) -> dict[str, Any]:
         """Settings of its loss, or, with the same hyperparameters, of another one."""
@@ -145,7 +145,7 @@ class SavedRun:
         arguments = FocalSAMTrainingArguments(
             output_dir=str(self.folder), report_to="none", **self.loss_settings(loss)
         )
-        found = arguments.make_loss(self.verdict.class_counts, head_scale=getattr(model.head, "scale", 1.0))
+        found = arguments.make_loss(self.result.class_counts, head_scale=getattr(model.head, "scale", 1.0))
         if found.samples_interact:
             raise ValueError(
                 f"The loss of an image depends on its batch with {found.name}, so that a class has none of its own; "
@@ -178,7 +178,7 @@ class SavedRun:
         data = prepare_images(DataArguments(**values | ({"on_bad_image": "unchecked"} if checked else {})))
         expected = None if resized else self.record["resolved"].get("images")
         counts = class_counts(label_array(data.train), data.num_classes)
-        is_same = data.class_names == self.class_names and np.array_equal(counts, self.verdict.class_counts)
+        is_same = data.class_names == self.class_names and np.array_equal(counts, self.result.class_counts)
         if not is_same or (expected is not None and content_digest(data.train) != expected):
             raise ValueError(
                 f"The images of '{data.name}' are not those that the run in '{self.folder}' was trained on; set "

@@ -92,8 +92,8 @@ def greedy_soup(
     for index in order[1:]:
         found = score_of([*chosen, index])
         is_taken = found >= best
-        verdict = "taken" if is_taken else "left out"
-        say(f"{ingredients[index].name}: {alone[index]:.2%} alone, {found:.2%} in the soup, {verdict}")
+        result = "taken" if is_taken else "left out"
+        say(f"{ingredients[index].name}: {alone[index]:.2%} alone, {found:.2%} in the soup, {result}")
         if is_taken:
             chosen, best = [*chosen, index], found
     return [1 / len(chosen) if index in chosen else 0.0 for index in range(len(ingredients))]

@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> list[Measurement]:
             images=losses.images,
             options=args.options,
             name=run.name,
-            accuracies=run.verdict.class_accuracies,
-            groups=run.verdict.outcomes.groups,
+            accuracies=run.result.class_accuracies,
+            groups=run.result.outcomes.groups,
         )
         measured.append(found)
     loss = first.loss_settings(args.images.loss)["loss"]
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> list[Measurement]:
         args.output_dir,
         measured,
         class_names=first.class_names,
-        class_counts=first.verdict.class_counts,
+        class_counts=first.result.class_counts,
         options=args.options,
         about=f"Measured by the loss {loss} on {measured[0].images.sum():,} {args.images.split} images, at most "
         f"{args.images.max_images} of a class, without augmentation and dropout. Accuracies are of the test images.",

@@ -50,7 +50,14 @@ def entry_of(action: argparse.Action) -> dict[str, Any]:
     names = [each.removeprefix("--") for each in action.option_strings if "-" not in each.removeprefix("--")]
     help_text = "" if action.help in (None, argparse.SUPPRESS) else action.help.replace("%%", "%")
     name = action.dest if action.dest in names or not names else names[0]
-    return {"name": name, "takes": takes, "help": help_text, "default": None if default is None else str(default)}
+    aliases = [each for each in names if each != name]
+    return {
+        "name": name,
+        **({"aliases": aliases} if aliases else {}),
+        "takes": takes,
+        "help": help_text,
+        "default": None if default is None else str(default),
+    }
 
 
 def positional(action: argparse.Action) -> dict[str, Any]:

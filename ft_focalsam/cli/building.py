@@ -31,9 +31,9 @@ from ..models import (
     LongTailClassifier,
     choose_head_start,
     encode_images,
+    init_head,
     load_image_processor,
-    read_class_names,
-    start_head,
+    read_prompt_names,
 )
 from ..trainer import FocalSAMTrainer, FocalSAMTrainingArguments
 from ..tuning import TuningOptions, apply_tuning
@@ -95,12 +95,12 @@ def build_model(
             return cache.features(images, desc="training images").batches(args.per_device_eval_batch_size)
         return encode_images(model, images, **reading, desc="Features that the head starts from")
 
-    start_head(
+    init_head(
         model,
         choose_head_start(model_args.backbone, model_args.head_start),
         batches=batches,
         templates=model_args.prompt_templates,
-        class_names=read_class_names(model_args.prompt_names, data.num_classes),
+        class_names=read_prompt_names(model_args.prompt_names, data.num_classes),
     )
     apply_tuning(model, model_args.tuning, tuning_options)
     return model, cache
@@ -115,7 +115,7 @@ def images_on_device(
     """The images by split, kept on the device (`--on_device`)."""
     if data_args.streaming or args.dataloader_num_workers:
         key, value = ("streaming", "false") if data_args.streaming else ("dataloader_num_workers", "0")
-        raise ValueError(f"on_device keeps all pictures on the device; set {key} to {value} with it.")
+        raise ValueError(f"on_device keeps all images on the device; set {key} to {value} with it.")
     args.dataloader_pin_memory = False
     preprocessing = read_preprocessing(processor, image_size=data_args.image_size)
     augmented = {"augmentation": data_args.augmentation, "num_views": data_args.num_views, "seed": args.seed}

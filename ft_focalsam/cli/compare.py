@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from ..evaluation import (
     PREDICTIONS,
+    EvalResult,
     MethodRuns,
     Predictions,
-    Verdict,
     file_name,
     read_train_counts,
     saved_counts,
@@ -111,12 +111,12 @@ def run_side_by_side(runs: Iterable[tuple[Path, list[str], dict]], *, jobs: int)
             pool.shutdown(cancel_futures=True)
 
 
-def read_run(folder: Path, options: dict) -> tuple[Verdict, float]:
-    """The verdict on a finished run, and the seconds of its training."""
+def read_run(folder: Path, options: dict) -> tuple[EvalResult, float]:
+    """The result on a finished run, and the seconds of its training."""
     predictions = Predictions.load(next((folder / PREDICTIONS).glob("*.safetensors")))
     counts = read_train_counts(saved_counts(folder), predictions.class_names)
-    verdict = Verdict(predictions, counts, many=options["many_shot_threshold"], few=options["few_shot_threshold"])
-    return verdict, json.loads((folder / FINISHED).read_text(encoding="utf-8"))["seconds"]
+    result = EvalResult(predictions, counts, many=options["many_shot_threshold"], few=options["few_shot_threshold"])
+    return result, json.loads((folder / FINISHED).read_text(encoding="utf-8"))["seconds"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
         methods = []
         for method in args.methods:
             found = {seed: read_run(*runs[method, seed][::2]) for seed in args.seeds}
-            verdicts, seconds = ({seed: each[part] for seed, each in found.items()} for part in (0, 1))
-            methods.append(MethodRuns(method_name(method), verdicts, seconds))
+            results, seconds = ({seed: each[part] for seed, each in found.items()} for part in (0, 1))
+            methods.append(MethodRuns(method_name(method), results, seconds))
         data = short_name(runs[args.methods[0], args.seeds[0]][2]["dataset"])
         clock = "CPU time" if PartialState().device.type == "cpu" else "time"
         table = write_comparison(args.output_dir, methods, title=f"Methods on {data}", clock=clock)

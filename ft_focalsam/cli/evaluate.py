@@ -1,4 +1,4 @@
-"""Judge an image classifier on one or several test sets.
+"""Evaluate an image classifier on one or several test sets.
 
     ft-focalsam evaluate runs/quickstart --datasets digits
     ft-focalsam evaluate google/vit-base-patch16-224 --datasets imagenetv2 imagenet-a --class_index index.json
@@ -18,21 +18,21 @@ from ..errors import printable
 from ..evaluation import (
     PREDICTIONS,
     VIEWS,
-    JudgeOptions,
-    TestSet,
+    EvalConfig,
+    EvalDataset,
     check_classes,
+    evaluate,
     file_name,
     format_table,
-    judge,
-    load_test_set,
+    load_eval_dataset,
     read_class_index,
     read_train_counts,
+    result_rows,
     run_folder,
     saved_counts,
     saved_history,
     short_name,
     title_name,
-    verdict_rows,
     write_page,
     write_per_class_csv,
 )
@@ -63,12 +63,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--views", default="center", help=f"test-time views: {', '.join(VIEWS)}")
     add("--average", default="logits", help="over the views: logits or probabilities")
     add("--logit_adjustment_tau", type=float, help="adjust logits by the training counts afterwards; none by default")
-    add("--temperature_fraction", type=float, help="hold out this share of the pictures to fit a temperature on")
+    add("--temperature_fraction", type=float, help="hold out this share of the images to fit a temperature on")
     add("--all_classes", action="store_true", help="keep the logits of classes that a test set has not")
     add("--compare", nargs="+", default=[], help="folders of earlier evaluations, or of runs: tested against this one")
     add("--seeds", nargs="+", default=[], help="folders of evaluations of runs with other seeds: mean, spread")
-    add("--batch_size", type=int, default=64, help="pictures at a time")
-    add("--num_workers", type=int, default=0, help="processes that read pictures")
+    add("--batch_size", type=int, default=64, help="images at a time")
+    add("--num_workers", type=int, default=0, help="processes that read images")
     add("--many_shot_threshold", type=int, default=100, help="more training images than this are many")
     add("--few_shot_threshold", type=int, default=20, help="fewer training images than this are few")
     return parser
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the command; returns what metrics.json holds, by name of the row."""
     args = make_parser().parse_args(argv)
-    options = JudgeOptions(
+    options = EvalConfig(
         views=args.views,
         average=args.average,
         tau=args.logit_adjustment_tau,
@@ -93,38 +93,38 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     state, names = join_processes(), name_runs(args)
     with state.main_process_first():
         is_zero_shot(args.model)  # or no model at all, which is told before images are read
-        tests = load_tests(args)
+        tests = load_datasets(args)
     earlier = find_earlier(args, tests, output=folder)
     class_index = read_class_index(args.class_index) if args.class_index else None
     train_counts = args.train_counts or saved_counts(args.model)
     words = {"class_index": class_index, "templates": args.prompt_templates}
     classifier = load_classifier(args.model, tests[0].class_names, **words)
     check_classes(classifier, tests, class_index)
-    verdicts, pictures, seeds = {}, {}, {}
+    results, images, seeds = {}, {}, {}
     for test in tests:
         if classifier.is_zero_shot and test is not tests[0]:
             classifier = load_classifier(args.model, test.class_names, **words)
         counts = read_train_counts(train_counts, classifier.class_names) if train_counts else None
         found = {"class_counts": counts, "class_index": class_index}
-        verdict, pictures[test.name] = judge(classifier, test, options=options, model=names[args.model], **found)
+        result, images[test.name] = evaluate(classifier, test, options=options, model=names[args.model], **found)
         if state.is_main_process:
-            verdict.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
-            write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), verdict_rows(verdict))
+            result.predictions.save(folder / PREDICTIONS / file_name(test.name, ".safetensors"))
+            write_per_class_csv(folder / "per_class" / file_name(test.name, ".csv"), result_rows(result))
         where = f" on {test.name}" if len(tests) > 1 else ""
         for other in args.compare:
-            verdicts[names[other] + where] = verdict.of_earlier(earlier[other, test.name])
-        verdicts[names[args.model] + where] = verdict  # the last one is the one that is judged
+            results[names[other] + where] = result.of_earlier(earlier[other, test.name])
+        results[names[args.model] + where] = result  # the last one is the one that is evaluated
         if args.seeds:
-            seeds[test.name] = [verdict, *(verdict.of_earlier(earlier[other, test.name]) for other in args.seeds)]
-    records = {name: verdict.record() for name, verdict in verdicts.items()}
+            seeds[test.name] = [result, *(result.of_earlier(earlier[other, test.name]) for other in args.seeds)]
+    records = {name: result.record() for name, result in results.items()}
     if state.is_main_process:
         print(f"\n{format_table(records)}\n")
         (folder / "metrics.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
         write_page(
             folder,
-            verdicts,
+            results,
             title=f"{title_name(args.model)} on {', '.join(map(title_name, args.datasets))}",
-            pictures=pictures,
+            images=images,
             log_history=saved_history(args.model),
             seeds=seeds,
             run=read_run(run_folder(args.model)),
@@ -133,11 +133,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return records
 
 
-def load_tests(args: argparse.Namespace) -> list[TestSet]:
+def load_datasets(args: argparse.Namespace) -> list[EvalDataset]:
     """The test sets, each with a name of its own."""
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     which = {"split": args.split, "test_fraction": args.test_fraction, "config_name": args.dataset_config}
-    tests = [load_test_set(name, **which, **columns) for name in args.datasets]
+    tests = [load_eval_dataset(name, **which, **columns) for name in args.datasets]
     names = [file_name(test.name) for test in tests]
     twice = [name for name, test in zip(args.datasets, tests, strict=True) if names.count(file_name(test.name)) > 1]
     if twice:
@@ -156,7 +156,7 @@ def name_runs(args: argparse.Namespace) -> dict[str, str]:
     raise ValueError(f"Two of the runs {', '.join(names)} have one name in the report; rename a folder.")
 
 
-def find_earlier(args: argparse.Namespace, tests: list[TestSet], *, output: Path) -> dict[tuple[str, str], Path]:
+def find_earlier(args: argparse.Namespace, tests: list[EvalDataset], *, output: Path) -> dict[tuple[str, str], Path]:
     """Where the predictions of earlier evaluations are, by folder and name of the test set."""
     paths = {}
     for folder in (*args.compare, *args.seeds):

@@ -6,7 +6,7 @@ The folder is one that ft-focalsam train wrote. The formats:
 
   transformers  an image classifier for pipeline("image-classification"); the head must be linear
   open_clip     both towers for open_clip.create_model_and_transforms, and the class vectors of the head
-  onnx          a graph from pictures to logits, of any head and any tuning
+  onnx          a graph from images to logits, of any head and any tuning
 
 What is written is compared with the classifier; nothing is left behind that gives other logits.
 """

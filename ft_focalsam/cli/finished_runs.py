@@ -7,13 +7,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..files import write_aside
+from ..files import atomic_write
 from ..trainer import FocalSAMTrainer
 from . import train
 
 FINISHED = "finished.json"  # in the folder of a run, written last: its options and the seconds of its training
 # Options that say nothing about what comes out.
-PLACES = ("output_dir", "logging_dir", "hub_token", "report_to", "overwrite", "resume_changed")
+STAGES = ("output_dir", "logging_dir", "hub_token", "report_to", "overwrite", "resume_changed")
 
 
 def describe(options: tuple) -> dict:
@@ -21,7 +21,7 @@ def describe(options: tuple) -> dict:
     *dataclass_options, args = options
     values = {key: value for each in dataclass_options for key, value in dataclasses.asdict(each).items()}
     values |= args.to_dict()
-    return json.loads(json.dumps({key: value for key, value in values.items() if key not in PLACES}, default=str))
+    return json.loads(json.dumps({key: value for key, value in values.items() if key not in STAGES}, default=str))
 
 
 def is_finished(folder: Path, options: dict) -> bool:
@@ -69,4 +69,4 @@ def run(folder: Path, command_line: list[str], options: dict) -> None:
         raise ValueError(f"Nothing trains in the run in '{folder}'; compare ways to tune that train something.")
     if PartialState().is_main_process:
         record = {"options": options, "seconds": seconds[0]}
-        write_aside(folder / FINISHED, json.dumps(record, indent=2).encode())
+        atomic_write(folder / FINISHED, json.dumps(record, indent=2).encode())

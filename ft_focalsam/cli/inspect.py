@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: class counts, broken pictures, duplicates, extreme sizes.
+"""Look at a data set before training on it: class counts, broken images, duplicates, extreme sizes.
 
     ft-focalsam inspect path/to/images
     ft-focalsam inspect image_folder/clip_vit_b16_lora --dataset path/to/images
@@ -8,7 +8,7 @@ where there is no test split. Otherwise takes the file and the keys of ft-focals
 images that such a run would use; the keys of the data, and --output_dir and --dataloader_num_workers (processes) on
 the command line count here. Prints a summary with a row per class and writes inspection.json (every case) and
 class_counts.png to --output_dir, by default inspections/ and the name of the data set; where there is an inspection
-already, to NAME-2, NAME-3, ... Pixels are compared, so that a picture saved again under another name or in another
+already, to NAME-2, NAME-3, ... Pixels are compared, so that an image saved again under another name or in another
 format without loss is found; `looks like` compares the gradients of 9 x 9 grey pixels and may be wrong.
 """
 

@@ -56,6 +56,7 @@ def check_command_line(command: str, argv: Sequence[str]) -> list[str]:
         ConfigError: If a key is unknown, on the command line or in the file, or the file cannot be read.
     """
     known = keys_of(command)
+    known |= {alias: key for key in known.values() for alias in key.get("aliases", ())}
     is_complete = version("transformers") == read_index()["transformers"]
     words = []
     for word in argv:

@@ -137,10 +137,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     _, (before, _) = read_with_start(names[0], start=str(start), say=say)
     model, _ = average(template, [before, *ingredients], weights)
     soup = args.output_dir / "soup"
-    verdict = evaluate_on(model, data, "test", options_of_run(str(start), batch_size=64))
+    result = evaluate_on(model, data, "test", options_of_run(str(start), batch_size=64))
     if PartialState().is_main_process:
         described = {"kind": "LT-Soup", "factors": factors, "branches": args.branches, "merge_rate": args.merge_rate}
-        write_average(soup, model, names=names, description=described, data=data, verdicts={"soup": verdict})
+        write_average(soup, model, names=names, description=described, data=data, results={"soup": result})
     PartialState().wait_for_everyone()
     say(f"\nThe soup is in {soup}; its head is trained on all images.")
     stage = HeadStage(soup)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..data import BadImageError, find_pictures
+from ..data import BadImageError, find_images
 from ..evaluation import to_cell
-from ..files import check_writable, opened_aside
+from ..files import atomic_open, check_writable
 from ..finding import did_you_mean
 from ..models import ImageClassifier
 from ..models.image_classifier import choose_device
@@ -52,7 +52,7 @@ def check(args: argparse.Namespace) -> int:
             raise NotADirectoryError(f"'{args.folder}' is no folder; give the folder that holds the images.")
         guess = did_you_mean(args.folder)
         raise FileNotFoundError(f"The folder '{args.folder}' does not exist; check the path.{guess}")
-    total = sum(1 for _ in find_pictures(args.folder))
+    total = sum(1 for _ in find_images(args.folder))
     if not total:
         raise FileNotFoundError(f"There is no image in '{args.folder}' (.jpg, .png, .webp, ...); check the path.")
     if args.output.is_dir():
@@ -69,23 +69,23 @@ def main(argv: list[str] | None = None) -> int:
         args.model, revision=args.revision, backbone=args.backbone, device=args.device
     )
     top_k = min(args.top_k, len(classify.class_names))
-    paths, read = itertools.tee(find_pictures(args.folder))  # `read` is ahead by the batches under way
+    paths, read = itertools.tee(find_images(args.folder))  # `read` is ahead by the batches under way
     results = classify.stream(read, top_k=top_k, batch_size=args.batch_size, num_workers=args.num_workers)
     broken = 0
-    with opened_aside(args.output, "w", encoding="utf-8", newline="") as file:
+    with atomic_open(args.output, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         header = [name for rank in range(1, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
         writer.writerow(["path", *header, "error"])
-        for path, guesses in zip(paths, tqdm(results, total=total, unit=" images"), strict=True):
+        for path, predictions in zip(paths, tqdm(results, total=total, unit=" images"), strict=True):
             cells, error = [""] * len(header), ""
-            if isinstance(guesses, BadImageError):
+            if isinstance(predictions, BadImageError):
                 if args.on_bad_image == "fail":
-                    raise guesses
+                    raise predictions
                 broken += 1
-                error = str(guesses).partition("; replace")[0].partition("; shrink")[0]
+                error = str(predictions).partition("; replace")[0].partition("; shrink")[0]
                 tqdm.write(f"Skipped: {error}", file=sys.stderr)
             else:
-                cells = [cell for guess in guesses for cell in (to_cell(guess["label"]), f"{guess['score']:.6f}")]
+                cells = [cell for guess in predictions for cell in (to_cell(guess["label"]), f"{guess['score']:.6f}")]
             writer.writerow([to_cell(Path(path).relative_to(args.folder).as_posix()), *cells, to_cell(error)])
     problem = f"; {broken:,} of them could not be read, see its column error" if broken else ""
     print(f"{total:,} images are in {args.output}{problem}.")

@@ -5,7 +5,7 @@
     ft-focalsam push runs/quickstart user/name --space user/demo
 
 The folder is one that ft-focalsam train wrote. What goes there: adapter and head (safetensors only), configuration,
-preprocessing, metrics, the report and README.md; not the Trainer's checkpoints. The report shows pictures of the test
+preprocessing, metrics, the report and README.md; not the Trainer's checkpoints. The report shows images of the test
 set: remove report* from the folder where these are not to be seen. Log in by `hf auth login`, or set HF_TOKEN. A push
 that was cut off is run again by the same command, and sends only what is missing.
 """

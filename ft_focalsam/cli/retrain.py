@@ -32,7 +32,7 @@ from ..retraining import RETRAINING, Retraining
 from ..retraining.features import FrozenFeatures
 from .parsers import command_parser
 from .processes import join_processes
-from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_results, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
 
@@ -94,9 +94,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     found = method.retrain(model, FrozenFeatures(model, images, batch_size=args.batch_size), say=say)
     for tensor in model.head.state_dict().values():  # of several processes, each of which has trained it
         broadcast(tensor)
-    verdict = evaluate_on(model, images, "test", options_of_run(args.run, batch_size=args.batch_size))
-    verdicts = {**saved_verdicts([args.run], verdict), method.title: verdict}
-    records = {name: each.record() for name, each in verdicts.items()}
+    result = evaluate_on(model, images, "test", options_of_run(args.run, batch_size=args.batch_size))
+    results = {**saved_results([args.run], result), method.title: result}
+    records = {name: each.record() for name, each in results.items()}
     say(f"\n{format_table(records)}\n")
     if state.is_main_process:
         description = {"kind": method.title, "method": args.method, **dataclasses.asdict(method), **found}
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             names=[args.run],
             description=description,
             data=images,
-            verdicts=verdicts,
+            results=results,
             section="retraining",
         )
         say(f"The classifier, report.html and metrics.json are in {args.output}.")

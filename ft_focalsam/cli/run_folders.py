@@ -10,17 +10,17 @@ from ..data import DataArguments, ImageData, label_array, prepare_images
 from ..data.long_tail import class_counts
 from ..evaluation import (
     PREDICTIONS,
-    JudgeOptions,
-    TestSet,
-    Verdict,
+    EvalConfig,
+    EvalDataset,
+    EvalResult,
+    evaluate,
     file_name,
-    judge,
     run_folder,
     short_name,
     write_page,
     write_report,
 )
-from ..files import written_aside
+from ..files import atomic_dir
 from ..hub import read_run, write_run
 from ..models import Classifier, LongTailClassifier, load_image_processor
 from .config import parse_config
@@ -80,25 +80,25 @@ def data_of_runs(
     return prepare_images(args)
 
 
-def options_of_run(name: str, *, batch_size: int) -> JudgeOptions:
+def options_of_run(name: str, *, batch_size: int) -> EvalConfig:
     """How to evaluate: with the thresholds of the many- and few-shot classes of a run."""
     saved = read_run(run_folder(name))["data"]
     many, few = saved.get("many_shot_threshold", 100), saved.get("few_shot_threshold", 20)
-    return JudgeOptions(batch_size=batch_size, many=many, few=few)
+    return EvalConfig(batch_size=batch_size, many=many, few=few)
 
 
-def evaluate_on(model: LongTailClassifier, data: ImageData, split: str, options: JudgeOptions) -> Verdict:
+def evaluate_on(model: LongTailClassifier, data: ImageData, split: str, options: EvalConfig) -> EvalResult:
     """How good a classifier is on the images of a split of `data`: "test" or "validation"."""
     config = model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
     classifier = Classifier(model, names, load_image_processor(config.backbone), config.image_size)
-    test = TestSet(data.parts[split], data.class_names, short_name(data.name))
+    test = EvalDataset(data.parts[split], data.class_names, short_name(data.name))
     counts = class_counts(label_array(data.train), data.num_classes)
-    return judge(classifier, test, options=options, model=config.backbone, class_counts=counts)[0]
+    return evaluate(classifier, test, options=options, model=config.backbone, class_counts=counts)[0]
 
 
-def saved_verdicts(names: Sequence[str], like: Verdict) -> dict[str, Verdict]:
-    """Of runs, those that saved predictions of the test images of a verdict, by the names of their folders."""
+def saved_results(names: Sequence[str], like: EvalResult) -> dict[str, EvalResult]:
+    """Of runs, those that saved predictions of the test images of a result, by the names of their folders."""
     file = file_name(like.predictions.dataset, ".safetensors")
     paths = {name: Path(name, PREDICTIONS, file) for name in names}
     return {short_name(str(name)): like.of_earlier(path) for name, path in paths.items() if path.is_file()}
@@ -111,7 +111,7 @@ def write_average(
     names: Sequence[str],
     description: Mapping,
     data: ImageData,
-    verdicts: Mapping[str, Verdict],
+    results: Mapping[str, EvalResult],
     section: str = "average",
 ) -> None:
     """Write what was made of runs as ft-focalsam train writes a run: model, predictions, report.
@@ -122,27 +122,27 @@ def write_average(
         names (sequence of `str`): Folders of what it was made of.
         description (mapping): How, with its "kind", for the section of run.json.
         data (`ImageData`): The images.
-        verdicts (mapping): Name of a row of the report -> [`Verdict`] on the test images; that of the model last.
+        results (mapping): Name of a row of the report -> [`EvalResult`] on the test images; that of the model last.
         section (`str`): "average" or "retraining".
     """
     counts = class_counts(label_array(data.train), data.num_classes)
-    verdict = list(verdicts.values())[-1]
-    with written_aside(folder) as aside:
+    result = list(results.values())[-1]
+    with atomic_dir(folder) as aside:
         model.save_pretrained(aside)
         load_image_processor(model.config.backbone).save_pretrained(aside)
-        verdict.predictions.save(aside / PREDICTIONS / file_name(short_name(data.name), ".safetensors"))
+        result.predictions.save(aside / PREDICTIONS / file_name(short_name(data.name), ".safetensors"))
         write_report(
             aside,
-            {row: each.record() for row, each in verdicts.items()},
-            accuracies={row: each.class_accuracies for row, each in verdicts.items()},
+            {row: each.record() for row, each in results.items()},
+            accuracies={row: each.class_accuracies for row, each in results.items()},
             class_names=data.class_names,
             class_counts=counts,
             test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
-            many=verdict.many,
-            few=verdict.few,
+            many=result.many,
+            few=result.few,
         )
         title = f"{description['kind']} on {short_name(data.name)}"
-        write_page(aside, verdicts, title=title, pictures={short_name(data.name): data.test})
+        write_page(aside, results, title=title, images={short_name(data.name): data.test})
         write_run(aside, _describe(names, {section: dict(description)}))
 
 

@@ -40,7 +40,7 @@ VALIDATION_FRACTION = 0.2  # where the configuration has none
 
 @dataclass
 class _SearchArguments:
-    """What is tried, and how it is judged."""
+    """What is tried, and how it is evaluated."""
 
     num_trials: Annotated[int, Range(1)] = field(
         default=20, metadata={"help": "Runs, those of earlier calls included."}

@@ -28,13 +28,13 @@ from ..averaging.average import average
 from ..averaging.ingredients import read_ingredients
 from ..averaging.soups import SOUPS
 from ..data import DataArguments, ImageData
-from ..evaluation import JudgeOptions, format_table, short_name
+from ..evaluation import EvalConfig, format_table, short_name
 from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..sharpness.hyperparameters import by_argument, check_hyperparameters, values_for
 from .parsers import command_parser
 from .processes import join_processes
-from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_results, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
 
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def score(model: LongTailClassifier, *, data: ImageData, options: JudgeOptions, metric: str) -> float:
+def score(model: LongTailClassifier, *, data: ImageData, options: EvalConfig, metric: str) -> float:
     """A metric on the held-out images, 0 to 1."""
     tally = evaluate_on(model, data, "validation", options).outcomes.tally()
     return float(np.nanmean(tally.class_accuracies) if metric == METRICS[0] else tally.hits.sum() / tally.images.sum())
@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     held_out = functools.partial(score, data=data, options=options, metric=args.metric) if kind.needs_score else None
     weights = kind.weigh(template, ingredients, held_out, say=say, **hyperparameters)
     soup, error = average(template, ingredients, weights, rank=args.rank)
-    verdict = evaluate_on(soup, data, "test", options)
-    verdicts = {**saved_verdicts(args.runs, verdict), f"{args.kind} soup": verdict}
-    records = {name: each.record() for name, each in verdicts.items()}
+    result = evaluate_on(soup, data, "test", options)
+    results = {**saved_results(args.runs, result), f"{args.kind} soup": result}
+    records = {name: each.record() for name, each in results.items()}
     say(f"\n{format_table(records)}\n")
     if args.rank is not None:
         say(f"Cut to rank {args.rank}, an update of a layer loses up to {error:.2%} of its Frobenius norm.")
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             names=args.runs,
             description=description,
             data=data,
-            verdicts=verdicts,
+            results=results,
         )
         say(f"The soup, report.html and metrics.json are in {args.output}.")
     return records

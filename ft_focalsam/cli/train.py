@@ -31,8 +31,8 @@ from ..data import ImageData, StreamedData, describe_groups, label_array
 from ..errors import one_line
 from ..evaluation import (
     PREDICTIONS,
+    EvalResult,
     Predictions,
-    Verdict,
     file_name,
     format_table,
     image_ids,
@@ -41,7 +41,7 @@ from ..evaluation import (
     write_page,
     write_report,
 )
-from ..files import check_writable, written_aside
+from ..files import atomic_dir, check_writable
 from ..hub import describe_run, write_run
 from ..models import choose_head_start
 from ..models.backbones import find_family
@@ -74,15 +74,15 @@ def make_parser() -> HfArgumentParser:
     return config_parser(TYPES)
 
 
-def train_and_judge(
+def train_and_evaluate(
     trainer: FocalSAMTrainer, data: ImageData | StreamedData, test: Dataset, *, before: str, say: Callable
-) -> tuple[dict[str, dict[str, float]], dict[str, Verdict]]:
-    """Metrics and verdicts on the test images by name of the row: `before`, and after training if anything trains."""
+) -> tuple[dict[str, dict[str, float]], dict[str, EvalResult]]:
+    """Metrics and results on the test images by name of the row: `before`, and after training if anything trains."""
     args, name = trainer.args, short_name(data.name)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
     say(describe_groups(trainer.class_counts, **thresholds))
     say(describe_parameters(trainer.model))
-    metrics, verdicts = {}, {}
+    metrics, results = {}, {}
     trains = any(parameter.requires_grad for parameter in trainer.model.parameters())
     for row in (before, args.sharpness.replace("none", "plain")) if trains else (before,):
         if metrics:
@@ -96,9 +96,9 @@ def train_and_judge(
             class_names=data.class_names,
             dataset=name,
         )
-        verdicts[row] = Verdict(predictions, trainer.class_counts, **thresholds)
-        say(f"\n{format_table({name: verdict.record() for name, verdict in verdicts.items()})}\n")
-    return metrics, verdicts
+        results[row] = EvalResult(predictions, trainer.class_counts, **thresholds)
+        say(f"\n{format_table({name: result.record() for name, result in results.items()})}\n")
+    return metrics, results
 
 
 def save(
@@ -106,22 +106,22 @@ def save(
     weights: dict[str, Tensor],
     data: ImageData | StreamedData,
     metrics: dict,
-    verdicts: dict[str, Verdict],
+    results: dict[str, EvalResult],
     record: dict,
 ) -> None:
     """Write the model with these weights, its predictions, and the report on the run of this record to the output
     folder."""
     args, name = trainer.args, short_name(data.name)
-    records = {row: {**metrics[row], **verdict.record()} for row, verdict in verdicts.items()}  # with intervals
-    with written_aside(args.output_dir) as folder:
+    records = {row: {**metrics[row], **result.record()} for row, result in results.items()}  # with intervals
+    with atomic_dir(args.output_dir) as folder:
         trainer.model.save_pretrained(folder, state_dict=weights)
         trainer.processing_class.save_pretrained(folder)
-        predictions = list(verdicts.values())[-1].predictions
+        predictions = list(results.values())[-1].predictions
         predictions.save(Path(folder, PREDICTIONS, file_name(name, ".safetensors")))
         write_report(
             folder,
             records,
-            accuracies={row: verdict.class_accuracies for row, verdict in verdicts.items()},
+            accuracies={row: result.class_accuracies for row, result in results.items()},
             class_names=data.class_names,
             class_counts=trainer.class_counts,
             test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
@@ -129,8 +129,8 @@ def save(
             few=args.few_shot_threshold,
         )
         title = f"{title_name(trainer.model.config.backbone)} on {title_name(data.name)}"
-        pictures, log = {name: data.test}, trainer.state.log_history
-        write_page(folder, verdicts, title=title, pictures=pictures, log_history=log, run=record)
+        images, log = {name: data.test}, trainer.state.log_history
+        write_page(folder, results, title=title, images=images, log_history=log, run=record)
 
 
 def describe_next(folder: str) -> str:
@@ -225,13 +225,13 @@ def run(
     trainer, test = make_trainer(data, options, trainer_type=trainer_type, build=build)
     trainer.progress.shows_evaluation = data_args.has_validation
     before = before or ROW_BEFORE[head_start]
-    metrics, verdicts = train_and_judge(trainer, data, test, before=before, say=say)
+    metrics, results = train_and_evaluate(trainer, data, test, before=before, say=say)
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, each of which may hold a part
     if trainer.is_world_process_zero():
         with named_failure(args.output_dir):
             told = {"argv": argv, "data_notes": data_notes, "seconds": time.monotonic() - began}
             record = describe_run(trainer, options=options, **told)
-            save(trainer, weights, data, metrics, verdicts, record)
+            save(trainer, weights, data, metrics, results, record)
             write_run(args.output_dir, record)
         say(describe_next(args.output_dir))
         if args.push_to_hub:

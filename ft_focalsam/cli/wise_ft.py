@@ -25,7 +25,7 @@ from ..evaluation import format_table
 from ..files import check_is_free
 from .parsers import command_parser
 from .processes import join_processes
-from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_verdicts, write_average
+from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_results, write_average
 
 FURTHER = (DataArguments,)  # keys that describe the images
 
@@ -74,11 +74,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     if args.alpha is None:
         return records
     model, _ = average(template, ends, [1 - args.alpha, args.alpha])
-    verdict = evaluate_on(model, data, "test", options)
-    verdicts = {**saved_verdicts([args.run], verdict), f"WiSE-FT, alpha {args.alpha:g}": verdict}
-    say(f"On the test images:\n\n{format_table({name: each.record() for name, each in verdicts.items()})}\n")
+    result = evaluate_on(model, data, "test", options)
+    results = {**saved_results([args.run], result), f"WiSE-FT, alpha {args.alpha:g}": result}
+    say(f"On the test images:\n\n{format_table({name: each.record() for name, each in results.items()})}\n")
     if state.is_main_process:
         description = {"kind": "WiSE-FT", "alpha": args.alpha}
-        write_average(args.output, model, names=[args.run], description=description, data=data, verdicts=verdicts)
+        write_average(args.output, model, names=[args.run], description=description, data=data, results=results)
         say(f"The classifier, report.html and metrics.json are in {args.output}.")
     return records

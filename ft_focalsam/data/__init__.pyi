@@ -23,7 +23,7 @@ from .device_images import (
     collate_ready as collate_ready,
 )
 from .image_folder import (
-    find_pictures as find_pictures,
+    find_images as find_images,
 )
 from .images import (
     BadImageError as BadImageError,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import one_line
-from ..files import opened_aside
+from ..files import atomic_open
 from .columns import label_array
 
 NAME = "image_features"
@@ -67,7 +67,7 @@ def write_features(path: Path, parts: Iterable[Tensor], *, count: int, key: str)
         key (`str`): What they are features of, for `find_fault`.
     """
     written = 0
-    with opened_aside(path) as file:
+    with atomic_open(path) as file:
         for part in parts:
             if not written:
                 size = count * part[0].numel() * part.element_size()

@@ -6,10 +6,10 @@ import datasets
 import numpy as np
 import torchvision
 
-from .list_files import from_pixels, read_class_names
+from .list_files import from_pixels, read_prompt_names
 
 PIXELS = 3 * 32 * 32
-# folder -> (label bytes a picture, file of the class names, training files, test file)
+# folder -> (label bytes an image, file of the class names, training files, test file)
 BINARY_VERSIONS = {
     "cifar-10-batches-bin": (1, "batches.meta.txt", [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"),
     "cifar-100-binary": (2, "fine_label_names.txt", ["train.bin"], "test.bin"),
@@ -32,7 +32,7 @@ def read_binary_cifar(folder: Path) -> datasets.DatasetDict:
         ValueError: If a file is cut off.
     """
     label_bytes, names_file, train_files, test_file = binary_cifar_version(folder)
-    classes = datasets.ClassLabel(names=read_class_names(str(folder / names_file)))
+    classes = datasets.ClassLabel(names=read_prompt_names(str(folder / names_file)))
     splits = datasets.DatasetDict()
     for split, files in (("train", train_files), ("test", [test_file])):
         rows = np.concatenate([_records(folder / file, label_bytes) for file in files])
@@ -86,5 +86,5 @@ def _records(file: Path, label_bytes: int) -> np.ndarray:
         raise FileNotFoundError(f"'{file}' does not exist; unpack the whole archive.")
     content = np.fromfile(file, dtype=np.uint8)
     if content.size == 0 or content.size % (label_bytes + PIXELS):
-        raise ValueError(f"'{file}' has {content.size:,} bytes, which are no whole pictures; unpack it again.")
+        raise ValueError(f"'{file}' has {content.size:,} bytes, which are no whole images; unpack it again.")
     return content.reshape(-1, label_bytes + PIXELS)

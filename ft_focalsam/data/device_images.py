@@ -1,4 +1,4 @@
-"""Small pictures that stay on the device: cut out, augmented and normalised there, a batch at a time.
+"""Small images that stay on the device: cut out, augmented and normalised there, a batch at a time.
 
 For networks that take less time for a batch than a CPU takes to prepare one, as ResNets for CIFAR do on a GPU.
 """
@@ -18,7 +18,7 @@ from .images import StoredImage, undecoded
 from .training_sets import seed_of
 from .transforms import Decode, Normalise, Preprocessing
 
-# Augmentation of `transforms.py` -> by how much of a side it shifts pictures, and whether it flips them.
+# Augmentation of `transforms.py` -> by how much of a side it shifts images, and whether it flips them.
 DEVICE_AUGMENTATIONS = {"none": (0, False), "cifar": (1 / 8, True)}
 
 
@@ -34,14 +34,14 @@ class DeviceImages(Dataset):
         preprocessing (`Preprocessing`): Resize, crop and normalisation.
         augmentation (`str`, defaults to `"none"`): `"none"`, or `"cifar"`: shift by up to an eighth of the side, black
             behind it, and flip.
-        device (`torch.device` or `str`, defaults to `"cpu"`): Where the pictures are kept: H * W * 3 bytes each, a
+        device (`torch.device` or `str`, defaults to `"cpu"`): Where the images are kept: H * W * 3 bytes each, a
             little more with the margin of a shift.
         seed (`int`, defaults to 0): Of the random numbers.
         num_views (`int`, *optional*): As in [`TransformedImages`].
 
     Raises:
         ValueError: If the augmentation is another one.
-        BadImageError: If a picture is broken.
+        BadImageError: If an image is broken.
     """
 
     items_have_targets = True  # no transform changes them
@@ -70,7 +70,7 @@ class DeviceImages(Dataset):
         self.num_views = num_views
         self._labels = torch.as_tensor(self.targets, device=self.device)
         self._normalise = Normalise(preprocessing)
-        self._pictures = self._load(dataset, preprocessing)  # (N, H + margins, W + margins, 3), uint8
+        self._images = self._load(dataset, preprocessing)  # (N, H + margins, W + margins, 3), uint8
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,7 +92,7 @@ class DeviceImages(Dataset):
         across, down = (torch.arange(side, device=self.device) for side in reversed(self.size))
         rows = tops + down
         columns = lefts + torch.where(flips, len(across) - 1 - across, across)
-        pixels = self._pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        pixels = self._images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return {"pixel_values": self._normalise(pixels.permute(0, 3, 1, 2)), "labels": self._labels[index]}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -102,11 +102,11 @@ class DeviceImages(Dataset):
     def _load(self, dataset: datasets.Dataset, preprocessing: Preprocessing) -> Tensor:
         geometry = v2.Compose([Decode(), *preprocessing.resize_and_crop()])
         (height, width), (above, beside) = self.size, self._margin
-        pictures = torch.zeros(len(dataset), height + 2 * above, width + 2 * beside, 3, dtype=torch.uint8)
-        inside = pictures[:, above : above + height, beside : beside + width]
+        images = torch.zeros(len(dataset), height + 2 * above, width + 2 * beside, 3, dtype=torch.uint8)
+        inside = images[:, above : above + height, beside : beside + width]
         for row, item in enumerate(tqdm(undecoded(dataset), desc="Decoding", leave=False, disable=None)):
             inside[row] = geometry(StoredImage.read(item["image"], row=row)).permute(1, 2, 0)
-        return pictures.to(self.device)
+        return images.to(self.device)
 
 
 def collate_ready(batch: dict[str, Tensor]) -> dict[str, Tensor]:

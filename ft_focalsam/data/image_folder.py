@@ -1,4 +1,4 @@
-"""A folder of pictures: a sub-folder a class, or splits of such folders; a class has its pictures at any depth."""
+"""A folder of images: a sub-folder a class, or splits of such folders; a class has its images at any depth."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".
 def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.DatasetDict | None:
     """The splits of a folder, with the columns `"image"` and `"label"`; None where the layout is another.
 
-    Sub-folders that hold pictures are classes (one of CIFAR-100 is called "train"). Where pictures lie deeper, they
+    Sub-folders that hold images are classes (one of CIFAR-100 is called "train"). Where images lie deeper, they
     are splits if one of them is called like a split, else classes too. `datasets` itself goes by words in the names of
     folders and files, and takes the innermost folder for the class.
 
@@ -29,32 +29,32 @@ def read_image_folder(path: Path, *, train_split: str = "train") -> datasets.Dat
         train_split (`str`, defaults to `"train"`): A name that marks splits, beside the usual ones.
 
     Raises:
-        ValueError: If a picture is in a split but in no class, or as in [`find_pictures`].
+        ValueError: If an image is in a split but in no class, or as in [`find_images`].
     """
     folders = shown_folders(path)
     if any(_holds_metadata(folder) for folder in (path, *folders)):
         return None
-    pictures = {folder: list(find_pictures(folder, root=path)) for folder in folders}
-    folders = [folder for folder in folders if pictures[folder]]
+    images = {folder: list(find_images(folder, root=path)) for folder in folders}
+    folders = [folder for folder in folders if images[folder]]
     if not folders:
         return None
-    direct = [p for folder in folders for p in pictures[folder] if Path(p).parent == folder]
+    direct = [p for folder in folders for p in images[folder] if Path(p).parent == folder]
     like_splits = [_split_name(folder, train_split) is not None for folder in folders]
-    if direct and all(like_splits) and len(direct) < sum(map(len, pictures.values())):
-        raise ValueError(f"The picture '{direct[0]}' is in no class; move it into the folder of one, or remove it.")
+    if direct and all(like_splits) and len(direct) < sum(map(len, images.values())):
+        raise ValueError(f"The image '{direct[0]}' is in no class; move it into the folder of one, or remove it.")
     if len(folders) == 1 and not direct and any(_split_name(f, train_split) for f in shown_folders(folders[0])):
         raise ValueError(f"'{path}' has its splits in the folder '{folders[0].name}'; give '{folders[0]}'.")
     if direct or not any(like_splits):
-        splits = {"train": {folder.name: pictures[folder] for folder in folders}}
+        splits = {"train": {folder.name: images[folder] for folder in folders}}
     else:
-        splits = {_split_name(f, train_split) or f.name: _by_class(f, pictures[f]) for f in folders}
+        splits = {_split_name(f, train_split) or f.name: _by_class(f, images[f]) for f in folders}
     names = sorted({name for classes in splits.values() for name in classes})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_dict(
                 {
-                    "image": [picture for name in names for picture in classes.get(name, ())],
+                    "image": [image for name in names for image in classes.get(name, ())],
                     "label": [label for label, name in enumerate(names) for _ in classes.get(name, ())],
                 },
                 features=features,
@@ -73,15 +73,15 @@ def refuse_without_classes(path: Path) -> None:
     if any(name.lower().endswith(TABLES) for name in files):
         return
     remedy = "give a folder with one sub-folder of images per class, or a file that lists paths and labels"
-    pictures = sum(1 for _ in find_pictures(path))
-    if pictures:
-        raise ValueError(f"'{path}' has {pictures:,} images and no sub-folders, which would be the classes; {remedy}.")
+    images = sum(1 for _ in find_images(path))
+    if images:
+        raise ValueError(f"'{path}' has {images:,} images and no sub-folders, which would be the classes; {remedy}.")
     found = f"{len(files):,} files and no image among them (such as '{files[0]}')" if files else "nothing in it"
     raise ValueError(f"The data set folder '{path}' has {found}; {remedy}.")
 
 
-def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
-    """Paths of the files that are pictures by their extension, at any depth, in order.
+def find_images(folder: Path, *, root: Path | None = None) -> Iterator[str]:
+    """Paths of the files that are images by their extension, at any depth, in order.
 
     Links to folders are followed, each folder once; what is hidden is left out.
 
@@ -90,7 +90,7 @@ def find_pictures(folder: Path, *, root: Path | None = None) -> Iterator[str]:
         root (`Path`, *optional*): What links may not lead out of; by default the folder.
 
     Raises:
-        ValueError: If a picture is a link that leads out of the root, or a device, a pipe or a socket.
+        ValueError: If an image is a link that leads out of the root, or a device, a pipe or a socket.
     """
     top = os.path.realpath(folder if root is None else root)
     seen, waiting = set(), [Folder(folder)]
@@ -140,9 +140,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _by_class(folder: Path, pictures: list[str]) -> dict[str, list[str]]:
-    """Class -> pictures, the class being the first folder on the way to a picture."""
+def _by_class(folder: Path, images: list[str]) -> dict[str, list[str]]:
+    """Class -> images, the class being the first folder on the way to an image."""
     classes: dict[str, list[str]] = {}
-    for picture in pictures:
-        classes.setdefault(Path(picture).relative_to(folder).parts[0], []).append(picture)
+    for image in images:
+        classes.setdefault(Path(image).relative_to(folder).parts[0], []).append(image)
     return classes

@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to RGB pixels: upright, 8 bits a channel, or refused by name."""
+"""From the bytes of an image file to RGB pixels: upright, 8 bits a channel, or refused by name."""
 
 import io
 import warnings
@@ -37,7 +37,7 @@ REDUCTIONS = (8, 4, 2)  # a JPEG decodes at 1/8, 1/4 and 1/2 of its size for a f
 
 
 class BadImageError(ValueError):
-    """A picture that cannot be used; the message names it and says what to do."""
+    """An image that cannot be used; the message names it and says what to do."""
 
     def __init__(self, message: str):
         # A worker process of a DataLoader hands the whole traceback on as the message; its end is the sentence.
@@ -46,7 +46,7 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """The bytes of one picture file, not decoded.
+    """The bytes of one image file, not decoded.
 
     Args:
         content (`bytes`): The file.
@@ -70,7 +70,7 @@ class StoredImage:
         content, path = record["bytes"], record["path"]
         name = record_name(record, row=row)
         if content is None and path is None:
-            raise BadImageError(f"The picture {name} has neither bytes nor a path; remove the row.")
+            raise BadImageError(f"The image {name} has neither bytes nor a path; remove the row.")
         try:
             if content is None:
                 content = read_file(path, most=MAX_BYTES) if "://" not in path else _remote_bytes(path)
@@ -79,7 +79,7 @@ class StoredImage:
         return cls(content, name)
 
     def open(self) -> Image.Image:
-        """The picture with its size and mode known and its pixels not decoded yet.
+        """The image with its size and mode known and its pixels not decoded yet.
 
         Raises:
             BadImageError: If it is no image of one of `FORMATS`, or one made to exhaust the memory or the time.
@@ -114,7 +114,7 @@ class StoredImage:
 
     def _too_much(self, what: str) -> BadImageError:
         return BadImageError(
-            f"The picture {self.name} {what}, which may be meant to exhaust the memory; shrink or remove it, or set "
+            f"The image {self.name} {what}, which may be meant to exhaust the memory; shrink or remove it, or set "
             "--on_bad_image skip."
         )
 
@@ -147,7 +147,7 @@ class StoredImage:
 
 
 def record_name(record: Mapping[str, Any], *, row: int) -> str:
-    """What error messages call a picture: its path, or, where its bytes are stored in a table, its row."""
+    """What error messages call an image: its path, or, where its bytes are stored in a table, its row."""
     path = printable(record["path"] or "")
     if record["bytes"] is None and path:
         return f"'{path}'"
@@ -164,7 +164,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of a picture after its EXIF orientation is applied."""
+    """(height, width) of an image after its EXIF orientation is applied."""
     return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
 
 
@@ -191,7 +191,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The same data set whose column `"image"` gives `"bytes"` and `"path"` instead of decoded pictures."""
+    """The same data set whose column `"image"` gives `"bytes"` and `"path"` instead of decoded images."""
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
@@ -221,5 +221,5 @@ def _bad(name: str, error: Exception) -> BadImageError:
     if "cannot identify image file" in reason:
         reason = "no image format that is known"
     return BadImageError(
-        f"The picture {name} cannot be read ({reason}); replace or remove it, or set --on_bad_image skip."
+        f"The image {name} cannot be read ({reason}); replace or remove it, or set --on_bad_image skip."
     )

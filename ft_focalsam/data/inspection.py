@@ -12,8 +12,8 @@ from .long_tail import class_counts, describe_groups
 from .scan import ImageFacts, scan_images
 from .sources import ImageData
 
-EXTREME_RATIO = 5  # longer to shorter side of a picture
-EXTREME_SIZE = 8  # a picture's shorter side to the median of its split, or the other way round
+EXTREME_RATIO = 5  # longer to shorter side of an image
+EXTREME_SIZE = 8  # an image's shorter side to the median of its split, or the other way round
 _LISTED = 5
 
 
@@ -31,7 +31,7 @@ class Inspection:
         smallest_sides (`np.ndarray`): Shorter side in pixels of the smallest image of each class, 0 where none can be
             read, shape (C,).
         findings (`dict[str, list[str]]`): Heading -> one line a case; a heading without cases is not there.
-        sizes (`dict[str, str]`): Split -> what its pictures measure.
+        sizes (`dict[str, str]`): Split -> what its images measure.
     """
 
     class_names: list[str]
@@ -95,7 +95,7 @@ class Inspection:
 
 
 def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspection:
-    """Decode every picture once and compare them.
+    """Decode every image once and compare them.
 
     Args:
         data (`ImageData`): Training, test and, where there are some, validation images.
@@ -132,7 +132,7 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
 
 
 def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray], names: list[str]):
-    """The same pixels twice, within and between splits; between splits also pictures that look the same."""
+    """The same pixels twice, within and between splits; between splits also images that look the same."""
     train = facts["training"]
 
     def told(split: str, row: int) -> str:

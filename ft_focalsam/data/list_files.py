@@ -78,9 +78,9 @@ def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     delimiter = next((sign for sign in ",;\t" if sign in header), ",")
     reader = csv.DictReader(io.StringIO(text[blank:], newline=""), delimiter=delimiter, skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    pictures = [name for name in reader.fieldnames if Path(name).suffix.lower() in EXTENSIONS]
-    if pictures:
-        raise ValueError(f"'{file}' begins with '{pictures[0]}' where its header should be; write 'path,label' above.")
+    images = [name for name in reader.fieldnames if Path(name).suffix.lower() in EXTENSIONS]
+    if images:
+        raise ValueError(f"'{file}' begins with '{images[0]}' where its header should be; write 'path,label' above.")
 
     def rows():
         for row in reader:
@@ -124,26 +124,26 @@ def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
     try:
         categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         category_of = {a["image_id"]: a["category_id"] for a in content["annotations"]}
-        pictures = [(image["id"], image["file_name"]) for image in content["images"]]
+        images = [(image["id"], image["file_name"]) for image in content["images"]]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"An entry of '{file}' has no {error}; give iNaturalist's JSON as it is published."
         ) from error
     if len(category_of) != len(content["annotations"]):
         raise ValueError(f"'{file}' gives some image several annotations; one class an image is needed.")
-    unlabelled = [name for index, name in pictures if category_of.get(index) not in categories]
+    unlabelled = [name for index, name in images if category_of.get(index) not in categories]
     if unlabelled:
         raise ValueError(
-            f"The image '{unlabelled[0]}' of '{file}' has no category ({len(unlabelled):,} of {len(pictures):,} have "
+            f"The image '{unlabelled[0]}' of '{file}' has no category ({len(unlabelled):,} of {len(images):,} have "
             f"none); give a file with annotations, such as train2018.json."
         )
     index = {category: position for position, category in enumerate(categories)}
     dataset = _from_paths(
         file,
         options,
-        names=[name for _, name in pictures],
-        lines=range(1, len(pictures) + 1),
-        labels=[index[category_of[image]] for image, _ in pictures],
+        names=[name for _, name in images],
+        lines=range(1, len(images) + 1),
+        labels=[index[category_of[image]] for image, _ in images],
         feature=datasets.ClassLabel(names=_distinct(list(categories.values()), file)),
     )
     return datasets.DatasetDict({"train": dataset})
@@ -175,8 +175,8 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
                 f"'{file}' holds {', '.join(sorted(stored))}; name its arrays x and y, or x_train, y_train, x_test "
                 f"and y_test."
             )
-        is_picture = pixels.dtype == np.uint8 and (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3))
-        if not is_picture or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+        is_image = pixels.dtype == np.uint8 and (pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3))
+        if not is_image or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"'{file}' has x{suffix} of {pixels.dtype} {pixels.shape} and y{suffix} of {labels.dtype} "
                 f"{labels.shape}; give uint8 (N, H, W) or (N, H, W, 3), and N integers."
@@ -189,7 +189,7 @@ def arrays(file: Path, options: FileOptions) -> datasets.DatasetDict:
 
 
 def from_pixels(pixels: np.ndarray, labels: np.ndarray, feature: datasets.Features | None = None) -> datasets.Dataset:
-    """A data set of pictures in memory.
+    """A data set of images in memory.
 
     Args:
         pixels (`np.ndarray`): uint8 of shape (N, H, W) or (N, H, W, 3).
@@ -197,11 +197,11 @@ def from_pixels(pixels: np.ndarray, labels: np.ndarray, feature: datasets.Featur
         feature (*optional*): Of the labels, e.g. a `datasets.ClassLabel`.
     """
     features = {"image": datasets.Image(), "labels": feature or datasets.Value("int64")}
-    columns = {"image": [Image.fromarray(picture) for picture in pixels], "labels": labels.astype(np.int64)}
+    columns = {"image": [Image.fromarray(image) for image in pixels], "labels": labels.astype(np.int64)}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def read_class_names(path: str) -> list[str]:
+def read_prompt_names(path: str) -> list[str]:
     """Class names in index order: one a line, a JSON list of names, or one of objects with `id` and `name`.
 
     Raises:
@@ -251,10 +251,10 @@ def _distinct(names: list[str], file: Path) -> list[str]:
 
 
 def _from_paths(file: Path, options: FileOptions, *, names, lines, labels, feature=None) -> datasets.Dataset:
-    """A data set of picture files; none is opened."""
+    """A data set of image files; none is opened."""
     paths = resolve_paths(names, lines, list_file=file, root=options.image_root)
     if not paths:
-        raise ValueError(f"'{file}' lists no picture; give one with lines.")
+        raise ValueError(f"'{file}' lists no image; give one with lines.")
     values = pa.array(labels)
     feature = feature or datasets.Value("string" if pa.types.is_string(values.type) else "int64")
     features = datasets.Features({"image": datasets.Image(), "labels": feature})
@@ -277,7 +277,7 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
             raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
         splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append((line, str(path), str(label)))
     if columns is None:
-        raise ValueError(f"'{file}' lists no picture; give one with lines.")
+        raise ValueError(f"'{file}' lists no image; give one with lines.")
     are_numbers = all(label.isascii() and label.isdigit() for entries in splits.values() for *_, label in entries)
     result = datasets.DatasetDict()
     for split, entries in splits.items():

@@ -15,7 +15,7 @@ from .batches import finished
 
 @dataclass(frozen=True)
 class Mixing:
-    """How pictures of a batch are mixed with one another, and their labels.
+    """How images of a batch are mixed with one another, and their labels.
 
     Args:
         mixup_alpha (`float`, >= 0): Of the Beta distribution of lambda in mixup (Zhang et al., arXiv 1710.09412); 0 is
@@ -24,7 +24,7 @@ class Mixing:
             batch is mixed by one of the two, chosen at random.
         remix (`bool`): Whether labels favour rare classes, see `mixed_labels`.
         kappa (`float`, >= 1): Ratio of class counts from which Remix acts.
-        tau (`float`, 0 to 1): Remix acts on pictures that are more than 1 - tau of the rarer class.
+        tau (`float`, 0 to 1): Remix acts on images that are more than 1 - tau of the rarer class.
 
     Raises:
         ValueError: If a value is out of range, or there is nothing for Remix to act on.
@@ -43,29 +43,29 @@ class Mixing:
         if not self.kappa >= 1:
             raise ValueError(f"remix_kappa is {self.kappa}; set it to a ratio of class counts, 1 or more.")
         if not 0 <= self.tau <= 1:
-            raise ValueError(f"remix_tau is {self.tau}; set it to a share of the picture, from 0 to 1.")
+            raise ValueError(f"remix_tau is {self.tau}; set it to a share of the image, from 0 to 1.")
         if self.remix and not self.is_on:
-            raise ValueError("remix changes the labels of mixed pictures; set mixup_alpha or cutmix_alpha above 0.")
+            raise ValueError("remix changes the labels of mixed images; set mixup_alpha or cutmix_alpha above 0.")
 
     @property
     def is_on(self) -> bool:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def transform(self) -> v2.Transform:
-        """(pictures (B, 3, H, W), probabilities (B, K)) -> both mixed."""
+        """(images (B, 3, H, W), probabilities (B, K)) -> both mixed."""
         chosen = [(v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha)]
         return v2.RandomChoice([kind(alpha=alpha) for kind, alpha in chosen if alpha > 0])
 
     def mixed_labels(self, shares: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-        """Class probabilities of mixed pictures.
+        """Class probabilities of mixed images.
 
-        A picture that is lambda of class i and 1 - lambda of class j has the label lambda e_i + (1 - lambda) e_j. By
+        An image that is lambda of class i and 1 - lambda of class j has the label lambda e_i + (1 - lambda) e_j. By
         Remix (Chou et al., arXiv 2007.03943, eq. 8), lambda of the label is 0 where n_i / n_j >= kappa and lambda <
         tau, and 1 where n_i / n_j <= 1 / kappa and 1 - lambda < tau: the rarer class takes the whole label, as long as
-        the picture is more than 1 - tau of it.
+        the image is more than 1 - tau of it.
 
         Args:
-            shares (`Tensor` of shape (B, B)): Which share of picture m is in mixed picture n; rows of sum 1, with
+            shares (`Tensor` of shape (B, B)): Which share of image m is in mixed image n; rows of sum 1, with
                 lambda on the diagonal and at most one entry beside it.
             labels (`Tensor` of shape (B,)): Class indices.
             class_counts (`Tensor` of shape (C,)): Training samples per class.
@@ -110,14 +110,14 @@ class MixingCollator:
                 f"A batch has {sorted(batch)}; mixup and CutMix need its 'pixel_values' and 'labels', so let the data "
                 "collator give them, or set mixup_alpha and cutmix_alpha to 0."
             )
-        pictures, labels = batch["pixel_values"], batch["labels"].cpu()
+        images, labels = batch["pixel_values"], batch["labels"].cpu()
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self._seed_of(pictures))
-            pictures, shares = self._transform(pictures, torch.eye(len(labels)))
+            torch.random.default_generator.manual_seed(self._seed_of(images))
+            images, shares = self._transform(images, torch.eye(len(labels)))
         labels = self.mixing.mixed_labels(shares, labels, self.class_counts)
-        return {**batch, "pixel_values": pictures, "labels": labels}
+        return {**batch, "pixel_values": images, "labels": labels}
 
-    def _seed_of(self, pictures: Tensor) -> int:
-        """A number that tells this batch from others, from every 97th value of its pictures."""
-        sample = pictures.flatten()[::97].contiguous().cpu()
+    def _seed_of(self, images: Tensor) -> int:
+        """A number that tells this batch from others, from every 97th value of its images."""
+        sample = images.flatten()[::97].contiguous().cpu()
         return zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), self.seed % 2**32)

@@ -35,7 +35,7 @@ def read_file(path: str | os.PathLike, *, most: int) -> bytes:
 
 
 def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path, root: Path) -> list[str]:
-    """Absolute paths of the pictures that a list file names relative to a folder.
+    """Absolute paths of the images that a list file names relative to a folder.
 
     Each folder is listed once instead of asking for each file, which on network storage is much faster.
 
@@ -46,12 +46,12 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
         root (`Path`): Folder that they are relative to.
 
     Raises:
-        FileNotFoundError: If the folder or a picture does not exist; says how many are missing.
+        FileNotFoundError: If the folder or an image does not exist; says how many are missing.
         ValueError: If a path is absolute or leads out of the folder, by `..` or by a link.
     """
     if not root.is_dir():
         raise FileNotFoundError(
-            f"The folder '{root}' of the pictures in '{list_file}' does not exist; set --image_root to the folder "
+            f"The folder '{root}' of the images in '{list_file}' does not exist; set --image_root to the folder "
             f"that their paths start from."
         )
     top = Path(os.path.realpath(root))
@@ -76,7 +76,7 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
         paths.append(os.path.join(folder.path, file))
     if missing:
         raise FileNotFoundError(
-            f"{missing[0][0]}, which is not in '{root}' ({len(missing):,} of {len(paths):,} pictures are missing); "
+            f"{missing[0][0]}, which is not in '{root}' ({len(missing):,} of {len(paths):,} images are missing); "
             f"set --image_root to the folder that the paths start from, or complete it."
         )
     return paths

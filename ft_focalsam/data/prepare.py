@@ -24,16 +24,16 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
     """Load the images, put those for validation aside, cut the others to the long tail that is asked for, see that all
     of them can be read, and, if asked for, train on smaller copies of them.
 
-    With `on_bad_image="skip"` broken pictures leave before the cut, so that the class counts are those of the profile.
+    With `on_bad_image="skip"` broken images leave before the cut, so that the class counts are those of the profile.
 
     Args:
         args (`DataArguments`): Of the run.
-        say (`Callable`, defaults to `print`): Takes the list of the pictures that are skipped, and of the classes of
+        say (`Callable`, defaults to `print`): Takes the list of the images that are skipped, and of the classes of
             which no image is left to test on or to validate on.
 
     Raises:
         FileNotFoundError, ValueError: As in [`load_image_data`] and [`ImageData.cut`].
-        BadImageError: If a picture is broken, and broken ones are not to be skipped.
+        BadImageError: If an image is broken, and broken ones are not to be skipped.
     """
     data = load_image_data(
         args.dataset,
@@ -127,7 +127,7 @@ def refuse_untrained_classes(data: ImageData) -> None:
 
 
 def refuse_broken(data: ImageData) -> None:
-    """Decode every picture once (the result is cached).
+    """Decode every image once (the result is cached).
 
     Raises:
         BadImageError: Names the first one that is broken, and says how many are.
@@ -142,10 +142,10 @@ def refuse_broken(data: ImageData) -> None:
 
 
 def drop_broken(data: ImageData, *, say: Callable[[str], object] = print) -> ImageData:
-    """The same data without the pictures that cannot be read, which are counted and listed.
+    """The same data without the images that cannot be read, which are counted and listed.
 
     Raises:
-        ValueError: If no picture of a split is left.
+        ValueError: If no image of a split is left.
     """
     parts = data.parts
     for split, dataset in data.parts.items():

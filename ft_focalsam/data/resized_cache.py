@@ -1,4 +1,4 @@
-"""Training pictures made smaller once and kept on disk, instead of in every epoch."""
+"""Training images made smaller once and kept on disk, instead of in every epoch."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from ..files import check_writable, write_aside
+from ..files import atomic_write, check_writable
 from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
 from .scan import map_images, record_signature
@@ -22,20 +22,20 @@ QUALITY = 95  # of the JPEGs
 def resize_into_cache(
     dataset: datasets.Dataset, folder: str | Path, *, side: int, num_workers: int | None = None
 ) -> datasets.Dataset:
-    """The same data set with pictures whose shorter side is at most `side`, stored as files.
+    """The same data set with images whose shorter side is at most `side`, stored as files.
 
-    A file is named by the hash of what it was made from, and is made once for all data sets that hold the picture; one
+    A file is named by the hash of what it was made from, and is made once for all data sets that hold the image; one
     that is smaller already is kept as it is. An index of paths, sizes and times of change spares reading the sources
     again, and a source that changed is made anew. Several processes may fill the same folder.
 
     Args:
         dataset (`datasets.Dataset`): Columns `"image"` and `"labels"`.
         folder (`str` or `Path`): Where the files go; it may hold other sizes, too.
-        side (`int`): In pixels, at least 16; no smaller than what the model sees, or pictures are enlarged again.
+        side (`int`): In pixels, at least 16; no smaller than what the model sees, or images are enlarged again.
         num_workers (`int`, *optional*): Processes; by default up to 8, for a large data set.
 
     Raises:
-        BadImageError: If a picture is broken.
+        BadImageError: If an image is broken.
         ValueError: If `side` is below 16.
     """
     if side < 16:
@@ -47,14 +47,14 @@ def resize_into_cache(
     made = list(map_images(dataset, _Resize(folder, side, known), num_workers=num_workers, desc="Resizing the images"))
     new = {signature: digest for signature, digest in made if signature != digest}
     if new.keys() - known.keys():
-        write_aside(index, json.dumps(known | new).encode())
+        atomic_write(index, json.dumps(known | new).encode())
     columns = {"image": [str(_path(folder, digest)) for _, digest in made], "labels": label_array(dataset)}
     features = datasets.Features({"image": datasets.Image(), "labels": dataset.features["labels"]})
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 class _Resize:
-    """Makes the file of one picture unless it is there; returns the signature and the hash of the source."""
+    """Makes the file of one image unless it is there; returns the signature and the hash of the source."""
 
     def __init__(self, folder: Path, side: int, known: dict[str, str]):
         self.folder = folder
@@ -70,7 +70,7 @@ class _Resize:
         digest = hashlib.blake2b(stored.content, digest_size=16).hexdigest()
         path = _path(self.folder, digest)
         if not path.is_file():
-            write_aside(path, self._smaller(StoredImage(stored.content, record_name(record, row=row))))
+            atomic_write(path, self._smaller(StoredImage(stored.content, record_name(record, row=row))))
         return signature, digest
 
     def _smaller(self, stored: StoredImage) -> bytes:

@@ -1,4 +1,4 @@
-"""Every picture of a data set looked at once, in worker processes: broken ones, sizes, and hashes of the pixels."""
+"""Every image of a data set looked at once, in worker processes: broken ones, sizes, and hashes of the pixels."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..files import write_aside
+from ..files import atomic_write
 from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
 from .workers import WORTH_PROCESSES, available_cores
 
@@ -25,16 +25,16 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one picture is.
+    """What one image is.
 
     Args:
         name (`str`): Its path, or its row.
         error (`str`, *optional*): Why it cannot be used; the fields below are then empty.
         height, width (`int`): In pixels, upright.
         format, mode (`str`): As PIL names them.
-        pixels (`str`): Hash of the RGB pixels and the size, the same for the same picture in another lossless file.
+        pixels (`str`): Hash of the RGB pixels and the size, the same for the same image in another lossless file.
         gradient (`str`): Signs of the differences of neighbours in 9 x 9 grey pixels (dHash, along both axes), the
-            same for most pictures that were only resized or compressed; empty for a picture without structure.
+            same for most images that were only resized or compressed; empty for an image without structure.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ImageFacts:
 def scan_images(
     dataset: datasets.Dataset, *, num_workers: int | None = None, desc: str = "Images"
 ) -> list[ImageFacts]:
-    """Decode every picture and describe it; a broken one is a fact like others.
+    """Decode every image and describe it; a broken one is a fact like others.
 
     Args:
         dataset (`datasets.Dataset`): With the column `"image"`.
@@ -61,7 +61,7 @@ def scan_images(
 
 
 def find_broken(dataset: datasets.Dataset, *, num_workers: int | None = None, desc: str = "Images") -> dict[int, str]:
-    """The rows whose picture cannot be read, each with the reason. JPEGs are decoded at an eighth of their size.
+    """The rows whose image cannot be read, each with the reason. JPEGs are decoded at an eighth of their size.
 
     The result is kept in the cache of `datasets` until a file or its time of change, or stored bytes, differ.
 
@@ -73,7 +73,7 @@ def find_broken(dataset: datasets.Dataset, *, num_workers: int | None = None, de
         return {int(row): error for row, error in json.loads(cache.read_text(encoding="utf-8")).items()}
     errors = map_images(dataset, _error, num_workers=num_workers, desc=desc)
     broken = {row: error for row, error in enumerate(errors) if error is not None}
-    write_aside(cache, json.dumps(broken).encode())
+    atomic_write(cache, json.dumps(broken).encode())
     return broken
 
 
@@ -84,7 +84,7 @@ def map_images(
     num_workers: int | None = None,
     desc: str = "Images",
 ) -> Iterator[T]:
-    """The results of `function(record, row)` for every picture, in order, computed in worker processes.
+    """The results of `function(record, row)` for every image, in order, computed in worker processes.
 
     Args:
         dataset (`datasets.Dataset`): With the column `"image"`, whose values (`"bytes"` and `"path"`) are the records.
@@ -109,7 +109,7 @@ def map_images(
 
 
 def signature(dataset: datasets.Dataset) -> str:
-    """Hash of what the pictures are stored as: paths, sizes and times of change of files, and stored bytes."""
+    """Hash of what the images are stored as: paths, sizes and times of change of files, and stored bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in undecoded(dataset.select_columns(["image"])).with_format("arrow").iter(batch_size=256):
         for record in batch["image"].to_pylist():
@@ -118,7 +118,7 @@ def signature(dataset: datasets.Dataset) -> str:
 
 
 def record_signature(record: dict[str, Any]) -> str:
-    """The same of one picture; changes when the picture does."""
+    """The same of one image; changes when the image does."""
     if record["bytes"] is not None:
         return hashlib.blake2b(record["bytes"], digest_size=16).hexdigest()
     try:
@@ -175,8 +175,8 @@ def _facts(record: dict[str, Any], row: int) -> ImageFacts:
 
 
 def _gradient(pixels: torch.Tensor) -> str:
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    grey = np.asarray(picture.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
     along = np.concatenate([np.diff(grey[:8], axis=1).ravel(), np.diff(grey[:, :8], axis=0).ravel()])
     is_flat = np.abs(along).max() < 8 or not (along > 0).any()
     return "" if is_flat else np.packbits(along > 0).tobytes().hex()

@@ -18,7 +18,7 @@ from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_to
 from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
 from .image_folder import read_image_folder, refuse_without_classes
 from .images import paths_without_bytes
-from .list_files import FILE_FORMATS, FileOptions, read_class_names
+from .list_files import FILE_FORMATS, FileOptions, read_prompt_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
 from .paths import ForeignFileError, refuse_paths_outside
 from .splits import select_splits
@@ -200,7 +200,7 @@ def load_image_data(
             `"torchvision:cifar10"` for the folder that torchvision downloaded CIFAR to.
         test_dataset (`str`, *optional*): File to test on, where `name` is a file.
         image_root (`str`, *optional*): Folder that the paths in a file are relative to, by default the file's own.
-        class_names (`str`, *optional*): File of class names in index order, see [`read_class_names`].
+        class_names (`str`, *optional*): File of class names in index order, see [`read_prompt_names`].
         image_column (`str`, *optional*): By default the one column with an `Image` feature.
         label_column (`str`, *optional*): By default the one `ClassLabel` column, else the one with a usual name.
         train_split (`str`, defaults to `"train"`): Split to train on.
@@ -215,7 +215,7 @@ def load_image_data(
 
     Raises:
         FileNotFoundError: If there is no such source, folder, file or Hub data set, the Hub cannot be reached, or a
-            picture that a file lists is missing.
+            image that a file lists is missing.
         ValueError: If a split or a column is missing or ambiguous, a label is out of range, a path leads out of its
             folder, or options contradict.
     """
@@ -223,7 +223,7 @@ def load_image_data(
     given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
     given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
     given |= {"validation_split": validation_split}
-    names = None if class_names is None else read_class_names(class_names)
+    names = None if class_names is None else read_prompt_names(class_names)
     path = Path(name).expanduser()
     if name in SOURCES:
         _refuse(f"The registered source '{name}' has fixed columns and splits", given)
@@ -270,7 +270,7 @@ def read_splits(
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        _refuse(f"'{name}' is no file that lists pictures", {"test_dataset": test_dataset})
+        _refuse(f"'{name}' is no file that lists images", {"test_dataset": test_dataset})
         return _read_splits(name, config_name, image_root, train_split=train_split)
     _refuse(f"'{name}' is a file", {"dataset_config": config_name})
     root = path.parent if image_root is None else Path(image_root).expanduser()
@@ -352,7 +352,7 @@ def _read_splits(
         if image_root is None:
             raise ValueError(f"'{name}' is read from the folder that torchvision downloaded to; set --image_root.")
         return read_torchvision_cifar(name, Path(image_root).expanduser())
-    _refuse(f"'{name}' is no file that lists pictures", {"image_root": image_root})
+    _refuse(f"'{name}' is no file that lists images", {"image_root": image_root})
     path = Path(name).expanduser()
     kind = "file" if path.suffix.lower() in FILE_FORMATS else "folder"
     is_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or kind == "file"
@@ -366,9 +366,9 @@ def _read_splits(
         refuse_pickled_cifar(path)
         if binary_cifar_version(path) is not None:
             return read_binary_cifar(path)
-        pictures = read_image_folder(path, train_split=train_split)
-        if pictures is not None:
-            return pictures
+        images = read_image_folder(path, train_split=train_split)
+        if images is not None:
+            return images
         refuse_without_classes(path)
     elif not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
         check_repository("The data set", name, known=(*SOURCES, *TORCHVISION), repo_type="dataset")

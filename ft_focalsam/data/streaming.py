@@ -10,17 +10,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import one_line
-from ..files import write_aside
+from ..files import atomic_write
 from ..parsing import parse_json
 from .arguments import DataArguments
 from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder
-from .list_files import read_class_names
+from .list_files import read_prompt_names
 from .paths import refuse_paths_outside
 from .sources import SOURCES, damage_told, own_folders
 from .splits import TEST_SPLITS
 
-SHARDS = 64  # of a folder of pictures, for worker processes and training processes to share
+SHARDS = 64  # of a folder of images, for worker processes and training processes to share
 
 # Keys of DataArguments that a stream has no use for, and the value that leaves them out.
 _NOT_STREAMED = {
@@ -102,7 +102,7 @@ def stream_images(
     if recount or not counts_path.is_file():
         say(f"Counting the classes of the stream once; --class_counts {counts_path} spares it the next time.")
         counts = _count(train, len(names))
-        write_aside(counts_path, json.dumps(dict(zip(names, counts.tolist(), strict=True)), indent=1).encode())
+        atomic_write(counts_path, json.dumps(dict(zip(names, counts.tolist(), strict=True)), indent=1).encode())
     counts = read_class_counts(counts_path, names)
     train, test = (stream.map(_OwnFiles(args.dataset), features=stream.features) for stream in (train, test))
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
@@ -144,10 +144,10 @@ def read_class_counts(path: Path, class_names: list[str]) -> np.ndarray:
 
 def _open(args: DataArguments) -> datasets.IterableDatasetDict:
     path = Path(args.dataset).expanduser()
-    pictures = read_image_folder(path, train_split=args.train_split) if path.is_dir() else None
-    if pictures is not None:
+    images = read_image_folder(path, train_split=args.train_split) if path.is_dir() else None
+    if images is not None:
         return datasets.IterableDatasetDict(
-            {split: part.to_iterable_dataset(num_shards=min(len(part), SHARDS)) for split, part in pictures.items()}
+            {split: part.to_iterable_dataset(num_shards=min(len(part), SHARDS)) for split, part in images.items()}
         )
     try:
         name = str(path) if path.is_dir() else args.dataset
@@ -173,7 +173,7 @@ def _test_split(args: DataArguments, available: list[str]) -> str:
 
 def _class_names(args: DataArguments, stream: datasets.IterableDataset) -> list[str]:
     if args.class_names is not None:
-        return read_class_names(args.class_names)
+        return read_prompt_names(args.class_names)
     feature = stream.features[find_label_column(stream.features, args.label_column)]
     if not isinstance(feature, datasets.ClassLabel):
         raise ValueError("The classes of the stream have no names, which it is not read for; give --class_names.")

@@ -1,4 +1,4 @@
-"""What a Trainer reads: pictures, stored or streamed, as the tensors that a model takes."""
+"""What a Trainer reads: images, stored or streamed, as the tensors that a model takes."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from .images import StoredImage, undecoded
 class TransformedImages(Dataset):
     """Images as the tensors a model takes, with random numbers that depend on nothing but seed, epoch and image.
 
-    The same picture is therefore augmented in the same way whatever was drawn before it: in a resumed run, with any
+    The same image is therefore augmented in the same way whatever was drawn before it: in a resumed run, with any
     number of worker processes and of training processes.
 
     Args:
@@ -64,7 +64,7 @@ class TransformedImages(Dataset):
         """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`.
 
         Raises:
-            BadImageError: If the picture is broken.
+            BadImageError: If the image is broken.
         """
         item = self.dataset[int(index)]
         epoch = int(self._epoch)
@@ -77,13 +77,13 @@ class TransformedImages(Dataset):
 class StreamedImages(IterableDataset):
     """The same for a data set that is read from beginning to end and has no length.
 
-    Random numbers depend on nothing but seed, epoch and the bytes of the picture. Each worker process reads its own
+    Random numbers depend on nothing but seed, epoch and the bytes of the image. Each worker process reads its own
     share of the files. Of several training processes the first reads them, and hands each its part of every batch.
 
     Args:
         dataset (`datasets.IterableDataset`): Columns `"image"` (not decoded) and `"labels"`.
         transform, seed: As in [`TransformedImages`].
-        shuffle_buffer (`int`, defaults to 0): Pictures among which the next one is drawn; 0 keeps the order.
+        shuffle_buffer (`int`, defaults to 0): Images among which the next one is drawn; 0 keeps the order.
         num_views: As in [`TransformedImages`].
     """
 

@@ -2,7 +2,7 @@
 
 Evaluation reproduces the processor's `pixel_values`; training changes the crop and adds random transforms, with the
 same final normalisation. Every random transform draws from torch's global generator, which `TransformedImages` seeds.
-Both take a picture that is stored (a file that a worker process decodes) or a PIL image.
+Both take an image that is stored (a file that a worker process decodes) or a PIL image.
 """
 
 import math
@@ -81,7 +81,7 @@ class Preprocessing:
     def compose(
         self, geometry: list[v2.Transform], *, fast_decode: bool = False, as_bytes: bool = False
     ) -> v2.Compose:
-        """Picture -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W).
+        """Image -> RGB bytes -> `geometry` -> normalised float32 tensor (3, H, W).
 
         Args:
             geometry (`list[v2.Transform]`): Of uint8 tensors (3, H, W).
@@ -148,7 +148,7 @@ def cifar(preprocessing: Preprocessing) -> list[v2.Transform]:
 
 @register_augmentation("minimalist")
 def minimalist(preprocessing: Preprocessing) -> list[v2.Transform]:
-    """Square random crops that grow over training up to the whole picture, without flip (see [`MinimalistCrop`])."""
+    """Square random crops that grow over training up to the whole image, without flip (see [`MinimalistCrop`])."""
     return [MinimalistCrop(preprocessing.output_size, interpolation=preprocessing.interpolation, antialias=True)]
 
 
@@ -235,15 +235,15 @@ class Normalise:
 
 
 class Decode(nn.Module):
-    """Stored or PIL picture -> RGB bytes, uint8 of shape (3, H, W)."""
+    """Stored or PIL image -> RGB bytes, uint8 of shape (3, H, W)."""
 
     def forward(self, image: StoredImage | Image.Image) -> torch.Tensor:
-        """Decode the whole picture at its full size."""
+        """Decode the whole image at its full size."""
         return image.decode() if isinstance(image, StoredImage) else tvf.pil_to_tensor(to_rgb(image))
 
 
 class DecodeCrop(nn.Module):
-    """Stored or PIL picture -> a random crop of it, resized: uint8 of shape (3, *size).
+    """Stored or PIL image -> a random crop of it, resized: uint8 of shape (3, *size).
 
     The crop is drawn first, so that a JPEG is decoded no larger than it needs to be.
 
@@ -278,10 +278,10 @@ class DecodeCrop(nn.Module):
 
 
 class MinimalistCrop(v2.RandomResizedCrop):
-    """Random square crop of s to 100 % of the picture's area, where s grows from 8 to 100 % over training.
+    """Random square crop of s to 100 % of the image's area, where s grows from 8 to 100 % over training.
 
     At progress t (0 in the first epoch, 1 in the last) s = 0.08 + 0.92 (1 - sqrt(1 - t^2)); a crop is never larger
-    than the largest square in the picture. This is the minimalist data augmentation of Shi et al., LIFT+, 2025
+    than the largest square in the image. This is the minimalist data augmentation of Shi et al., LIFT+, 2025
     (https://arxiv.org/abs/2504.13282), with the convex schedule of its code.
     """
 
@@ -406,11 +406,11 @@ def _with_image_size(preprocessing: Preprocessing, image_size: int) -> Preproces
 
 
 def _check_reproduces(preprocessing: Preprocessing, image_processor: BaseImageProcessor) -> None:
-    """Compare with the processor on a smooth picture, so that a step that its settings do not show is not lost."""
+    """Compare with the processor on a smooth image, so that a step that its settings do not show is not lost."""
     x, y = np.meshgrid(np.linspace(0, 1, 333), np.linspace(0, 1, 300))
-    picture = Image.fromarray(np.rint(255 * np.stack([x, y, (x + y) / 2], axis=-1)).astype(np.uint8))
-    expected = image_processor(picture, return_tensors="pt")["pixel_values"][0]
-    got = preprocessing.compose(preprocessing.resize_and_crop())(picture)
+    image = Image.fromarray(np.rint(255 * np.stack([x, y, (x + y) / 2], axis=-1)).astype(np.uint8))
+    expected = image_processor(image, return_tensors="pt")["pixel_values"][0]
+    got = preprocessing.compose(preprocessing.resize_and_crop())(image)
     difference = float("inf")
     if got.shape == expected.shape:
         difference = float(((got - expected).abs() * torch.tensor(preprocessing.std)[:, None, None]).max())

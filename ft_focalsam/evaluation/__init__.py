@@ -2,4 +2,19 @@
 
 import lazy_loader
 
+from ..renamed import with_old_names
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+OLD_NAMES = {
+    "judge": "evaluate",
+    "JudgeOptions": "EvalConfig",
+    "Verdict": "EvalResult",
+    "Outcomes": "SampleResults",
+    "Tally": "ClassCounts",
+    "TestSet": "EvalDataset",
+    "load_test_set": "load_eval_dataset",
+    "compare_verdicts": "compare_results",
+    "verdict_rows": "result_rows",
+}
+__getattr__ = with_old_names(__name__, __getattr__, OLD_NAMES)

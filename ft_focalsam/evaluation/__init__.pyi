@@ -38,7 +38,7 @@ from .comparison import (
     compare as compare,
 )
 from .comparison import (
-    compare_verdicts as compare_verdicts,
+    compare_results as compare_results,
 )
 from .comparison import (
     mcnemar as mcnemar,
@@ -52,20 +52,38 @@ from .estimates import (
 from .estimates import (
     estimate_classes as estimate_classes,
 )
+from .eval_datasets import (
+    EvalDataset as EvalDataset,
+)
+from .eval_datasets import (
+    file_name as file_name,
+)
+from .eval_datasets import (
+    load_eval_dataset as load_eval_dataset,
+)
+from .eval_datasets import (
+    short_name as short_name,
+)
+from .eval_datasets import (
+    title_name as title_name,
+)
+from .eval_result import (
+    EvalResult as EvalResult,
+)
+from .evaluate import (
+    EvalConfig as EvalConfig,
+)
+from .evaluate import (
+    check_classes as check_classes,
+)
+from .evaluate import (
+    evaluate as evaluate,
+)
 from .intervals import (
     accuracy_interval as accuracy_interval,
 )
 from .intervals import (
     difference_interval as difference_interval,
-)
-from .judge import (
-    JudgeOptions as JudgeOptions,
-)
-from .judge import (
-    check_classes as check_classes,
-)
-from .judge import (
-    judge as judge,
 )
 from .metrics import (
     METRICS as METRICS,
@@ -78,15 +96,6 @@ from .metrics import (
 )
 from .metrics import (
     register_metric as register_metric,
-)
-from .outcomes import (
-    Outcomes as Outcomes,
-)
-from .outcomes import (
-    Tally as Tally,
-)
-from .outcomes import (
-    predicted_classes as predicted_classes,
 )
 from .post_hoc import (
     adjust_logits as adjust_logits,
@@ -119,7 +128,7 @@ from .report import (
     plot_accuracy_by_frequency as plot_accuracy_by_frequency,
 )
 from .report import (
-    verdict_rows as verdict_rows,
+    result_rows as result_rows,
 )
 from .report import (
     write_comparison as write_comparison,
@@ -133,23 +142,14 @@ from .report import (
 from .report import (
     write_report as write_report,
 )
-from .test_sets import (
-    TestSet as TestSet,
+from .sample_results import (
+    ClassCounts as ClassCounts,
 )
-from .test_sets import (
-    file_name as file_name,
+from .sample_results import (
+    SampleResults as SampleResults,
 )
-from .test_sets import (
-    load_test_set as load_test_set,
-)
-from .test_sets import (
-    short_name as short_name,
-)
-from .test_sets import (
-    title_name as title_name,
-)
-from .verdict import (
-    Verdict as Verdict,
+from .sample_results import (
+    predicted_classes as predicted_classes,
 )
 from .views import (
     VIEWS as VIEWS,

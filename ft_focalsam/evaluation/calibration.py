@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import LEVEL, accuracy_interval
-from .outcomes import BINS, Outcomes, confidence_bins
+from .sample_results import BINS, SampleResults, confidence_bins
 
 DRAWS, SEED = 200, 0  # of test results of a calibrated model; the same in every report
 
@@ -41,14 +41,14 @@ class Calibration:
         return low > 0 or high < 0
 
 
-def calibration(outcomes: Outcomes, *, level: float = LEVEL) -> Calibration:
+def calibration(outcomes: SampleResults, *, level: float = LEVEL) -> Calibration:
     """Calibration of one run, with its uncertainty.
 
     What chance alone does to the calibration error is found by consistency resampling (Bröcker and Smith, 2007,
     https://doi.org/10.1175/WAF993.1): test results are drawn that are right as often as the model's confidence says.
 
     Args:
-        outcomes (`Outcomes`): With confidences.
+        outcomes (`SampleResults`): With confidences.
         level (`float`, defaults to 0.95): Coverage, inside (0, 1).
 
     Raises:

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from .estimates import estimate
-from .outcomes import Outcomes
-from .verdict import Verdict
+from .eval_result import EvalResult
+from .sample_results import SampleResults
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def mcnemar(first_is_hit: np.ndarray, second_is_hit: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def compare(first: Outcomes, second: Outcomes) -> Comparison:
+def compare(first: SampleResults, second: SampleResults) -> Comparison:
     """Test two runs on the same test images against each other.
 
     Args:
-        first, second (`Outcomes`): Of the same images in the same order.
+        first, second (`SampleResults`): Of the same images in the same order.
 
     Raises:
         ValueError: If the labels of the two differ.
@@ -64,11 +64,11 @@ def compare(first: Outcomes, second: Outcomes) -> Comparison:
     )
 
 
-def compare_verdicts(first: Verdict, second: Verdict) -> Comparison:
-    """[`compare`], for verdicts on the same pictures.
+def compare_results(first: EvalResult, second: EvalResult) -> Comparison:
+    """[`compare`], for results on the same images.
 
     Raises:
-        ValueError: If the pictures or the classes of the two differ.
+        ValueError: If the images or the classes of the two differ.
     """
-    first.predictions.check_same_pictures(second.predictions, source=first.predictions.model)
+    first.predictions.check_same_images(second.predictions, source=first.predictions.model)
     return compare(first.outcomes, second.outcomes)

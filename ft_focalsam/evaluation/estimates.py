@@ -8,7 +8,7 @@ from scipy.stats import norm, t
 
 from .intervals import LEVEL, WeightedMean, interval_of, weighted_mean
 from .metrics import class_weights, tally_metrics
-from .outcomes import Outcomes
+from .sample_results import SampleResults
 
 FEWEST_SEEDS = 3  # that have a deviation; that of two runs is below a third of the true one in every fourth case
 
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def estimate(
-    runs: Sequence[Outcomes], *, against: Sequence[Outcomes] | None = None, level: float = LEVEL
+    runs: Sequence[SampleResults], *, against: Sequence[SampleResults] | None = None, level: float = LEVEL
 ) -> dict[str, Estimate]:
     """Metrics over the runs of a method, or their differences from those of another one.
 
@@ -45,8 +45,8 @@ def estimate(
     only: t is 12.7 for two, and their s is no measure.
 
     Args:
-        runs (sequence of `Outcomes`): S runs on the same images in the same order.
-        against (sequence of `Outcomes`, *optional*): Those of the other method with the same seeds in the same order;
+        runs (sequence of `SampleResults`): S runs on the same images in the same order.
+        against (sequence of `SampleResults`, *optional*): Those of the other method, its seeds in the same order;
             the differences are `runs` minus these, seed by seed.
         level (`float`, defaults to 0.95): Coverage, inside (0, 1).
 
@@ -75,7 +75,7 @@ def estimate(
 
 
 def estimate_classes(
-    runs: Sequence[Outcomes], *, against: Sequence[Outcomes] | None = None, level: float = LEVEL
+    runs: Sequence[SampleResults], *, against: Sequence[SampleResults] | None = None, level: float = LEVEL
 ) -> list[Estimate | None]:
     """Accuracy of each class, or its difference from that of another method, by the rules of [`estimate`].
 
@@ -113,7 +113,7 @@ def _over_runs(of_runs: np.ndarray, found: WeightedMean | None, *, is_difference
     return Estimate(float(of_runs.mean()), tuple(of_runs.tolist()), deviation, interval)
 
 
-def check_runs(runs: Sequence[Outcomes], against: Sequence[Outcomes] | None) -> None:
+def check_runs(runs: Sequence[SampleResults], against: Sequence[SampleResults] | None) -> None:
     """Raise a `ValueError` where there is no run, the numbers of runs differ, or the images of any two do."""
     if not runs or (against is not None and len(against) != len(runs)):
         raise ValueError(f"{len(runs)} runs cannot be estimated{'' if against is None else f' from {len(against)}'}.")
@@ -127,12 +127,12 @@ def seeds_variance(deviation: float, num_runs: int, level: float = LEVEL) -> flo
     return (t.ppf(quantile, num_runs - 1) / norm.ppf(quantile)) ** 2 * deviation**2 / num_runs
 
 
-def _scores(runs: Sequence[Outcomes], metric: str) -> np.ndarray:
+def _scores(runs: Sequence[SampleResults], metric: str) -> np.ndarray:
     """1 where a run has an image right, else 0; float64 of shape (S, N)."""
     return np.stack([run.in_top5 if metric == "top5_accuracy" else run.is_hit for run in runs]).astype(np.float64)
 
 
-def check_same_labels(first: Outcomes, second: Outcomes) -> None:
+def check_same_labels(first: SampleResults, second: SampleResults) -> None:
     """Raise a `ValueError` where two runs were not scored on the same images."""
     if not np.array_equal(first.labels, second.labels):
         raise ValueError(

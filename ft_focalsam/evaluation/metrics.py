@@ -1,6 +1,6 @@
-"""Numbers that a long-tailed data set is judged by. A new metric is one decorated function in this file.
+"""Numbers that a long-tailed data set is evaluated by. A new metric is one decorated function in this file.
 
-Every metric is a function of a [`Tally`], counts by class and by confidence. All are fractions 0..1. Those that are a
+Every metric is a function of [`ClassCounts`], by class and by confidence. All are fractions 0..1. Those that are a
 weighted mean of class accuracies (`class_weights`) have an interval.
 """
 
@@ -15,33 +15,33 @@ from transformers.trainer_pt_utils import nested_numpify
 
 from ..data.long_tail import frequency_groups
 from ..registry import Registry
-from .outcomes import Outcomes, Tally
+from .sample_results import ClassCounts, SampleResults
 
-# A metric is a function from a Tally to a fraction 0..1, or to None where it has no value.
-METRICS: Registry[Callable[[Tally], float | None]] = Registry("metric")
+# A metric is a function from a ClassCounts to a fraction 0..1, or to None where it has no value.
+METRICS: Registry[Callable[[ClassCounts], float | None]] = Registry("metric")
 register_metric = METRICS.register
 
 
 @register_metric("accuracy")
-def accuracy(tally: Tally) -> float:
+def accuracy(tally: ClassCounts) -> float:
     """Share of the test images whose highest logit is at their class."""
     return tally.hits.sum() / tally.images.sum()
 
 
 @register_metric("top5_accuracy")
-def top5_accuracy(tally: Tally) -> float | None:
+def top5_accuracy(tally: ClassCounts) -> float | None:
     """Share of the test images whose class is among the five highest logits, where there are more than five."""
     return None if tally.top5_hits is None else tally.top5_hits.sum() / tally.images.sum()
 
 
 @register_metric("mean_class_accuracy")
-def mean_class_accuracy(tally: Tally) -> float:
+def mean_class_accuracy(tally: ClassCounts) -> float:
     """Mean of the classes' accuracies, of those that have a test image."""
     return np.nanmean(tally.class_accuracies)
 
 
-def _group_mean(group: str) -> Callable[[Tally], float | None]:
-    def mean(tally: Tally) -> float | None:
+def _group_mean(group: str) -> Callable[[ClassCounts], float | None]:
+    def mean(tally: ClassCounts) -> float | None:
         if group not in tally.groups:
             return None
         return group_means(tally.class_accuracies, {group: tally.groups[group]}).get(group)
@@ -55,34 +55,34 @@ for name in ("many", "medium", "few"):
 
 
 @register_metric("worst_class_accuracy")
-def worst_class_accuracy(tally: Tally) -> float:
+def worst_class_accuracy(tally: ClassCounts) -> float:
     """Lowest of the classes' accuracies."""
     return np.nanmin(tally.class_accuracies)
 
 
 @register_metric("harmonic_mean_accuracy")
-def harmonic_mean_accuracy(tally: Tally) -> float:
+def harmonic_mean_accuracy(tally: ClassCounts) -> float:
     """Harmonic mean of the classes' accuracies, which a class that is never right makes 0."""
     values = tally.class_accuracies[~np.isnan(tally.class_accuracies)]
     return 0.0 if (values == 0).any() else 1 / np.mean(1 / values)
 
 
 @register_metric("geometric_mean_accuracy")
-def geometric_mean_accuracy(tally: Tally) -> float:
+def geometric_mean_accuracy(tally: ClassCounts) -> float:
     """Geometric mean of the classes' accuracies, which a class that is never right makes 0."""
     values = tally.class_accuracies[~np.isnan(tally.class_accuracies)]
     return 0.0 if (values == 0).any() else np.exp(np.mean(np.log(values)))
 
 
 @register_metric("macro_f1")
-def macro_f1(tally: Tally) -> float:
+def macro_f1(tally: ClassCounts) -> float:
     """Mean of the classes' F1, 2 hits / (images + images taken for the class), of those that have a test image."""
     present = tally.images > 0
     return np.mean(2 * tally.hits[present] / (tally.images + tally.predicted)[present])
 
 
 @register_metric("calibration_error")
-def calibration_error(tally: Tally) -> float | None:
+def calibration_error(tally: ClassCounts) -> float | None:
     """Expected calibration error with 15 bins of equal width (Guo et al., 2017, https://arxiv.org/abs/1706.04599,
     eq. 3): mean distance of confidence and accuracy over the images, by bins of confidence; needs logits."""
     if tally.bin_images is None:
@@ -90,7 +90,7 @@ def calibration_error(tally: Tally) -> float | None:
     return np.abs(tally.bin_confidence - tally.bin_hits).sum() / tally.bin_images.sum()
 
 
-def class_weights(tally: Tally) -> dict[str, np.ndarray]:
+def class_weights(tally: ClassCounts) -> dict[str, np.ndarray]:
     """What each class counts in the metrics that are a weighted mean of class accuracies, by the name of the metric:
     float64 of shape (C,), sum 1. Overall accuracies weigh a class by its test images, the others all classes alike
     that have one."""
@@ -103,7 +103,7 @@ def class_weights(tally: Tally) -> dict[str, np.ndarray]:
     return {name: values / values.sum() for name, values in weights.items() if values.any()}
 
 
-def tally_metrics(tally: Tally) -> dict[str, float]:
+def tally_metrics(tally: ClassCounts) -> dict[str, float]:
     """All registered metrics that have a value."""
     values = {name: metric(tally) for name, metric in METRICS.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
@@ -132,7 +132,7 @@ class LongTailMetrics:
     def __init__(self, class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20):
         self.num_classes = len(class_counts)
         self.groups = frequency_groups(class_counts, many=many, few=few)
-        self._batches: Tally | None = None  # so far, where the Trainer gives one batch at a time
+        self._batches: ClassCounts | None = None  # so far, where the Trainer gives one batch at a time
 
     def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Compute the metrics.
@@ -170,12 +170,12 @@ class LongTailMetrics:
         """
         return self._tally(predictions, labels).class_accuracies
 
-    def _tally(self, predictions: np.ndarray | tuple | list, labels: np.ndarray | list) -> Tally:
+    def _tally(self, predictions: np.ndarray | tuple | list, labels: np.ndarray | list) -> ClassCounts:
         if isinstance(predictions, list) and isinstance(labels, list):  # of batches
             return reduce(add, map(self._tally, predictions, labels))
         if isinstance(labels, Tensor):  # of a batch
             predictions, labels = nested_numpify((predictions, labels))
-        return Outcomes.of(predictions, labels, num_classes=self.num_classes, groups=self.groups).tally()
+        return SampleResults.of(predictions, labels, num_classes=self.num_classes, groups=self.groups).tally()
 
 
 def group_means(per_class_accuracy: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a model says to each picture of a test set: computed, saved, loaded, restricted to some classes."""
+"""What a model says to each image of a test set: computed, saved, loaded, restricted to some classes."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from transformers import default_data_collator
 from ..data import TransformedImages
 from ..files import give_ordinary_permissions
 from ..parsing import parse_json
-from .outcomes import Outcomes, whole_numbers
+from .sample_results import SampleResults, whole_numbers
 
 AVERAGES = ("logits", "probabilities")
 FORMAT = "ft_focalsam predictions 1"
@@ -31,12 +31,12 @@ PREDICTIONS = "predictions"  # folder of a run or an evaluation that holds them,
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says to each of N pictures.
+    """What a model says to each of N images.
 
     Args:
         log_probabilities (`np.ndarray`): float32 of shape (N, C); they stand in for logits wherever these are asked.
         labels (`np.ndarray`): int64 of shape (N,), values 0..C-1.
-        ids (`list[str]`): What tells the pictures apart, see [`image_ids`].
+        ids (`list[str]`): What tells the images apart, see [`image_ids`].
         class_names (`list[str]`): The C class names in index order.
         dataset (`str`): Name of the test set.
         model (`str`): Name of the model.
@@ -63,7 +63,7 @@ class Predictions:
         """From logits of shape (N, C), or log-probabilities.
 
         Raises:
-            ValueError: If the numbers of pictures or of classes differ, or a label is no whole number.
+            ValueError: If the numbers of images or of classes differ, or a label is no whole number.
         """
         labels = whole_numbers(np.asarray(labels), "test labels")
         return cls(_log_probabilities(np.asarray(logits)), labels, list(ids), list(class_names), dataset, model)
@@ -76,17 +76,17 @@ class Predictions:
                 f"{len(self.class_names)} class names."
             )
 
-    def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> Outcomes:
+    def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
         """Compared with the labels, by frequency groups where these are given."""
-        return Outcomes.of(self.log_probabilities, self.labels, num_classes=len(self.class_names), groups=groups)
+        return SampleResults.of(self.log_probabilities, self.labels, num_classes=len(self.class_names), groups=groups)
 
     def select(self, rows: np.ndarray) -> "Predictions":
-        """Some of the pictures, by their rows."""
+        """Some of the images, by their rows."""
         ids = [self.ids[row] for row in rows]
         return replace(self, log_probabilities=self.log_probabilities[rows], labels=self.labels[rows], ids=ids)
 
-    def check_same_pictures(self, other: "Predictions", *, source: str) -> None:
-        """Raise a `ValueError` where another run has other pictures, labels or classes, which cannot be paired."""
+    def check_same_images(self, other: "Predictions", *, source: str) -> None:
+        """Raise a `ValueError` where another run has other images, labels or classes, which cannot be paired."""
         for what in ("class_names", "ids", "labels"):
             if not np.array_equal(getattr(self, what), getattr(other, what)):
                 raise ValueError(
@@ -95,7 +95,7 @@ class Predictions:
                 )
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
-        """The same pictures with other logits, of shape (N, C)."""
+        """The same images with other logits, of shape (N, C)."""
         return replace(self, log_probabilities=_log_probabilities(logits))
 
     def save(self, path: str | Path) -> None:
@@ -149,11 +149,11 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def image_ids(dataset: datasets.Dataset) -> list[str]:
-    """What tells the pictures of a data set apart: the last three parts of a picture's path (corruption or split,
+    """What tells the images of a data set apart: the last three parts of an image's path (corruption or split,
     class, file) where it has one, else its row.
 
     Args:
-        dataset (`datasets.Dataset`): With the column "image"; no picture is decoded.
+        dataset (`datasets.Dataset`): With the column "image"; no image is decoded.
     """
     paths = []
     for part in dataset.select_columns(["image"]).with_format("arrow").iter(1000):
@@ -164,28 +164,28 @@ def image_ids(dataset: datasets.Dataset) -> list[str]:
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    pictures: TransformedImages,
+    images: TransformedImages,
     *,
     batch_size: int = 64,
     average: str = "logits",
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Logits of pictures, averaged over their views.
+    """Logits of images, averaged over their views.
 
-    With several processes each looks at a part of the pictures, and all get the logits of all; what the last batch is
+    With several processes each looks at a part of the images, and all get the logits of all; what the last batch is
     filled up with does not count twice.
 
     Args:
         model (`nn.Module`): pixel_values of shape (B, 3, H, W) -> an output with `logits` of shape (B, C).
-        pictures (`TransformedImages`): With the transform of [`view_transform`], or with an [`eval_transform`].
-        batch_size (`int`, defaults to 64): Pictures, with all their views, at a time and process.
+        images (`TransformedImages`): With the transform of [`view_transform`], or with an [`eval_transform`].
+        batch_size (`int`, defaults to 64): Images, with all their views, at a time and process.
         average (`str`, defaults to "logits"): Over the views; "logits", as LIFT does, or "probabilities".
-        num_workers (`int`, defaults to 0): Processes that read pictures.
+        num_workers (`int`, defaults to 0): Processes that read images.
         accelerator (`Accelerator`, *optional*): Says on which device, in which precision and in how many processes.
 
     Returns:
-        `np.ndarray`: float32 of shape (N, C), in the order of the pictures; with "probabilities", their logarithms.
+        `np.ndarray`: float32 of shape (N, C), in the order of the images; with "probabilities", their logarithms.
 
     Raises:
         ValueError: If `average` is unknown.
@@ -194,7 +194,7 @@ def predict(
         raise ValueError(f"Unknown average {average!r}; choose one of {', '.join(AVERAGES)}.")
     accelerator = accelerator or Accelerator()
     model = accelerator.prepare_model(model.eval(), evaluation_mode=True)
-    loader = DataLoader(pictures, batch_size, collate_fn=default_data_collator, num_workers=num_workers)
+    loader = DataLoader(images, batch_size, collate_fn=default_data_collator, num_workers=num_workers)
     parts = []
     shown = accelerator.is_main_process
     for batch in tqdm(

@@ -1,4 +1,4 @@
-"""Test-time views: several crops of each picture, whose predictions are averaged. A new kind is one function here."""
+"""Test-time views: several crops of each image, whose predictions are averaged. A new kind is one function here."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,39 +20,39 @@ register_views = VIEWS.register
 @register_views("center")
 def center(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
     """One view, the processor's own."""
-    return [*preprocessing.resize_and_crop(), lambda picture: (picture,)]
+    return [*preprocessing.resize_and_crop(), lambda image: (image,)]
 
 
 @register_views("flip")
 def flip(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
     """The processor's own view and its mirror image; not for characters, which a flip would change."""
-    return [*preprocessing.resize_and_crop(), lambda picture: (picture, tvf.horizontal_flip(picture))]
+    return [*preprocessing.resize_and_crop(), lambda image: (image, tvf.horizontal_flip(image))]
 
 
 @register_views("zoomed_center")
 def zoomed_center(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
-    """The centre of the picture at 8/7 of the size, as 224 of 256 pixels: what LIFT and LIFT+ test on where they do
+    """The centre of the image at 8/7 of the size, as 224 of 256 pixels: what LIFT and LIFT+ test on where they do
     not ensemble."""
     resize = _resize(preprocessing, extra=_in_proportion(preprocessing, 32))
-    return [resize, CenterCrop(preprocessing.output_size), lambda picture: (picture,)]
+    return [resize, CenterCrop(preprocessing.output_size), lambda image: (image,)]
 
 
 @register_views("five_crop")
 def five_crop(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
-    """Four corners and the centre of the picture at 8/7 of the size, as 224 of 256 pixels."""
+    """Four corners and the centre of the image at 8/7 of the size, as 224 of 256 pixels."""
     return [_resize(preprocessing, extra=_in_proportion(preprocessing, 32)), v2.FiveCrop(preprocessing.output_size)]
 
 
 @register_views("ten_crop")
 def ten_crop(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
-    """The views of `five_crop`, of the picture and of its mirror image."""
+    """The views of `five_crop`, of the image and of its mirror image."""
     return [_resize(preprocessing, extra=_in_proportion(preprocessing, 32)), v2.TenCrop(preprocessing.output_size)]
 
 
 @register_views("expanded_crops")
 def expanded_crops(preprocessing: Preprocessing, patch_size: int) -> list[Callable]:
     """Test-time ensembling of LIFT (Shi et al., 2024, https://arxiv.org/abs/2309.10019): four corners and the centre
-    of the picture at its size and 24 pixels more (of 224, and in proportion).
+    of the image at its size and 24 pixels more (of 224, and in proportion).
 
     The corners then lie off the grid of patches by half a patch of 16, so that what one view cuts in two is whole in
     another. Where the extra pixels are a multiple of the patch, which would lay the grid on itself, half a patch is
@@ -67,7 +67,7 @@ def expanded_crops(preprocessing: Preprocessing, patch_size: int) -> list[Callab
 def view_transform(
     image_processor: BaseImageProcessor, views: str = "center", *, image_size: int | None = None, patch_size: int = 16
 ) -> v2.Compose:
-    """Views of one picture, with the processor's own normalisation.
+    """Views of one image, with the processor's own normalisation.
 
     Args:
         image_processor (`BaseImageProcessor`): Of the backbone.
@@ -94,7 +94,7 @@ def _in_proportion(preprocessing: Preprocessing, of_224: int) -> int:
 
 def _resize(preprocessing: Preprocessing, *, extra: int) -> v2.Transform:
     """The processor's resize to the size that the model sees and so many pixels more: of the shortest edge, or, where
-    the processor stretches a picture to a height and a width, of both."""
+    the processor stretches an image to a height and a width, of both."""
     height, width = preprocessing.output_size
     stretches = isinstance(preprocessing.resize, tuple)
     size = (height + extra, width + extra) if stretches else max(height, width) + extra

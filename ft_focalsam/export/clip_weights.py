@@ -43,7 +43,7 @@ def to_open_clip_config(config: CLIPConfig, *, image_size: int | None) -> dict:
     """The "model_cfg" of open_clip for a `CLIPModel`.
 
     Args:
-        image_size (`int`, *optional*): Side of the pictures in pixels, by default that of `config`.
+        image_size (`int`, *optional*): Side of the images in pixels, by default that of `config`.
 
     Raises:
         ValueError: If its activation is one that open_clip does not have.

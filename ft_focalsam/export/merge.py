@@ -14,7 +14,7 @@ from ..errors import one_line
 from ..models import LongTailClassifier
 from ..models.inserted import add_inserted, choose_inserted, read_inserted
 from ..models.precision import forget_half
-from .check import check_same, logits_of, random_pictures
+from .check import check_same, logits_of, random_images
 
 REMEDY = "export to onnx, which needs no merging"
 
@@ -34,8 +34,8 @@ def merge(model: LongTailClassifier, *, keep: bool = False) -> LongTailClassifie
     if not keep:
         check_can_merge(model)
     merged = in_float32(model)
-    pictures = random_pictures(merged)
-    expected = logits_of(merged, pictures)
+    images = random_images(merged)
+    expected = logits_of(merged, images)
     note, merged.config.inserted = merged.config.inserted, None
     for name, settings in read_inserted(note, source=merged.config.backbone):
         kind = choose_inserted(name)
@@ -45,7 +45,7 @@ def merge(model: LongTailClassifier, *, keep: bool = False) -> LongTailClassifie
             kind.merge(merged)
     if isinstance(merged.backbone, PeftModel):
         merged.backbone = _merge_peft(merged.backbone)
-    check_same(expected, logits_of(merged, pictures), what="the merged classifier", remedy=REMEDY)
+    check_same(expected, logits_of(merged, images), what="the merged classifier", remedy=REMEDY)
     return merged.requires_grad_(True)
 
 

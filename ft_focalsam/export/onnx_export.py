@@ -1,4 +1,4 @@
-"""To an ONNX graph, with any head and any tuning: pictures of shape (B, 3, H, W) in, logits of shape (B, C) out."""
+"""To an ONNX graph, with any head and any tuning: images of shape (B, 3, H, W) in, logits of shape (B, C) out."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..files import check_is_free, new_folder
 from ..models import LongTailClassifier
-from .check import check_same, logits_of, random_pictures
+from .check import check_same, logits_of, random_images
 from .merge import in_float32, merge
 from .preprocessing import preprocessing_of, to_json
 
@@ -39,7 +39,7 @@ def export_onnx(
 ) -> None:
     """Write model.onnx, with the labels and the preprocessing in model.json.
 
-    What can be folded into plain weights is. The size of a batch is free, that of the pictures is the one of training.
+    What can be folded into plain weights is. The size of a batch is free, that of the images is the one of training.
 
     Args:
         model (`LongTailClassifier`): A tuned classifier.
@@ -70,14 +70,14 @@ def export_onnx(
         "preprocessing": to_json(preprocessing),
     }
     with new_folder(folder) as path:
-        write_graph(plain, path / "model.onnx", random_pictures(plain, size=size))
+        write_graph(plain, path / "model.onnx", random_images(plain, size=size))
         (path / "model.json").write_text(json.dumps(note, indent=2, ensure_ascii=False), encoding="utf-8")
         for count in BATCHES:
-            pictures = random_pictures(plain, count=count, size=size)
+            images = random_images(plain, count=count, size=size)
             check_same(
-                logits_of(plain, pictures),
-                run_graph(path / "model.onnx", pictures),
-                what=f"the ONNX graph, for {count} pictures,",
+                logits_of(plain, images),
+                run_graph(path / "model.onnx", images),
+                what=f"the ONNX graph, for {count} images,",
                 remedy="this backbone cannot be exported to onnx",
             )
 
@@ -99,11 +99,11 @@ class _Logits(nn.Module):
         return self.model(pixel_values).logits
 
 
-def write_graph(model: LongTailClassifier, path: Path, pictures: Tensor) -> None:
+def write_graph(model: LongTailClassifier, path: Path, images: Tensor) -> None:
     """Trace a classifier and write its graph.
 
     Args:
-        pictures (`Tensor` of shape (B, 3, H, W)): What it is traced with; B is free in the graph.
+        images (`Tensor` of shape (B, 3, H, W)): What it is traced with; B is free in the graph.
 
     Raises:
         ValueError: If it cannot be traced.
@@ -113,7 +113,7 @@ def write_graph(model: LongTailClassifier, path: Path, pictures: Tensor) -> None
         with _quiet():
             torch.onnx.export(
                 _Logits(model).eval(),
-                (pictures,),
+                (images,),
                 path,
                 input_names=["pixel_values"],
                 output_names=["logits"],
@@ -130,7 +130,7 @@ def write_graph(model: LongTailClassifier, path: Path, pictures: Tensor) -> None
         ) from error
 
 
-def run_graph(path: Path, pictures: Tensor) -> Tensor:
+def run_graph(path: Path, images: Tensor) -> Tensor:
     """Logits of shape (B, C) by onnxruntime, on the CPU.
 
     Raises:
@@ -142,10 +142,10 @@ def run_graph(path: Path, pictures: Tensor) -> Tensor:
     batch = session.get_inputs()[0].shape[0]
     if isinstance(batch, int):
         raise ValueError(
-            f"The ONNX graph takes batches of {batch} pictures only, as a module of the classifier fixes their number "
+            f"The ONNX graph takes batches of {batch} images only, as a module of the classifier fixes their number "
             "when it is traced (by len(x) in the place of x.shape[0]); correct that module."
         )
-    return torch.from_numpy(session.run(["logits"], {"pixel_values": pictures.numpy()})[0])
+    return torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..models.backbones.protocol import split_name
 from ..models.backbones.split_attention import join_projections
 from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading, resolve_name
-from .check import check_same, logits_of, random_pictures
+from .check import check_same, logits_of, random_images
 from .class_vectors import LAYER_NORM, NONE, UNIT_LENGTH, ClassVectors, check_head, class_vectors
 from .clip_weights import to_open_clip_config, to_open_clip_weights
 from .merge import check_can_merge, merge
@@ -53,9 +53,9 @@ head = load_file(f"{{folder}}/classifier.safetensors")
 with open(f"{{folder}}/classifier.json", encoding="utf-8") as file:
     names = json.load(file)["labels"]
 
-picture = preprocess(Image.open("picture.jpg").convert("RGB"))
+image = preprocess(Image.open("image.jpg").convert("RGB"))
 with torch.no_grad():
-    features = model.eval().encode_image(picture[None], normalize=False)
+    features = model.eval().encode_image(image[None], normalize=False)
 {normalisation}    logits = head["scale"] * features @ head["weight"].T + head["bias"]
 print(names[int(logits.argmax())])
 ```
@@ -126,10 +126,10 @@ def _check(merged: LongTailClassifier, head: ClassVectors, path: Path) -> None:
     import open_clip
 
     exported = open_clip.create_model(f"local-dir:{path}", weights_only=True).eval()
-    pictures = random_pictures(merged)
-    got = head.logits(exported.encode_image(pictures, normalize=False))
+    images = random_images(merged)
+    got = head.logits(exported.encode_image(images, normalize=False))
     what, remedy = "the open_clip model made of the classifier", "export to onnx"
-    check_same(logits_of(merged, pictures), got, what=what, remedy=remedy)
+    check_same(logits_of(merged, images), got, what=what, remedy=remedy)
     tokens = open_clip.get_tokenizer(f"local-dir:{path}")(list(PROMPTS))
     with quiet_loading():
         expected = F.normalize(load_text_tower(merged.config.backbone).encode(PROMPTS), dim=-1)
@@ -166,20 +166,20 @@ def _from_clip(model: LongTailClassifier) -> Parts:
 
 
 # By the architecture of the backbone: merged classifier -> the parts of a checkpoint. A new one is one entry.
-SOURCES: dict[str, Callable[[LongTailClassifier], Parts]] = {
+PART_SOURCES: dict[str, Callable[[LongTailClassifier], Parts]] = {
     "open_clip:open_clip": _from_open_clip,
     "clip": _from_clip,
 }
 
 
 def _choose_source(model: LongTailClassifier) -> Callable[[LongTailClassifier], Parts]:
-    """The entry of `SOURCES` for a classifier.
+    """The entry of `PART_SOURCES` for a classifier.
 
     Raises:
         ValueError: If there is none, the features are not those of open_clip, or open_clip is not installed.
     """
     config = model.config
-    if config.backbone_family not in SOURCES:
+    if config.backbone_family not in PART_SOURCES:
         raise ValueError(
             f"The backbone '{config.backbone}' ({config.backbone_family}) is no CLIP with two towers, which open_clip "
             "could load; export to transformers or onnx."
@@ -194,4 +194,4 @@ def _choose_source(model: LongTailClassifier) -> Callable[[LongTailClassifier], 
             f"image_size is {config.image_size}, which an open_clip checkpoint cannot note for an image tower of timm"
             "; train without image_size, or export to onnx."
         )
-    return SOURCES[config.backbone_family]
+    return PART_SOURCES[config.backbone_family]

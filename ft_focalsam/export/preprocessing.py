@@ -1,4 +1,4 @@
-"""What is done to a picture before the model sees it, in the terms of other libraries."""
+"""What is done to an image before the model sees it, in the terms of other libraries."""
 
 from torchvision.transforms import InterpolationMode
 from transformers import BaseImageProcessor, CLIPImageProcessor
@@ -69,7 +69,7 @@ def to_open_clip(preprocessing: Preprocessing) -> dict:
     resized = (resize, resize) if isinstance(resize, int) else resize
     if resized != preprocessing.output_size or preprocessing.interpolation.value not in ("bicubic", "bilinear"):
         raise ValueError(
-            f"The pictures are resized to {resize} pixels ({preprocessing.interpolation.value}) and cropped to "
+            f"The images are resized to {resize} pixels ({preprocessing.interpolation.value}) and cropped to "
             f"{crop}, and open_clip resizes (bicubic or bilinear) to just what the model sees; export to onnx."
         )
     return {

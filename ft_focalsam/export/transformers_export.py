@@ -35,7 +35,7 @@ from ..files import check_is_free, new_folder
 from ..models import LongTailClassifier
 from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading
-from .check import check_same, logits_of, random_pictures
+from .check import check_same, logits_of, random_images
 from .merge import check_can_merge, merge
 from .preprocessing import preprocessing_of, to_image_processor
 
@@ -50,7 +50,7 @@ def export_transformers(
     Args:
         model (`LongTailClassifier`): A tuned classifier with the head "linear".
         folder (`str` or path): The folder to make.
-        image_processor (`BaseImageProcessor`, *optional*): How pictures were prepared in training, but for the image
+        image_processor (`BaseImageProcessor`, *optional*): How images were prepared in training, but for the image
             size of the classifier; by default that of the backbone.
 
     Raises:
@@ -66,17 +66,17 @@ def export_transformers(
         target(merged).save_pretrained(path)
         processor.save_pretrained(path)
         exported = AutoModelForImageClassification.from_pretrained(path).eval()
-        pictures = random_pictures(merged)
+        images = random_images(merged)
         check_same(
-            logits_of(merged, pictures),
-            logits_of(exported, pictures),
+            logits_of(merged, images),
+            logits_of(exported, images),
             what=f"the {type(exported).__name__} made of the classifier",
             remedy="export to onnx",
         )
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """How a classifier becomes an image classifier of transformers.
 
     Attributes:
@@ -146,10 +146,10 @@ def _with_vision_config(config: PreTrainedConfig, *, whole: type[PreTrainedConfi
     return whole(vision_config=getattr(config, "vision_config", config).to_dict(), text_config={})
 
 
-_clip = Target(
+_clip = ExportTarget(
     CLIPForImageClassification, reads={"mean": 0}, make_config=partial(_with_vision_config, whole=CLIPConfig)
 )
-_siglip = Target(
+_siglip = ExportTarget(
     SiglipForImageClassification,
     "vision_model",
     reads={"mean": 0},
@@ -159,10 +159,10 @@ _both = {None: 0, "cls": 0, "pooler": 0, "mean": 1}
 
 # By the architecture of the backbone: (merged classifier) -> model of transformers. A new one is one entry.
 TARGETS: dict[str, Callable[[LongTailClassifier], PreTrainedModel]] = {
-    "vit": Target(ViTForImageClassification, "vit"),
-    "deit": Target(DeiTForImageClassification, "deit"),
-    "vit_msn": Target(ViTMSNForImageClassification, "vit", reads={"cls": 0}),
-    "vit_mae": Target(
+    "vit": ExportTarget(ViTForImageClassification, "vit"),
+    "deit": ExportTarget(DeiTForImageClassification, "deit"),
+    "vit_msn": ExportTarget(ViTMSNForImageClassification, "vit", reads={"cls": 0}),
+    "vit_mae": ExportTarget(
         ViTForImageClassification,
         "vit",
         make_config=lambda config: ViTConfig(
@@ -170,14 +170,16 @@ TARGETS: dict[str, Callable[[LongTailClassifier], PreTrainedModel]] = {
             | {"model_type": "vit"}
         ),
     ),
-    "ijepa": Target(IJepaForImageClassification, "ijepa", reads={"mean": 0}),
-    "beit": Target(BeitForImageClassification, "beit", reads={None: 0, "pooler": 0}),
-    "data2vec-vision": Target(Data2VecVisionForImageClassification, "data2vec_vision", reads={None: 0, "pooler": 0}),
-    "dinov2": Target(Dinov2ForImageClassification, "dinov2", reads=_both, parts=2),
-    "dinov2_with_registers": Target(
+    "ijepa": ExportTarget(IJepaForImageClassification, "ijepa", reads={"mean": 0}),
+    "beit": ExportTarget(BeitForImageClassification, "beit", reads={None: 0, "pooler": 0}),
+    "data2vec-vision": ExportTarget(
+        Data2VecVisionForImageClassification, "data2vec_vision", reads={None: 0, "pooler": 0}
+    ),
+    "dinov2": ExportTarget(Dinov2ForImageClassification, "dinov2", reads=_both, parts=2),
+    "dinov2_with_registers": ExportTarget(
         Dinov2WithRegistersForImageClassification, "dinov2_with_registers", reads=_both, parts=2
     ),
-    "swin": Target(SwinForImageClassification, "swin", reads={"pooler": 0}),
+    "swin": ExportTarget(SwinForImageClassification, "swin", reads={"pooler": 0}),
     "clip": _clip,
     "clip_vision_model": _clip,
     "siglip": _siglip,
@@ -205,7 +207,7 @@ def _choose_target(model: LongTailClassifier) -> Callable[[LongTailClassifier], 
             "with head linear, or export to onnx, or, with a backbone that has a text tower, to open_clip."
         )
     target = TARGETS[config.backbone_family]
-    if isinstance(target, Target) and config.backbone_features not in target.reads:
+    if isinstance(target, ExportTarget) and config.backbone_features not in target.reads:
         given = config.backbone_features or "that are usual"
         known = " or ".join(name for name in target.reads if name)
         raise ValueError(
@@ -221,7 +223,7 @@ def resized_positions(model: LongTailClassifier, size: int) -> dict[str, Tensor]
 
     Args:
         model (`LongTailClassifier`): With a backbone of a family whose `image_sizes` is "interpolated".
-        size (`int`): Side of the pictures in pixels.
+        size (`int`): Side of the images in pixels.
     """
     backbone = model.backbone
     name, module = next((n, m) for n, m in backbone.named_modules() if hasattr(m, "interpolate_pos_encoding"))
@@ -229,7 +231,7 @@ def resized_positions(model: LongTailClassifier, size: int) -> dict[str, Tensor]
     table = module.position_embedding.weight[None] if is_embedding else module.position_embeddings
     if table is None:  # in Swin, whose biases are of positions within a window
         return {}
-    height, width = model.family.picture_size(backbone)
+    height, width = model.family.input_size(backbone)
     patch = backbone.config.patch_size
     others = table.shape[1] - (height // patch) * (width // patch)  # of the tokens that are no patches
     tokens = table.new_empty(1, others + (size // patch) ** 2, table.shape[2])

@@ -26,5 +26,5 @@ from .space import (
     push_space as push_space,
 )
 from .trainer_push import (
-    HubPushing as HubPushing,
+    HubMixin as HubMixin,
 )

@@ -32,8 +32,8 @@ REPORT_FILES = (
     "accuracy_by_frequency.png",
     "report.html",
     "report.md",
-    "report_pictures/*.png",
-    "report_pictures/*.jpg",
+    "report_images/*.png",
+    "report_images/*.jpg",
 )
 # Of the Trainer, not of the model: they may hold pickles, and the optimizer's state or the token.
 TRAINER_FILES = (
@@ -100,7 +100,7 @@ def check_holds_no_token(folder: Path, names: list[str], token: str) -> None:
 
 def _names(folder: Path) -> Iterator[str]:
     """Files of a folder and of the folders that belong to a model in it, not of the Trainer's checkpoints."""
-    for place in ("", "text_adapter", "report_pictures"):
+    for place in ("", "text_adapter", "report_images"):
         for path in sorted((folder / place).glob("*")):
             if path.is_file():
                 yield path.relative_to(folder).as_posix()

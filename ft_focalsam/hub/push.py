@@ -18,7 +18,7 @@ from .files import check_holds_no_token, files_to_push
 
 
 @dataclass(frozen=True)
-class Target:
+class PushTarget:
     """Where an upload goes.
 
     Args:
@@ -64,7 +64,7 @@ def push_folder(
     check_push(repo_id, token)
     repo_id = create_repository(repo_id, private=private, token=token)
     write_card(folder, repo_id=repo_id, overrides=overrides)
-    return upload(folder, files_to_push(folder), Target(repo_id, token, revision)).commit_url
+    return upload(folder, files_to_push(folder), PushTarget(repo_id, token, revision)).commit_url
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
@@ -114,7 +114,7 @@ def create_repository(
 def upload(
     folder: str | os.PathLike,
     files: list[str],
-    target: Target,
+    target: PushTarget,
     *,
     message: str = "Push by ft_focalsam",
     in_background: bool = False,
@@ -124,7 +124,7 @@ def upload(
     Args:
         folder (`str` or path): Where they are.
         files (`list[str]`): Of [`files_to_push`].
-        target (`Target`): Where they go.
+        target (`PushTarget`): Where they go.
         message (`str`): Of the commit.
         in_background (`bool`): Return a `Future` at once.
 
@@ -189,7 +189,7 @@ def _refusal(status: int | None, repo_id: str, response: Any) -> str | None:
         404: f"The Hub has no repository '{repo_id}' that the token may see (404); check the name and the token.",
         409: f"The repository '{repo_id}' was changed by another push meanwhile, or its name is taken (409); run the "
         "push again, or give another name.",
-        413: f"The Hub takes no push as large as this one to '{repo_id}' (413); leave report_pictures out of the "
+        413: f"The Hub takes no push as large as this one to '{repo_id}' (413); leave report_images out of the "
         "folder, or ask the Hub for more room.",
         429: f"The Hub has had too many requests of yours (429); run the push to '{repo_id}' again {later}.",
         503: f"The Hub is not available (503); run the push to '{repo_id}' again {later}: what has arrived is not "

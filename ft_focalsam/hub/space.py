@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ..models.backbones import split_name
-from .push import Target, check_push, create_repository, upload
+from .push import PushTarget, check_push, create_repository, upload
 from .run_file import read_json
 
 SDK_VERSION = "6.31.0"  # of gradio
@@ -43,7 +43,7 @@ def push_space(
     space_id = create_repository(space_id, private=private, token=token, repo_type="space")
     with tempfile.TemporaryDirectory() as temporary:
         names = write_space(temporary, repo_id, backbone=read_json(Path(folder, "config.json")).get("backbone") or "")
-        return upload(temporary, names, Target(space_id, token, repo_type="space")).commit_url
+        return upload(temporary, names, PushTarget(space_id, token, repo_type="space")).commit_url
 
 
 def write_space(folder: str | os.PathLike, repo_id: str, *, backbone: str) -> list[str]:

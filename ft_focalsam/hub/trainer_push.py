@@ -11,13 +11,13 @@ from transformers.utils import PushInProgress
 
 from .card import write_card
 from .files import MODEL_FILES, files_to_push
-from .push import Target, check_push, create_repository, failed_jobs, upload
+from .push import PushTarget, check_push, create_repository, failed_jobs, upload
 from .run_file import describe_run, write_run
 
 logger = logging.getLogger(__name__)
 
 
-class HubPushing:
+class HubMixin:
     """For a Trainer: `push_to_hub`, and what `push_to_hub=True` pushes during training.
 
     The Trainer's own way uploads all of its output folder, with its arguments as a pickle.
@@ -116,7 +116,7 @@ class HubPushing:
         return upload(
             folder,
             files_to_push(folder),
-            Target(self.hub_model_id, token or self.args.hub_token, revision or self.args.hub_revision),
+            PushTarget(self.hub_model_id, token or self.args.hub_token, revision or self.args.hub_revision),
             message=commit_message or "End of training",
             in_background=not blocking,
         )
@@ -136,7 +136,7 @@ class HubPushing:
         job = upload(
             folder,
             files_to_push(folder, patterns=MODEL_FILES),
-            Target(self.hub_model_id, self.args.hub_token, self.args.hub_revision),
+            PushTarget(self.hub_model_id, self.args.hub_token, self.args.hub_revision),
             message=f"Training in progress, step {self.state.global_step}",
             in_background=True,
         )

@@ -53,7 +53,7 @@ from .head_start import (
     collect_features as collect_features,
 )
 from .head_start import (
-    start_head as start_head,
+    init_head as init_head,
 )
 from .heads import (
     HEADS as HEADS,
@@ -86,7 +86,7 @@ from .text import (
     prompt_names as prompt_names,
 )
 from .text import (
-    read_class_names as read_class_names,
+    read_prompt_names as read_prompt_names,
 )
 from .text import (
     text_features as text_features,

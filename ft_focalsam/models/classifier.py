@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..files import written_aside
+from ..files import atomic_dir
 from .backbones import (
     BackboneFamily,
     check_image_size,
@@ -48,7 +48,7 @@ class LongTailClassifierConfig(PreTrainedConfig):
         head (`str`): A name in `HEADS`: "linear", "cosine", "l2_normalized" or "layer_norm".
         head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
         head_options (`dict`, *optional*): Hyperparameters of a head that has others, by name.
-        image_size (`int`, *optional*): Side of the pictures in pixels where it is not the backbone's own.
+        image_size (`int`, *optional*): Side of the images in pixels where it is not the backbone's own.
         backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
         prompt_templates, prompt_names (`list[str]`, *optional*): Prompts with {} where the class name goes, and the
             names there, where they are not those of `id2label`; what the head was started from or is computed from.
@@ -138,14 +138,14 @@ class LongTailClassifier(PreTrainedModel):
             head (`str`): "linear", "cosine", "l2_normalized" or "layer_norm".
             head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
             head_options (`dict`, *optional*): Hyperparameters of a head that has others, by name.
-            image_size (`int`, *optional*): Side of the pictures in pixels; by default the backbone's own.
+            image_size (`int`, *optional*): Side of the images in pixels; by default the backbone's own.
             dtype (`str`): Of the backbone's weights: "float32", "bfloat16" or "float16".
             features (`str`, *optional*): "cls", "mean" or "pooler": which output of the backbone is the feature vector
-                of a picture, if not the usual one; needed for architectures that are not in `BACKBONE_FAMILIES`.
+                of an image, if not the usual one; needed for architectures that are not in `BACKBONE_FAMILIES`.
 
         Raises:
             ValueError: If a choice is unknown or out of range, the architecture is not supported, or its patches do
-                not fill pictures of `image_size`.
+                not fill images of `image_size`.
             OSError: If the backbone can neither be found locally nor fetched.
         """
         HEADS.choose(head)
@@ -247,7 +247,7 @@ class LongTailClassifier(PreTrainedModel):
             ValueError: If the name is unknown, or the backbone has modules of that name or cannot take them.
         """
         insert = choose_inserted(name)
-        refused = self.family.refuses(self.backbone)
+        refused = self.family.unsupported(self.backbone)
         if name in refused:
             raise ValueError(f"The backbone takes no {name}: it {refused[name]}; choose another tuning method.")
         if name in self._inserted_names():
@@ -304,7 +304,7 @@ class LongTailClassifier(PreTrainedModel):
         self.config.architectures = [type(self).__name__.removeprefix("FSDP")]  # fully_shard makes a subclass
         # All of it, for peft to pick its own: that may be more than what trains.
         values = self.state_dict() if state_dict is None else state_dict
-        with written_aside(save_directory) as folder:
+        with atomic_dir(save_directory) as folder:
             self.config.save_pretrained(folder)
             save_tensors(trained, folder / SAFE_WEIGHTS_NAME)
             self._save_adapters(values, folder)

@@ -47,7 +47,7 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
         `Tensor` of shape (C, D), float32.
 
     Raises:
-        ValueError: If a class has no picture.
+        ValueError: If a class has no image.
     """
     totals, counts, _ = _sums(model, batches)
     return _means(totals, counts)
@@ -70,13 +70,13 @@ def _sums(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tu
 
 def _means(totals: Tensor, counts: Tensor) -> Tensor:
     if (counts == 0).any():
-        raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no picture to take the mean of.")
+        raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no image to take the mean of.")
     return totals / counts[:, None]
 
 
 @torch.no_grad()
 def collect_features(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Features of pictures, from the backbone as it is now, in evaluation mode.
+    """Features of images, from the backbone as it is now, in evaluation mode.
 
     Args:
         model (`LongTailClassifier`): Left in the mode it is in.
@@ -103,7 +103,7 @@ def _features(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -
     model.train(was_training)
 
 
-def start_head(
+def init_head(
     model: LongTailClassifier,
     start: str,
     *,
@@ -154,7 +154,7 @@ def start_head(
         head.start_from(text_features(model.config.backbone, prompt_names(model.config), templates=templates))
         return
     if batches is None:
-        raise ValueError(f'A head_start of "{start}" needs the training pictures; give `batches`.')
+        raise ValueError(f'A head_start of "{start}" needs the training images; give `batches`.')
     read = _sums if start == "class_means" else collect_features
     found, fault = read(model, batches()), None  # of which several processes may have a part each to read
     if PartialState().is_main_process:

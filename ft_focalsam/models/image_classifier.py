@@ -1,4 +1,4 @@
-"""Pictures in, class names and probabilities out: `ImageClassifier`."""
+"""Images in, class names and probabilities out: `ImageClassifier`."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,19 +13,19 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import BadImageError, StoredImage, eval_transform
 from .loading import Classifier, load_classifier
 
-Guesses = list[dict[str, Any]]  # [{"label": "cat", "score": 0.97}, ...], the most probable first
-Picture = str | Path | Image.Image
+Predictions = list[dict[str, Any]]  # [{"label": "cat", "score": 0.97}, ...], the most probable first
+ImageInput = str | Path | Image.Image
 
 
 class ImageClassifier:
-    """A saved classifier that takes pictures, like transformers' `pipeline("image-classification")`.
+    """A saved classifier that takes images, like transformers' `pipeline("image-classification")`.
 
     ```python
     classify = ImageClassifier.from_pretrained("user/name")
     classify("cat.jpg")  # [{"label": "cat", "score": 0.97}, {"label": "lynx", "score": 0.02}, ...]
     ```
 
-    Pictures are read as in training: upright, as RGB, with the preprocessing that was saved.
+    Images are read as in training: upright, as RGB, with the preprocessing that was saved.
 
     Args:
         classifier (`Classifier`): Of [`~ft_focalsam.models.load_classifier`].
@@ -71,39 +71,39 @@ class ImageClassifier:
         return cls(classifier, device=device)
 
     def __call__(
-        self, pictures: Picture | Sequence[Picture], *, top_k: int = 5, batch_size: int = 32
-    ) -> Guesses | list[Guesses]:
-        """The most probable classes of one picture or of several.
+        self, images: ImageInput | Sequence[ImageInput], *, top_k: int = 5, batch_size: int = 32
+    ) -> Predictions | list[Predictions]:
+        """The most probable classes of one image or of several.
 
         Args:
-            pictures (path, PIL image, or sequence of these): What to classify.
+            images (path, PIL image, or sequence of these): What to classify.
             top_k (`int`, >= 1): Number of classes to name; no more than there are.
-            batch_size (`int`, >= 1): Pictures at a time.
+            batch_size (`int`, >= 1): Images at a time.
 
         Returns:
-            `list[dict]` with "label" and "score" (a probability) for one picture, a list of these for several.
+            `list[dict]` with "label" and "score" (a probability) for one image, a list of these for several.
 
         Raises:
-            BadImageError: If a picture cannot be read; names it.
+            BadImageError: If an image cannot be read; names it.
         """
-        is_one = isinstance(pictures, (str, Path, Image.Image))
-        results = list(self.stream([pictures] if is_one else pictures, top_k=top_k, batch_size=batch_size))
+        is_one = isinstance(images, (str, Path, Image.Image))
+        results = list(self.stream([images] if is_one else images, top_k=top_k, batch_size=batch_size))
         for result in results:
             if isinstance(result, BadImageError):
                 raise result
         return results[0] if is_one else results
 
     def stream(
-        self, pictures: Iterable[Picture], *, top_k: int = 5, batch_size: int = 32, num_workers: int = 0
-    ) -> Iterator[Guesses | BadImageError]:
+        self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32, num_workers: int = 0
+    ) -> Iterator[Predictions | BadImageError]:
         """The same one by one, in order; what cannot be read gives its error and stops nothing.
 
         Of an iterator no more is held in memory than a few batches.
 
         Args:
-            pictures (iterable of paths or PIL images): What to classify.
+            images (iterable of paths or PIL images): What to classify.
             top_k, batch_size: As in [`ImageClassifier.__call__`].
-            num_workers (`int`): Processes that read pictures.
+            num_workers (`int`): Processes that read images.
 
         Raises:
             ValueError: If `top_k` or `batch_size` is below 1, or `num_workers` below 0.
@@ -113,18 +113,18 @@ class ImageClassifier:
             if value < lowest:
                 raise ValueError(f"{name} is {value}; set it to {lowest} or more.")
         loader = DataLoader(
-            _Pictures(self.transform),
-            batch_sampler=_Batches(pictures, batch_size),  # (row, picture) pairs are what the data set is asked for
+            _Images(self.transform),
+            batch_sampler=_Batches(images, batch_size),  # (row, image) pairs are what the data set is asked for
             num_workers=num_workers,
             collate_fn=list,
         )
         for batch in loader:
-            guesses = iter(self._guess([item for item in batch if isinstance(item, Tensor)], top_k))
+            predictions = iter(self._predict([item for item in batch if isinstance(item, Tensor)], top_k))
             for item in batch:
-                yield next(guesses) if isinstance(item, Tensor) else BadImageError(item)
+                yield next(predictions) if isinstance(item, Tensor) else BadImageError(item)
 
     @torch.inference_mode()
-    def _guess(self, pixel_values: list[Tensor], top_k: int) -> list[Guesses]:
+    def _predict(self, pixel_values: list[Tensor], top_k: int) -> list[Predictions]:
         if not pixel_values:
             return []
         logits = self.model(torch.stack(pixel_values).to(self.device)).logits
@@ -158,16 +158,16 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
 
 class _Batches:
-    """(row, picture) pairs in lists of a length, made as they are asked for."""
+    """(row, image) pairs in lists of a length, made as they are asked for."""
 
-    def __init__(self, pictures: Iterable[Picture], size: int):
-        self.pictures = pictures
+    def __init__(self, images: Iterable[ImageInput], size: int):
+        self.images = images
         self.size = size
 
-    def __iter__(self) -> Iterator[list[tuple[int, Picture]]]:
-        rows = enumerate(self.pictures)
+    def __iter__(self) -> Iterator[list[tuple[int, ImageInput]]]:
+        rows = enumerate(self.images)
         while batch := list(itertools.islice(rows, self.size)):
-            wrong = [picture for _, picture in batch if not isinstance(picture, (str, Path, Image.Image))]
+            wrong = [image for _, image in batch if not isinstance(image, (str, Path, Image.Image))]
             if wrong:
                 raise TypeError(
                     f"An image is a {type(wrong[0]).__name__}; give paths or PIL images (Image.fromarray)."
@@ -175,19 +175,19 @@ class _Batches:
             yield batch
 
 
-class _Pictures(Dataset):
-    """What the model sees of each picture, or why it sees nothing."""
+class _Images(Dataset):
+    """What the model sees of each image, or why it sees nothing."""
 
     def __init__(self, transform):
         self.transform = transform
 
-    def __getitem__(self, item: tuple[int, Picture]) -> Tensor | str:
-        row, picture = item
+    def __getitem__(self, item: tuple[int, ImageInput]) -> Tensor | str:
+        row, image = item
         try:
-            if isinstance(picture, Image.Image):
-                return self.transform(picture)
-            return self.transform(StoredImage.read({"bytes": None, "path": str(picture)}, row=row))
+            if isinstance(image, Image.Image):
+                return self.transform(image)
+            return self.transform(StoredImage.read({"bytes": None, "path": str(image)}, row=row))
         except BadImageError as error:
             return str(error)
         except (ValueError, OSError) as error:  # of a PIL image, which is decoded only here
-            return f"The picture in row {row} cannot be read ({str(error).rstrip('.')}); replace or remove it."
+            return f"The image in row {row} cannot be read ({str(error).rstrip('.')}); replace or remove it."

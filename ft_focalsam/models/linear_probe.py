@@ -32,10 +32,10 @@ def fit_linear_probe(features: Tensor, labels: Tensor, num_classes: int, *, has_
     """Logits W x + b that start a head, as good for the rare classes as for the frequent ones.
 
     W and b minimise sum_n c_n |W x_n + b - e_{y_n}|^2 + penalty * |W|^2 with e_y the one-hot vector of class y and
-    c_n = 1 / (C n_{y_n}), so that every class weighs the same however many pictures it has. As in Fisher's
+    c_n = 1 / (C n_{y_n}), so that every class weighs the same however many images it has. As in Fisher's
     discriminant a covariance takes part: unlike class means it is not misled by what all features have in common. The
     fit is multiplied by a temperature, as regression on one-hot targets gives flat probabilities.
-    Penalty and temperature are those with the least class-balanced cross-entropy on left-out pictures; leaving out
+    Penalty and temperature are those with the least class-balanced cross-entropy on left-out images; leaving out
     one at a time needs no second fit (Allen, 1974, the PRESS statistic).
 
     Args:
@@ -45,12 +45,12 @@ def fit_linear_probe(features: Tensor, labels: Tensor, num_classes: int, *, has_
         has_bias (`bool`): Whether there is a b.
 
     Raises:
-        ValueError: If a class has no picture, or a feature is not finite.
+        ValueError: If a class has no image, or a feature is not finite.
     """
     features, labels = features.detach().cpu(), labels.cpu()
     counts = torch.bincount(labels, minlength=num_classes)
     if (counts == 0).any():
-        raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no picture to fit the head to.")
+        raise ValueError(f"Class {int((counts == 0).nonzero()[0])} has no image to fit the head to.")
     if not features.isfinite().all():
         raise ValueError("The backbone gives features that are not finite; load it with backbone_dtype float32.")
     weights = 1 / (num_classes * counts.double()[labels])
@@ -95,7 +95,7 @@ def _chunks(length: int) -> Iterable[slice]:
 
 
 def _rows_to_choose_on(labels: Tensor, counts: Tensor, num_classes: int) -> Tensor:
-    """Numbers of pictures, evenly over the classes' pictures; of classes with two or more where there are any."""
+    """Numbers of images, evenly over the classes' images; of classes with two or more where there are any."""
     order = labels.argsort(stable=True)
     if (counts > 1).any():
         order = order[counts[labels[order]] > 1]
@@ -106,7 +106,7 @@ def _rows_to_choose_on(labels: Tensor, counts: Tensor, num_classes: int) -> Tens
 def _left_out_loss(
     x: Tensor, labels: Tensor, weights: Tensor, targets: Tensor, shrink: Tensor, base: float
 ) -> tuple[float, float]:
-    """Least class-balanced cross-entropy over the temperatures, each picture left out of the fit, and its temperature.
+    """Least class-balanced cross-entropy over the temperatures, each image left out of the fit, and its temperature.
 
     Args:
         x (`Tensor` of shape (n, D)): Centred features along the axes of the covariance.

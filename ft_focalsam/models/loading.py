@@ -20,13 +20,13 @@ DEFAULT_PATCH = 16  # of models whose configuration names none
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model, what its classes are called, and how it wants pictures.
+    """A model, what its classes are called, and how it wants images.
 
     Args:
         model (`nn.Module`): pixel_values -> an output with `logits` of shape (B, C).
         class_names (`list[str]`): The C class names in index order.
         processor (`BaseImageProcessor`): Its image processor.
-        image_size (`int`, *optional*): Side of the pictures in pixels, where it is not the processor's own.
+        image_size (`int`, *optional*): Side of the images in pixels, where it is not the processor's own.
         patch_size (`int`): Side of its patches, in pixels.
         is_zero_shot (`bool`): Made for the classes of one test set, by their names.
     """

@@ -1,4 +1,4 @@
-"""The ResNet-32 for 32-pixel pictures that the long-tail literature trains from scratch."""
+"""The ResNet-32 for 32-pixel images that the long-tail literature trains from scratch."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut without parameters (option A of He et al., arXiv 1512.03385): where the
-    block halves the picture and widens, the shortcut takes every other pixel and pads channels with zeros."""
+    block halves the image and widens, the shortcut takes every other pixel and pads channels with zeros."""
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__()
@@ -43,5 +43,5 @@ class ResNet32(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Features of shape (B, 64) of pictures of shape (B, 3, 32, 32)."""
+        """Features of shape (B, 64) of images of shape (B, 3, 32, 32)."""
         return self.blocks(F.relu(self.bn1(self.conv1(pixel_values)))).mean(dim=(2, 3))

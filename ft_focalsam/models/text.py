@@ -63,7 +63,7 @@ def check_prompts(templates: Sequence[str], names: str | None = None) -> None:
 
     Args:
         templates (sequence of `str`): As in [`choose_templates`].
-        names (`str`, *optional*): As in [`read_class_names`].
+        names (`str`, *optional*): As in [`read_prompt_names`].
 
     Raises:
         FileNotFoundError: If the file of names does not exist.
@@ -79,7 +79,7 @@ def check_prompts(templates: Sequence[str], names: str | None = None) -> None:
         )
 
 
-def read_class_names(source: str | None, num_classes: int) -> list[str] | None:
+def read_prompt_names(source: str | None, num_classes: int) -> list[str] | None:
     """Names of classes for prompts, where they are not those of the data set.
 
     Args:

@@ -1,4 +1,4 @@
-"""What reaches the classifier of a model: the features of its pictures, whatever the model calls them."""
+"""What reaches the classifier of a model: the features of its images, whatever the model calls them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

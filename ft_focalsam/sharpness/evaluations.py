@@ -212,12 +212,12 @@ class OnePass(Evaluation):
     def _verify(self, labels: Tensor, run: Run) -> None:
         """Compare, for a large random perturbation, with passes at weights that are really moved."""
         step, target = self.step, self.step.target
-        verdict = self._agrees(labels, run, target.names)
-        if verdict is False:
+        result = self._agrees(labels, run, target.names)
+        if result is False:
             owners = [] if step.batch_norms else owners_by_type(step.bare_model, target)
             wrong = (module for module, tensors in owners if self._agrees(labels, run, tensors) is False)
             raise NotPerSampleError(step.bare_model, next(wrong, *step.batch_norms[:1] or [step.bare_model]))
-        self._is_verified = verdict is True and len(labels) > 1
+        self._is_verified = result is True and len(labels) > 1
 
     def _agrees(self, labels: Tensor, run: Run, tensors: Iterable[Tensor]) -> bool | None:
         """Whether a pass with half the perturbation for one half of the samples and all of it for the others has the

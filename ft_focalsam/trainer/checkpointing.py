@@ -12,7 +12,7 @@ from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import one_line
-from ..files import ASIDE, flush, give_ordinary_permissions
+from ..files import TMP_PREFIX, flush, give_ordinary_permissions
 from ..parsing import parse_json
 from .manifest import MANIFEST_NAME, Manifest
 
@@ -33,7 +33,7 @@ class CheckpointError(OSError):
 
 def aside_folder(run_folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is written before it gets its place and name in the folder of the run."""
-    return run_folder / f"{ASIDE}checkpoint-{step}"
+    return run_folder / f"{TMP_PREFIX}checkpoint-{step}"
 
 
 def put_in_place(run_folder: Path, step: int) -> Path:
@@ -57,7 +57,7 @@ def remove_old(run_folder: Path, limit: int | None, *, keep: list[str | None]) -
     kept = {str(Path(path)) for path in keep if path is not None}
     others = [str(path) for path in reversed(checkpoints(run_folder)) if str(path) not in kept]
     for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
-        gone = run_folder / f"{ASIDE}{Path(path).name}"
+        gone = run_folder / f"{TMP_PREFIX}{Path(path).name}"
         shutil.rmtree(gone, ignore_errors=True)
         Path(path).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -65,8 +65,8 @@ def remove_old(run_folder: Path, limit: int | None, *, keep: list[str | None]) -
 
 def tidy(run_folder: Path) -> None:
     """Remove what a process that was killed left half-written or half-removed."""
-    for aside in run_folder.glob(f"{ASIDE}checkpoint-*"):
-        target = run_folder / aside.name.removeprefix(ASIDE)
+    for aside in run_folder.glob(f"{TMP_PREFIX}checkpoint-*"):
+        target = run_folder / aside.name.removeprefix(TMP_PREFIX)
         if (aside / REPLACED).is_dir() and not target.exists():
             (aside / REPLACED).rename(target)
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The end of a training whose gradient has not been finite for many steps, with the pictures it came to it with."""
+"""The end of a training whose gradient has not been finite for many steps, with the images it came to it with."""
 
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ class NonFiniteSteps:
             labels (`Tensor` of shape (B,) or (B, C)): The same.
 
         Raises:
-            ValueError: If it is one too many, on all processes; says the step, the learning rate and the pictures.
+            ValueError: If it is one too many, on all processes; says the step, the learning rate and the images.
         """
         if is_finite:
             self.count = 0
@@ -57,16 +57,16 @@ class NonFiniteSteps:
 
     def _describe(self, labels: Tensor) -> str:
         rows = rows_of_step(self.trainer, labels)
-        names = gather_object([None] if rows is None else picture_names(self.trainer.train_dataset, rows))
+        names = gather_object([None] if rows is None else image_names(self.trainer.train_dataset, rows))
         if None in names:
-            return "the pictures of its batch (which they are is not known in a stream or with a sampler of one's own)"
+            return "the images of its batch (which they are is not known in a stream or with a sampler of one's own)"
         shown, more = ", ".join(names[:NUM_SHOWN]), len(names) - NUM_SHOWN
         if more <= 0:
-            return f"the pictures of its batch: {shown}"
+            return f"the images of its batch: {shown}"
         file = Path(self.trainer.args.output_dir) / BATCH_NAME
         if self.trainer.is_world_process_zero():
             file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        return f"the pictures of its batch: {shown} and {more} more in '{file}'"
+        return f"the images of its batch: {shown} and {more} more in '{file}'"
 
 
 def rows_of_step(trainer: Trainer, labels: Tensor) -> list[int] | None:
@@ -100,7 +100,7 @@ def rows_of_step(trainer: Trainer, labels: Tensor) -> list[int] | None:
     return [int(row) for batch in batches for row in batch] if bool(agrees.all()) else None
 
 
-def picture_names(dataset, rows: list[int]) -> list[str]:
+def image_names(dataset, rows: list[int]) -> list[str]:
     """What to call rows of a training set: by path where the set has paths, else by number."""
     stored = getattr(dataset, "dataset", None)
     if not isinstance(stored, datasets.Dataset) or "image" not in stored.column_names:

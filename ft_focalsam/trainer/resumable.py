@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..errors import first_fault, one_line
 from ..files import give_ordinary_permissions
-from ..hub import HubPushing
+from ..hub import HubMixin
 from .checkpointing import (
     STATE_NAME,
     CheckpointError,
@@ -59,7 +59,7 @@ class Resumption:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-class ResumableTrainer(HubPushing, Trainer):
+class ResumableTrainer(HubMixin, Trainer):
     """Writes checkpoints whole or not at all, resumes from complete ones only, and stops in good order at SIGTERM."""
 
     _aside: Path | None = None  # where a checkpoint is being written

@@ -14,7 +14,7 @@ import yaml
 from transformers import TrainingArguments
 
 from ..data import SOURCES
-from ..files import opened_aside
+from ..files import atomic_open
 from ..hub.run_file import changed_settings, is_of_this_run
 from ..models.backbones.transformers_models import EMBEDDED
 from .run_settings import is_neutral
@@ -31,7 +31,7 @@ def write_config(options: Sequence[Any]) -> None:
         options (sequence of dataclass instances): All that describes the run; the last one is that of the Trainer.
     """
     folder = Path(options[-1].output_dir).expanduser().absolute()
-    with opened_aside(folder / CONFIG_NAME, "w", encoding="utf-8") as file:
+    with atomic_open(folder / CONFIG_NAME, "w", encoding="utf-8") as file:
         file.write(f"# ft-focalsam train {folder / CONFIG_NAME} --output_dir OTHER\n")
         file.write(_yaml({"output_dir": str(folder)}))
         for each in options:

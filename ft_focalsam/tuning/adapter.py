@@ -138,7 +138,7 @@ class AdapterOptions(CommonOptions):
     )
 
 
-@register_tuning("adaptformer", place=MLP, options=AdapterOptions)
+@register_tuning("adaptformer", stage=MLP, options=AdapterOptions)
 def adaptformer(model: LongTailClassifier, options: AdapterOptions) -> None:
     """AdaptFormer (Chen et al., arXiv 2205.13535), with a trained scale as in LIFT."""
     model.insert(
@@ -149,7 +149,7 @@ def adaptformer(model: LongTailClassifier, options: AdapterOptions) -> None:
     )
 
 
-@register_tuning("adapter", place=MLP, options=AdapterOptions)
+@register_tuning("adapter", stage=MLP, options=AdapterOptions)
 def adapter(model: LongTailClassifier, options: AdapterOptions) -> None:
     """Sequential adapters (Houlsby et al., arXiv 1902.00751), one a block (Pfeiffer et al., arXiv 2005.00247)."""
     model.insert("adapter", layers=find_layers(model, options), width=_width(model, options))

@@ -56,7 +56,7 @@ class ClipAdapterOptions(CommonOptions):
     )
 
 
-@register_tuning("clip_adapter", place=FEATURES, keeps_backbone=True, options=ClipAdapterOptions)
+@register_tuning("clip_adapter", stage=FEATURES, keeps_backbone=True, options=ClipAdapterOptions)
 def clip_adapter(model: LongTailClassifier, options: ClipAdapterOptions) -> None:
     """A bottleneck on the features, with a share of them passed by."""
     width = max(1, model.config.feature_size // options.clip_adapter_reduction)

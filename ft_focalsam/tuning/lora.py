@@ -59,7 +59,7 @@ class LoraOptions(CommonOptions):
             raise ValueError(f"lora_init is {self.lora_init!r}; choose one of {', '.join(LORA_INITS)}.")
 
 
-@register_tuning("lora", place=PEFT, options=LoraOptions)
+@register_tuning("lora", stage=PEFT, options=LoraOptions)
 def lora(model: LongTailClassifier, options: LoraOptions) -> None:
     """Low-rank updates of linear layers, by default of the query and value projections, and of the key's too where
     the three are one layer."""
@@ -83,7 +83,7 @@ def lora(model: LongTailClassifier, options: LoraOptions) -> None:
     model.wrap_backbone(config)
 
 
-@register_tuning("ia3", place=PEFT)
+@register_tuning("ia3", stage=PEFT)
 def ia3(model: LongTailClassifier, options: CommonOptions) -> None:
     """IA3 (Liu et al., arXiv 2205.05638): scales of the keys, the values and the input of the MLP's last layer; of the
     queries too where the three are one layer."""

@@ -65,7 +65,7 @@ def insert_prompts(model: LongTailClassifier, *, layers: list[int], length: int)
     blocks, size, area = family.blocks(backbone), family.hidden_size(backbone), family.patch_area(backbone)
     for index in layers:
         replaces = 0 if index == layers[0] else length
-        prompts = Prompts(length, size, area, replaces=replaces, first=family.first_tokens(backbone))
+        prompts = Prompts(length, size, area, replaces=replaces, first=family.num_prefix_tokens(backbone))
         blocks[index] = PromptedBlock(prompts, blocks[index])
 
 
@@ -82,13 +82,13 @@ class PromptOptions(CommonOptions):
     )
 
 
-@register_tuning("vpt_shallow", place=TOKENS, options=PromptOptions)
+@register_tuning("vpt_shallow", stage=TOKENS, options=PromptOptions)
 def vpt_shallow(model: LongTailClassifier, options: PromptOptions) -> None:
     """Prompts in front of the first block."""
     model.insert("prompts", layers=[0], length=options.prompt_length)
 
 
-@register_tuning("vpt_deep", place=TOKENS, options=PromptOptions)
+@register_tuning("vpt_deep", stage=TOKENS, options=PromptOptions)
 def vpt_deep(model: LongTailClassifier, options: PromptOptions) -> None:
     """Fresh prompts in front of every tuned block; in front of another one the latest stay in the sequence."""
     model.insert("prompts", layers=find_layers(model, options), length=options.prompt_length)

@@ -39,7 +39,7 @@ class CommonOptions:
 
 # What a method acts on, in the order in which methods are applied, whatever the order they are named in: peft gets the
 # plain backbone, and what belongs to the backbone is still frozen when modules are put into it. Saving and loading
-# rely on that order. Two methods at one place exclude each other, but for OWN and PARAMETERS.
+# rely on that order. Two methods of one stage exclude each other, but for OWN and PARAMETERS.
 WHOLE = "the whole backbone"
 PEFT = "peft's adapters"
 MLP = "an adapter at the MLPs"
@@ -51,7 +51,7 @@ TEXT = "the text tower's adapters"
 CONTEXT = "the context of the class names"
 OWN = "modules of its own"
 PARAMETERS = "parameters of the backbone"
-PLACES = (WHOLE, PEFT, MLP, WEIGHTS, OUTPUTS, TOKENS, FEATURES, TEXT, CONTEXT, OWN, PARAMETERS)
+STAGES = (WHOLE, PEFT, MLP, WEIGHTS, OUTPUTS, TOKENS, FEATURES, TEXT, CONTEXT, OWN, PARAMETERS)
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class TuningMethod:
     Attributes:
         apply (`Callable`): (model, options) -> None; makes exactly what it tunes require a gradient, in float32. It
             finds the backbone frozen, but for what methods before it tune, and the head trainable.
-        place (`str`): What it acts on, one of `PLACES`.
+        stage (`str`): What it acts on, one of `STAGES`.
         keeps_backbone (`bool`): Whether the backbone's features of an image stay the same while it trains.
         options (dataclass type): What can be set of it; its fields are fields of `TuningOptions`.
     """
 
     apply: Callable[[LongTailClassifier, CommonOptions], None]
-    place: str = OWN
+    stage: str = OWN
     keeps_backbone: bool = False
     options: type[CommonOptions] = CommonOptions
 
@@ -75,7 +75,7 @@ TUNING_METHODS: Registry[TuningMethod] = Registry("tuning method")
 
 
 def register_tuning(
-    name: str, *, place: str = OWN, keeps_backbone: bool = False, options: type[CommonOptions] = CommonOptions
+    name: str, *, stage: str = OWN, keeps_backbone: bool = False, options: type[CommonOptions] = CommonOptions
 ) -> Callable:
     """Register a function (model, options) as a tuning method; see `TuningMethod`. Options of its own are known to
     `TuningOptions` where the method is registered before that is first used.
@@ -85,7 +85,7 @@ def register_tuning(
     """
 
     def decorate(apply: Callable) -> Callable:
-        TUNING_METHODS.register(name)(TuningMethod(apply, place, keeps_backbone, options))
+        TUNING_METHODS.register(name)(TuningMethod(apply, stage, keeps_backbone, options))
         return apply
 
     return decorate
@@ -149,7 +149,7 @@ def choose_methods(name: str | Sequence[str]) -> list[TuningMethod]:
             if reason:
                 raise ValueError(f"The tuning methods '{other}' and '{new}' exclude each other: {reason}; name one.")
         chosen[new] = method
-    return sorted(chosen.values(), key=lambda method: PLACES.index(method.place))
+    return sorted(chosen.values(), key=lambda method: STAGES.index(method.stage))
 
 
 def check_keeps_backbone(name: str | Sequence[str]) -> None:
@@ -167,10 +167,10 @@ def _conflict(new: str, method: TuningMethod, other: str, there: TuningMethod) -
     if new == other:
         return "they are the same"
     for name, one in ((new, method), (other, there)):
-        if one.place == WHOLE:
+        if one.stage == WHOLE:
             return f"'{name}' decides on the whole backbone"
-    if method.place == there.place and method.place not in (PARAMETERS, OWN):
-        return f"both tune {method.place}"
+    if method.stage == there.stage and method.stage not in (PARAMETERS, OWN):
+        return f"both tune {method.stage}"
     return None
 
 

@@ -87,7 +87,7 @@ class SparseOptions(CommonOptions):
     )
 
 
-@register_tuning("sparse", place=WEIGHTS, options=SparseOptions)
+@register_tuning("sparse", stage=WEIGHTS, options=SparseOptions)
 def sparse(model: LongTailClassifier, options: SparseOptions) -> None:
     """A share of the entries of every weight matrix of the tuned blocks."""
     model.insert("sparse", layers=find_layers(model, options), ratio=options.sparse_ratio, seed=options.sparse_seed)

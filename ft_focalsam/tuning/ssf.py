@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..models import LongTailClassifier, register_inserted
+from .partial import is_norm
 from .registry import OUTPUTS, CommonOptions, find_layers, own_modules, register_tuning
-from .unfrozen import is_norm
 
 
 class ScaleAndShift(nn.Module):
@@ -18,7 +18,7 @@ class ScaleAndShift(nn.Module):
 
     Args:
         size (`int`): Number of channels D.
-        channel_dim (`int`): Where the channels of x are: -1 in (B, T, D), 1 in the pictures (B, D, H, W) of a
+        channel_dim (`int`): Where the channels of x are: -1 in (B, T, D), 1 in the images (B, D, H, W) of a
             convolution.
     """
 
@@ -92,7 +92,7 @@ def insert_ssf(model: LongTailClassifier, *, layers: list[int] | None) -> None:
             layer.register_forward_hook(_behind)
 
 
-@register_tuning("ssf", place=OUTPUTS)
+@register_tuning("ssf", stage=OUTPUTS)
 def ssf(model: LongTailClassifier, options: CommonOptions) -> None:
     """Scale and shift behind the layers of the tuned blocks, by default of the whole backbone."""
     model.insert("ssf", layers=find_layers(model, options) if options.tuned_layers else None)

@@ -61,7 +61,7 @@ def text_head(model: LongTailClassifier) -> TextHead:
         )
     if config.head != "cosine":
         raise ValueError(
-            f"The head is {config.head!r}, and tuned texts are compared with pictures by their cosine; set head to "
+            f"The head is {config.head!r}, and tuned texts are compared with images by their cosine; set head to "
             "cosine."
         )
     templates = config.prompt_templates or [DEFAULT_TEMPLATE]
@@ -184,7 +184,7 @@ def _content(tower: TextTower, text: str) -> Tensor:
     return _ids(tower, text)[_first_column(tower) : int(differ[0])]
 
 
-@register_tuning("text_lora", place=TEXT, keeps_backbone=True, options=LoraOptions)
+@register_tuning("text_lora", stage=TEXT, keeps_backbone=True, options=LoraOptions)
 def text_lora(model: LongTailClassifier, options: LoraOptions) -> None:
     """LoRA in the text tower; with "lora", both towers have it. The prompts are those that the head was started from.
 
@@ -240,7 +240,7 @@ class ContextOptions(CommonOptions):
             )
 
 
-@register_tuning("context_prompts", place=CONTEXT, keeps_backbone=True, options=ContextOptions)
+@register_tuning("context_prompts", stage=CONTEXT, keeps_backbone=True, options=ContextOptions)
 def context_prompts(model: LongTailClassifier, options: ContextOptions) -> None:
     """Trained vectors beside the class names in the place of a template (CoOp, Zhou et al., arXiv 2109.01134)."""
     model.insert(

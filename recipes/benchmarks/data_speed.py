@@ -1,13 +1,13 @@
-"""How fast pictures become tensors on one core, a plain PIL pipeline against ours, and batches on the device.
+"""How fast images become tensors on one core, a plain PIL pipeline against ours, and batches on the device.
 
     OMP_NUM_THREADS=1 python recipes/benchmarks/data_speed.py --dataset $IMAGENET_SAMPLE
 
-Plain: PIL decodes the whole picture, crops and resizes it, and it is made a float tensor and normalised. Ours:
+Plain: PIL decodes the whole image, crops and resizes it, and it is made a float tensor and normalised. Ours:
 torchvision decodes the same pixels, JPEGs are decoded at 1/2, 1/4 or 1/8 where a training crop allows it, and bytes
-are resized before they become floats. `cached` trains from pictures that --cache_resized made smaller once. Prints the
-CPU time of a picture (the median of interleaved repeats, in one process and one thread) and the mean difference of the
-pixels from the plain pipeline's for the same crop; for `cached` it is that of evaluation. --enlarge 4 makes pictures
-as cameras do of those of the data set. A second table has the pictures a second of a DataLoader by number of worker
+are resized before they become floats. `cached` trains from images that --cache_resized made smaller once. Prints the
+CPU time of an image (the median of interleaved repeats, in one process and one thread) and the mean difference of the
+pixels from the plain pipeline's for the same crop; for `cached` it is that of evaluation. --enlarge 4 makes images
+as cameras do of those of the data set. A second table has the images a second of a DataLoader by number of worker
 processes (the median of interleaved passes, wall-clock time): normalised by the transform and shipped as floats, and
 shipped as bytes and normalised on the device, as recipes/finetune.py does.
 """
@@ -68,8 +68,8 @@ class PlainPipeline:
         return (pixels.float() / 255 - self.mean) / self.std
 
 
-def load_pictures(path: str, *, limit: int, enlarge: int) -> datasets.Dataset:
-    """The first `limit` pictures of a parquet folder, an image folder or a Hub name."""
+def load_images(path: str, *, limit: int, enlarge: int) -> datasets.Dataset:
+    """The first `limit` images of a parquet folder, an image folder or a Hub name."""
     dataset = next(iter(datasets.load_dataset(path).values()))
     dataset = dataset.select(range(min(limit, len(dataset))))
     column = find_image_column(dataset.features)
@@ -90,18 +90,18 @@ def enlarged(content: bytes, factor: int) -> bytes:
     return buffer.getvalue()
 
 
-def run(pipeline: Callable, pictures: list[StoredImage]) -> tuple[list[torch.Tensor], float]:
-    """Tensors, and CPU seconds a picture."""
+def run(pipeline: Callable, images: list[StoredImage]) -> tuple[list[torch.Tensor], float]:
+    """Tensors, and CPU seconds an image."""
     torch.manual_seed(0)
     start = time.process_time()
-    tensors = [pipeline(picture) for picture in pictures]
-    return tensors, (time.process_time() - start) / len(pictures)
+    tensors = [pipeline(image) for image in images]
+    return tensors, (time.process_time() - start) / len(images)
 
 
 def loader_speed(
     dataset: datasets.Dataset, processor: CLIPImageProcessor, *, as_bytes: bool, num_workers: int, batch_size: int
 ) -> float:
-    """Pictures a second that reach the device as normalised batches."""
+    """Images a second that reach the device as normalised batches."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     images = TransformedImages(dataset, train_transform(processor, as_bytes=as_bytes))
     collate = ByteCollator(read_preprocessing(processor)) if as_bytes else default_data_collator
@@ -123,7 +123,7 @@ def report_loaders(dataset: datasets.Dataset, processor: CLIPImageProcessor, opt
                 dataset, processor, as_bytes=as_bytes, num_workers=workers, batch_size=options.batch_size
             )
             found[as_bytes, workers].append(speed)
-    print("\n| worker processes | pictures a second, as floats | as bytes |")
+    print("\n| worker processes | images a second, as floats | as bytes |")
     print("|---|---|---|")
     for workers in range(options.num_workers + 1):
         floats, as_bytes = (statistics.median(found[kind, workers]) for kind in (False, True))
@@ -135,25 +135,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="Parquet folder, image folder or Hub name.")
     parser.add_argument("--image_size", type=int, default=224, help="Side that the model sees, in pixels.")
-    parser.add_argument("--images", type=int, default=120, help="Pictures to measure on, the first ones.")
-    parser.add_argument("--enlarge", type=int, default=1, help="Factor of the pictures' sides.")
-    parser.add_argument("--cache_side", type=int, default=256, help="Shorter side of the cached pictures.")
+    parser.add_argument("--images", type=int, default=120, help="Images to measure on, the first ones.")
+    parser.add_argument("--enlarge", type=int, default=1, help="Factor of the images' sides.")
+    parser.add_argument("--cache_side", type=int, default=256, help="Shorter side of the cached images.")
     parser.add_argument("--repeats", type=int, default=5, help="Times that each pipeline is run.")
     parser.add_argument("--num_workers", type=int, default=2, help="Most worker processes of the loaders.")
-    parser.add_argument("--batch_size", type=int, default=128, help="Pictures of a batch of the loaders.")
-    parser.add_argument("--loader_images", type=int, default=512, help="Pictures of a pass of the loaders.")
+    parser.add_argument("--batch_size", type=int, default=128, help="Images of a batch of the loaders.")
+    parser.add_argument("--loader_images", type=int, default=512, help="Images of a pass of the loaders.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = options.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    dataset = load_pictures(options.dataset, limit=options.images, enlarge=options.enlarge)
+    dataset = load_images(options.dataset, limit=options.images, enlarge=options.enlarge)
     with tempfile.TemporaryDirectory() as folder:
         cached = resize_into_cache(dataset, folder, side=options.cache_side)
         records = {name: undecoded["image"] for name, undecoded in (("stored", dataset), ("cached", _raw(cached)))}
-        pictures = {n: [StoredImage.read(r, row=i) for i, r in enumerate(rows)] for n, rows in records.items()}
+        images = {n: [StoredImage.read(r, row=i) for i, r in enumerate(rows)] for n, rows in records.items()}
     full, fast = (train_transform(processor, fast_decode=fast) for fast in (False, True))
     evaluation = eval_transform(processor)
-    # name -> (pipeline, its pictures, the row it is compared with)
+    # name -> (pipeline, its images, the row it is compared with)
     rows = {
         "evaluation, plain": (PlainPipeline(processor, size=size, training=False), "stored", "evaluation, plain"),
         "evaluation, ours": (evaluation, "stored", "evaluation, plain"),
@@ -165,9 +165,9 @@ def main() -> None:
     seconds, tensors = {name: [] for name in rows}, {}
     for _ in range(options.repeats):
         for name, (pipeline, source, _) in rows.items():
-            tensors[name], taken = run(pipeline, pictures[source])
+            tensors[name], taken = run(pipeline, images[source])
             seconds[name].append(taken)
-    tensors["training, ours, cached"], _ = run(evaluation, pictures["cached"])
+    tensors["training, ours, cached"], _ = run(evaluation, images["cached"])
     report(rows, seconds, tensors, std=torch.tensor(processor.image_std)[:, None, None] * 255)
     report_loaders(dataset, processor, options)
 
@@ -178,7 +178,7 @@ def _raw(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def report(rows: dict, seconds: dict, tensors: dict, *, std: torch.Tensor) -> None:
     """The table of times and differences."""
-    print("| pipeline | ms a picture | pictures a second | times plain | difference of 255 |")
+    print("| pipeline | ms an image | images a second | times plain | difference of 255 |")
     print("|---|---|---|---|---|")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, (_, source, plain) in rows.items():

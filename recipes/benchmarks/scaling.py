@@ -74,7 +74,7 @@ class Row:
     tuning: str
     scope: str
     trained: int  # parameters
-    flops: int  # of a forward and backward pass over a picture of 224 x 224
+    flops: int  # of a forward and backward pass over an image of 224 x 224
     sizes: list[int]  # bytes of each collective operation of a step
     alone: float  # seconds of a step with one process at work
     apart: float  # of a step with all at work, without communication
@@ -82,7 +82,7 @@ class Row:
 
 
 def make_step(model: nn.Module, scope: str, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
-    """One update of SGD on fixed pictures."""
+    """One update of SGD on fixed images."""
     base = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     optimizer = FocalSAM(
         base,
@@ -106,7 +106,7 @@ def seconds(step: Callable[[], object], repeats: int) -> float:
 
 
 def pass_flops(name: str, tuning: str) -> int:
-    """Floating-point operations of a forward and backward pass over a picture of 224 x 224."""
+    """Floating-point operations of a forward and backward pass over an image of 224 x 224."""
     model = build_model(name, tuning, side=224).to("meta")
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 224, 224, device="meta")).logits.sum().backward()
@@ -165,7 +165,7 @@ def print_measured(rows: list[Row], link: Link, processes: int) -> None:
 def print_projected(rows: list[Row], args: argparse.Namespace) -> None:
     link = Link(args.latency, args.bandwidth)
     print(
-        f"\nPictures of 224 x 224 a second, worked out for {args.gpu_batch_size} a GPU and step, "
+        f"\nImages of 224 x 224 a second, worked out for {args.gpu_batch_size} a GPU and step, "
         f"{args.flops / 1e12:.0f} TFLOP/s sustained\non each, a ring of {args.bandwidth / 1e9:g} GB/s and "
         f"{args.latency * 1e6:g} us, and no overlap of communication with computation:\n"
     )
@@ -183,11 +183,11 @@ def main() -> None:
     parser.add_argument("--model", choices=list(VISION_MODELS), default="vit_s14", help="with random weights")
     tunings = {"nargs": "+", "choices": sorted(TUNING_METHODS), "default": ["lora", "adaptformer", "full"]}
     parser.add_argument("--tunings", **tunings, help="what trains of it")
-    parser.add_argument("--batch_size", type=int, default=4, help="pictures a process in the steps that are timed")
-    parser.add_argument("--image_size", type=int, default=224, help="side of these pictures in pixels")
+    parser.add_argument("--batch_size", type=int, default=4, help="images a process in the steps that are timed")
+    parser.add_argument("--image_size", type=int, default=224, help="side of these images in pixels")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each kind")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="numbers to work out")
-    parser.add_argument("--gpu_batch_size", type=int, default=128, help="pictures a GPU, to work out")
+    parser.add_argument("--gpu_batch_size", type=int, default=128, help="images a GPU, to work out")
     parser.add_argument("--flops", type=float, default=4e14, help="operations a second that a GPU sustains")
     parser.add_argument("--bandwidth", type=float, default=2.5e10, help="bytes a second from one GPU to the next")
     parser.add_argument("--latency", type=float, default=2e-5, help="seconds from one GPU to the next")
@@ -199,7 +199,7 @@ def main() -> None:
     rows = [row for tuning in args.tunings for row in measure(tuning, args)]
     link = Link.measured(args.steps)
     if state.is_main_process:
-        print(f"{args.model}, {args.batch_size} pictures of {args.image_size} x {args.image_size} a process, SGD")
+        print(f"{args.model}, {args.batch_size} images of {args.image_size} x {args.image_size} a process, SGD")
         print_measured(rows, link, state.num_processes)
         print_projected(rows, args)
 

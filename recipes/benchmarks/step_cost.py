@@ -23,7 +23,7 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
 from ft_focalsam.models import choose_family
-from ft_focalsam.models.backbones.timm_models import create as create_timm
+from ft_focalsam.models.backbones.timm_models import create_timm
 from ft_focalsam.sharpness import EVALUATIONS, ClassConditionalSAM, SharpnessStep, class_weights
 from ft_focalsam.sharpness.directions import make_direction
 from ft_focalsam.sharpness.evaluations import Run
@@ -34,7 +34,7 @@ COUNTS = [max(1, int(500 * 100 ** (-i / (CLASSES - 1)))) for i in range(CLASSES)
 HYPERPARAMETERS = {"gamma": 5.5, "lam": 0.8}
 TRAINER_HYPERPARAMETERS = {"focal_gamma": HYPERPARAMETERS["gamma"], "focal_lambda": HYPERPARAMETERS["lam"]}
 VIT_S = {"hidden_size": 384, "num_attention_heads": 6}
-# name -> family, side of a picture in pixels -> vision model
+# name -> family, side of an image in pixels -> vision model
 VISION_MODELS = {
     "vit_b16": ("vit", lambda side: ViTModel(ViTConfig(image_size=side), add_pooling_layer=False)),
     "vit_s14": ("dinov2", lambda side: Dinov2Model(Dinov2Config(**VIT_S, patch_size=14, image_size=side))),
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--tuning", choices=sorted(TUNING_METHODS), default="lora", help="what trains of a ViT")
     parser.add_argument("--upper_blocks", type=int, help="how many blocks of a ViT are tuned, the last ones; all")
     parser.add_argument("--batch_size", type=int, default=8, help="images a step")
-    parser.add_argument("--image_size", type=int, help="side of the pictures in pixels; by default 224, ResNet's 32")
+    parser.add_argument("--image_size", type=int, help="side of the images in pixels; by default 224, ResNet's 32")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each kind")
     parser.add_argument(
         "--kinds", nargs="+", choices=[*KINDS, *PEERS], default=KINDS[:4], help="kinds of step, beside plain"

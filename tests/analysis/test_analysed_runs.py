@@ -147,7 +147,7 @@ def test_runs_are_compared(runs, tmp_path):
     assert change["classes"] == len(few)
     probes = np.array(plain["trace_probes"])
     assert [float(row["trace_error"]) for row in rows[:10]] == pytest.approx(probes.std(axis=1, ddof=1) / 2**0.5)
-    assert len(list((out / "analysis_pictures").glob("*.png"))) == 4 + 3 + 3
+    assert len(list((out / "analysis_images").glob("*.png"))) == 4 + 3 + 3
 
 
 def test_rank_correlations():

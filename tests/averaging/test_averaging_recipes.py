@@ -54,14 +54,14 @@ def test_a_soup_is_a_run_folder_that_the_other_recipes_take(kind, runs, tmp_path
     saved = load_file(soup / "model.safetensors")
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[name], expected[name]) for name in saved)
-    judged = tmp_path / "judged"
-    options = ("--datasets", "digits", "--output_dir", judged)
+    evaluated = tmp_path / "evaluated"
+    options = ("--datasets", "digits", "--output_dir", evaluated)
     result = python("ft-focalsam", "evaluate", soup, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     records = json.loads((soup / "metrics.json").read_text())
     assert {row.rpartition("/")[2] for row in records} == {"seed0", "seed1", f"{kind} soup"}
     own = Predictions.load(soup / "predictions" / "digits.safetensors")
-    every = Predictions.load(judged / "predictions" / "digits.safetensors")
+    every = Predictions.load(evaluated / "predictions" / "digits.safetensors")
     rows = [every.ids.index(name) for name in own.ids]
     assert (abs(own.log_probabilities - every.log_probabilities[rows]) < 1e-4).all()
     again = python("ft-focalsam", "soup", soup, runs[0], "--output", tmp_path / "again")  # a soup of a soup

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from averaging.ingredients import save_several
-from tuning.tiny import NAMES, pictures
+from tuning.tiny import NAMES, make_images
 
 from ft_focalsam.averaging.average import average
 from ft_focalsam.averaging.ingredients import read_ingredients
@@ -15,7 +15,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 4] * 8)
 
 def accuracy(model) -> float:
     with torch.no_grad():
-        return float((model(pictures(40)).logits.argmax(1) == LABELS).float().mean())
+        return float((model(make_images(40)).logits.argmax(1) == LABELS).float().mean())
 
 
 def greedy_by_hand(template, ingredients) -> list[int]:

@@ -4,13 +4,13 @@ weights, or in the output of what was inserted."""
 import pytest
 import torch
 from averaging.ingredients import LOHA
-from tuning.tiny import NAMES, logits_of, pictures, randomise
+from tuning.tiny import NAMES, logits_of, make_images, randomise
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.averaging.average import average
 from ft_focalsam.averaging.wise_ft import read_with_start
 from ft_focalsam.export import merge
-from ft_focalsam.models import start_head
+from ft_focalsam.models import init_head
 from ft_focalsam.tuning import TUNING_METHODS
 
 ALPHA = 0.3
@@ -47,7 +47,7 @@ def start_and_tuned(folder, backbone: str, tuning: str, options: dict):
     """The zero-shot classifier, and a tuned one that began as it, which is saved."""
     torch.manual_seed(1)
     model = LongTailClassifier.from_backbone(backbone, NAMES)
-    start_head(model, "text")
+    init_head(model, "text")
     start = logits_of(model.eval()), merge(model).state_dict()
     apply_tuning(model, tuning, TuningOptions(**options))
     randomise(model).eval().save_pretrained(folder)
@@ -97,7 +97,7 @@ def test_the_output_of_an_adapter_is_scaled(case, tiny_backbones, tmp_path):
         if hasattr(module, "adapter"):
             module.adapter.register_forward_hook(lambda module, args, output: ALPHA * output)
     with torch.no_grad():
-        torch.testing.assert_close(between.features(pictures()), tuned.features(pictures()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(between.features(make_images()), tuned.features(make_images()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tuning", REFUSED)

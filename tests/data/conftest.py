@@ -1,4 +1,4 @@
-"""Real pictures, and a cache of their own for what `datasets` prepares."""
+"""Real images, and a cache of their own for what `datasets` prepares."""
 
 import datasets
 import pytest

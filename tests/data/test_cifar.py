@@ -14,7 +14,7 @@ from ft_focalsam.data import label_array, load_image_data
 
 @pytest.fixture
 def cifar100(shared, tmp_path):
-    """(pixels, fine, coarse labels) of 40 real pictures, and their feature."""
+    """(pixels, fine, coarse labels) of 40 real images, and their feature."""
     path = str(shared / "data" / "cifar100" / "test-00000-of-00001.parquet")
     part = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache")).select(range(40))
     pixels = np.stack([np.asarray(image) for image in part["img"]])
@@ -51,7 +51,7 @@ def test_binary_cifar10_from_five_files(cifar100, tmp_path):
     assert label_array(data.train).tolist() == (fine[:25] % 10).tolist() and len(data.test) == 15
     assert np.array_equal(np.asarray(data.train[23]["image"]), pixels[23])
     (tmp_path / "data_batch_3.bin").write_bytes(bytes(5000))
-    with pytest.raises(ValueError, match=r"data_batch_3.bin' has 5,000 bytes, which are no whole pictures; unpack it"):
+    with pytest.raises(ValueError, match=r"data_batch_3.bin' has 5,000 bytes, which are no whole images; unpack it"):
         load_image_data(str(tmp_path))
     (tmp_path / "data_batch_3.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin' does not exist; unpack the whole archive"):

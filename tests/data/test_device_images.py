@@ -1,4 +1,4 @@
-"""Pictures on the device against the transform of one picture at a time."""
+"""Images on the device against the transform of one image at a time."""
 
 import pytest
 import torch
@@ -25,23 +25,23 @@ def digits():
 
 
 def one_by_one(dataset, drawn):
-    """Each picture resized, padded with black, cut out, flipped and normalised by torchvision's own functions."""
+    """Each image resized, padded with black, cut out, flipped and normalised by torchvision's own functions."""
     plain = eval_transform(PROCESSOR)
     mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESSING.mean, PREPROCESSING.std))
-    pictures = []
+    images = []
     for row, item in enumerate(undecoded(dataset)):
-        bytes_of_picture = (plain(StoredImage.read(item["image"], row=row)) * std + mean).round()
+        bytes_of_image = (plain(StoredImage.read(item["image"], row=row)) * std + mean).round()
         top, left, flip = (int(each[row]) for each in drawn)
-        moved = tvf.crop(tvf.pad(bytes_of_picture, [4, 4]), top, left, 32, 32)
-        pictures.append(((tvf.horizontal_flip(moved) if flip else moved) - mean) / std)
-    return torch.stack(pictures)
+        moved = tvf.crop(tvf.pad(bytes_of_image, [4, 4]), top, left, 32, 32)
+        images.append(((tvf.horizontal_flip(moved) if flip else moved) - mean) / std)
+    return torch.stack(images)
 
 
 def test_a_batch_is_what_the_evaluation_transform_gives(digits):
     images, plain = DeviceImages(digits, PREPROCESSING), eval_transform(PROCESSOR)
     batch = images.__getitems__([7, 0, 39])
-    for picture, row in zip(batch["pixel_values"], (7, 0, 39), strict=True):
-        assert torch.equal(picture, plain(StoredImage.read(undecoded(digits)[row]["image"], row=row)))
+    for image, row in zip(batch["pixel_values"], (7, 0, 39), strict=True):
+        assert torch.equal(image, plain(StoredImage.read(undecoded(digits)[row]["image"], row=row)))
     assert batch["labels"].tolist() == [digits[row]["labels"] for row in (7, 0, 39)]
     assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
 
@@ -68,7 +68,7 @@ def test_shifts_and_flips_are_uniform(digits):
     assert abs(torch.corrcoef(torch.stack([tops, lefts, flips]).float())[0, 1:]).max() < 0.05
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_picture_alone(digits):
+def test_what_is_drawn_depends_on_seed_epoch_and_image_alone(digits):
     images, again = (DeviceImages(digits, PREPROCESSING, augmentation="cifar", seed=1) for _ in range(2))
     images.set_epoch(4)
     again.set_epoch(1)

@@ -37,7 +37,7 @@ def test_more_pixels_than_the_budget_of_a_format(format, mode, side):
     options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "group4"}}.get(format, {})
     made = content(Image.new(mode, (side, side)), format, **options)
     assert len(made) < 200_000
-    refuse(made, r"picture 'a.x' has (more than )?[\d,]+ pixels.*exhaust the memory; shrink or remove it")
+    refuse(made, r"image 'a.x' has (more than )?[\d,]+ pixels.*exhaust the memory; shrink or remove it")
 
 
 def test_as_many_pixels_as_the_budget_are_read():
@@ -127,7 +127,7 @@ def test_the_size_of_a_file_that_is_cut_off_is_no_error_of_another_kind():
     made = content(Image.effect_noise((64, 64), 50), "PNG")
     image = StoredImage(made[: len(made) // 2], "'a.png'")
     upright_size(image.open())
-    with pytest.raises(BadImageError, match=r"picture 'a\.png' cannot be read"):
+    with pytest.raises(BadImageError, match=r"image 'a\.png' cannot be read"):
         image.decode()
 
 

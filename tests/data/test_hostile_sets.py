@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.data import DataArguments, find_pictures, load_image_data, read_class_counts, stream_images
+from ft_focalsam.data import DataArguments, find_images, load_image_data, read_class_counts, stream_images
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
 
@@ -62,7 +62,7 @@ def test_what_is_no_file_is_refused_in_folders_and_lists(make, folder):
 
 def test_links_may_lead_about_in_a_folder_and_not_out_of_it(folder):
     (folder / "a" / "again.png").symlink_to(folder / "b" / "0.png")
-    assert len(list(find_pictures(folder))) == 5
+    assert len(list(find_images(folder))) == 5
     assert len(load_image_data(str(folder), test_fraction=0.5).class_names) == 2
     for target in (folder.parent / "secret" / "x.png", folder.parent / "secret", "/"):
         (folder / "a" / "out.png").symlink_to(target)
@@ -81,7 +81,7 @@ def test_folders_deeper_than_the_stack_are_walked_through(folder):
     for path in deep:
         path.mkdir()
     try:
-        assert len(list(find_pictures(folder))) == 4
+        assert len(list(find_images(folder))) == 4
     finally:
         for path in reversed(deep):  # which `shutil.rmtree` cannot
             path.rmdir()
@@ -247,7 +247,7 @@ def test_a_damaged_data_set_is_one_sentence(damage, folder, tmp_path):
 
 def test_a_link_to_itself_and_a_name_that_is_no_text(folder):
     (folder / "a" / "loop.png").symlink_to("loop.png")
-    assert len(list(find_pictures(folder))) == 5  # and the check of the images names it
+    assert len(list(find_images(folder))) == 5  # and the check of the images names it
     os.rename(os.fsencode(folder / "b" / "0.png"), os.fsencode(folder / "b") + b"/\xff.png")
     with pytest.raises(ValueError, match=r"holds '.*b/\\udcff\.png', whose name is no text in UTF-8"):
         load_image_data(str(folder), test_fraction=0.5)

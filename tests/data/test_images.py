@@ -1,4 +1,4 @@
-"""Every kind of picture file that PIL can make comes out as the expected pixels, or is refused by name."""
+"""Every kind of image file that PIL can make comes out as the expected pixels, or is refused by name."""
 
 import io
 
@@ -16,7 +16,7 @@ GREY = (3 * X + 2 * Y).astype(np.uint8)
 
 
 def stored(image: Image.Image, format: str, **options) -> StoredImage:
-    """The picture as a file of that format."""
+    """The image as a file of that format."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return StoredImage(buffer.getvalue(), "'a b/ü.x'")
@@ -148,7 +148,7 @@ def test_of_an_animation_the_first_frame_counts():
 @pytest.mark.parametrize("kind", [np.int32, np.float32], ids=["integers", "floats"])
 def test_numbers_of_unknown_range_are_refused_by_name(kind):
     with pytest.raises(
-        BadImageError, match=r"picture 'a b/ü.x' cannot be read \(its mode [IF] holds .*8 bits a channel"
+        BadImageError, match=r"image 'a b/ü.x' cannot be read \(its mode [IF] holds .*8 bits a channel"
     ):
         stored(Image.fromarray(X.astype(kind)), "TIFF").decode()
 
@@ -157,15 +157,13 @@ def test_numbers_of_unknown_range_are_refused_by_name(kind):
 @pytest.mark.parametrize("reduction", [1, 8])
 def test_a_file_that_is_cut_off_is_refused_by_name(format, reduction):
     content = stored(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), format).content
-    with pytest.raises(
-        BadImageError, match=r"picture 'x' cannot be read \(.+\); replace or remove it, or set --on_bad"
-    ):
+    with pytest.raises(BadImageError, match=r"image 'x' cannot be read \(.+\); replace or remove it, or set --on_bad"):
         StoredImage(content[: len(content) // 2], "'x'").decode(reduction=reduction)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 60])
-def test_what_is_no_picture_is_refused_by_name(content):
-    with pytest.raises(BadImageError, match=r"picture 'x' cannot be read .*replace or remove it") as error:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 60])
+def test_what_is_no_image_is_refused_by_name(content):
+    with pytest.raises(BadImageError, match=r"image 'x' cannot be read .*replace or remove it") as error:
         StoredImage(content, "'x'").decode()
     assert "\n" not in str(error.value)
 
@@ -177,7 +175,7 @@ def test_reading_records(tmp_path):
     assert np.array_equal(pixels(from_file), COLOURS)
     from_bytes = StoredImage.read({"bytes": path.read_bytes(), "path": "a.png"}, row=3)
     assert from_bytes.content == from_file.content and from_bytes.name == "in row 3 ('a.png')"
-    with pytest.raises(BadImageError, match=r"picture '.*gone.png' cannot be read .*No such file"):
+    with pytest.raises(BadImageError, match=r"image '.*gone.png' cannot be read .*No such file"):
         StoredImage.read({"bytes": None, "path": str(tmp_path / "gone.png")}, row=3)
     with pytest.raises(BadImageError, match="row 3 has neither bytes nor a path"):
         StoredImage.read({"bytes": None, "path": None}, row=3)
@@ -187,7 +185,7 @@ def test_from_a_worker_process_comes_the_sentence_alone():
     loader = torch.utils.data.DataLoader([StoredImage(b"no", "'x'")], collate_fn=_decode, num_workers=1)
     with pytest.raises(BadImageError) as error:
         list(loader)
-    assert str(error.value).startswith("The picture 'x' cannot be read") and "\n" not in str(error.value)
+    assert str(error.value).startswith("The image 'x' cannot be read") and "\n" not in str(error.value)
 
 
 def _decode(images):

@@ -35,7 +35,7 @@ class Items(Dataset):
 
 
 class Targets(Dataset):
-    """As torchvision's CIFAR-10 and MNIST: pictures must not be decoded to learn the classes."""
+    """As torchvision's CIFAR-10 and MNIST: images must not be decoded to learn the classes."""
 
     def __init__(self, targets):
         self.targets = targets
@@ -44,7 +44,7 @@ class Targets(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int):
-        raise AssertionError("a picture was read")
+        raise AssertionError("an image was read")
 
 
 class Stream(IterableDataset):

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and Remix: labels against loops, pictures against what was put in, training for real."""
+"""Mixup, CutMix and Remix: labels against loops, images against what was put in, training for real."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,15 @@ def mixed(mixing: Mixing, *, seed: int = 0, items=ITEMS) -> dict:
     return MixingCollator(default_data_collator, mixing, COUNTS, seed=seed)(items)
 
 
-def shares_in(pictures: torch.Tensor, *, by_area: bool) -> list[dict[int, float]]:
-    """For each mixed picture: item -> its share, found by least squares (mixup) or by counting pixels (CutMix)."""
+def shares_in(images: torch.Tensor, *, by_area: bool) -> list[dict[int, float]]:
+    """For each mixed image: item -> its share, found by least squares (mixup) or by counting pixels (CutMix)."""
     originals = torch.stack([item["pixel_values"] for item in ITEMS]).flatten(1).double()
     found = []
-    for picture in pictures.flatten(1).double():
+    for image in images.flatten(1).double():
         if by_area:
-            shares = (picture == originals).double().mean(dim=1)
+            shares = (image == originals).double().mean(dim=1)
         else:
-            shares = torch.linalg.lstsq(originals.T, picture[:, None]).solution[:, 0]
+            shares = torch.linalg.lstsq(originals.T, image[:, None]).solution[:, 0]
         found.append({index: float(share) for index, share in enumerate(shares) if share > 1e-6})
     return found
 
@@ -53,7 +53,7 @@ def expected_labels(shares, *, kappa: float = np.inf, tau: float = 0.0) -> list[
 
 @pytest.mark.parametrize("remix", [False, True], ids=["plain", "remix"])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_labels_are_what_the_pictures_hold(kind, remix):
+def test_labels_are_what_the_images_hold(kind, remix):
     settings = {"kappa": 2.0, "tau": 0.7} if remix else {}
     changed = 0
     for seed in range(20):
@@ -83,9 +83,9 @@ def test_remix_in_its_three_cases():
 def test_both_kinds_take_turns():
     cut = 0
     for seed in range(60):
-        pictures = mixed(Mixing(mixup_alpha=1.0, cutmix_alpha=1.0), seed=seed)["pixel_values"]
+        images = mixed(Mixing(mixup_alpha=1.0, cutmix_alpha=1.0), seed=seed)["pixel_values"]
         originals = torch.stack([item["pixel_values"] for item in ITEMS])
-        cut += bool(((pictures == originals) | (pictures == originals.roll(1, 0))).all())
+        cut += bool(((images == originals) | (images == originals.roll(1, 0))).all())
     assert 15 < cut < 45
 
 
@@ -116,7 +116,7 @@ def test_a_batch_of_one_is_left_as_it_is():
         ({"cutmix_alpha": float("nan")}, "cutmix_alpha is nan"),
         ({"mixup_alpha": 1.0, "remix_kappa": 0.5}, r"remix_kappa is 0\.5; set it to a ratio of class counts"),
         ({"mixup_alpha": 1.0, "remix_tau": 2.0}, r"remix_tau is 2\.0; set it to a share"),
-        ({"remix": True}, "remix changes the labels of mixed pictures; set mixup_alpha or cutmix_alpha above 0"),
+        ({"remix": True}, "remix changes the labels of mixed images; set mixup_alpha or cutmix_alpha above 0"),
         ({"mixup_alpha": 1.0, "sharpness": "cc_sam"}, "cc_sam perturbs by one class per image; set mixup_alpha and"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_resumed_run_mixes_the_same(accumulation, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
-def test_batches_without_pictures_are_refused(tmp_path):
+def test_batches_without_images_are_refused(tmp_path):
     class Vectors(Images):
         def __getitem__(self, index):
             return {"x": self.images[index], "labels": self.targets[index]}

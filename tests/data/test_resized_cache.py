@@ -1,4 +1,4 @@
-"""Cached pictures are the sources made smaller, once; a changed source is made anew; processes share a folder."""
+"""Cached images are the sources made smaller, once; a changed source is made anew; processes share a folder."""
 
 import io
 import multiprocessing
@@ -33,7 +33,7 @@ def files_of(cache) -> dict:
     return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
 
-def test_pictures_are_the_sources_resized(folder, tmp_path):
+def test_images_are_the_sources_resized(folder, tmp_path):
     dataset = all_of(folder)
     cached = resize_into_cache(dataset, tmp_path / "resized", side=128)
     assert cached.features == dataset.features
@@ -44,7 +44,7 @@ def test_pictures_are_the_sources_resized(folder, tmp_path):
         assert np.abs(np.asarray(copy) - expected).mean() < 4
 
 
-def test_small_pictures_stay_as_they_are(tmp_path):
+def test_small_images_stay_as_they_are(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(buffer, "PNG")
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=["a"])})
@@ -59,7 +59,7 @@ def test_made_once_by_content_and_anew_when_a_source_changes(folder, tmp_path, m
     dataset = all_of(folder)
     first = resize_into_cache(dataset, cache, side=64)
     before = files_of(cache)
-    assert len(before) == 11  # ten pictures and the index
+    assert len(before) == 11  # ten images and the index
     monkeypatch.setattr(module.StoredImage, "read", None)  # known files are not even opened
     assert resize_into_cache(dataset, cache, side=64)["image"] == first["image"]
     monkeypatch.undo()
@@ -112,6 +112,6 @@ def test_a_run_trains_on_the_copies_and_tests_on_the_originals(folder, tmp_path)
     with pytest.raises(ValueError, match="cache_resized_side is 8; set it to 16 or more"):
         prepare_images(DataArguments(**options | {"cache_resized_side": 8}))
     name = next(path for path in folder.rglob("*.jpg") if path.name in trained_on)
-    name.write_bytes(b"no picture")
-    with pytest.raises(BadImageError, match=rf"picture '.*{name.name}' cannot be read"):
+    name.write_bytes(b"no image")
+    with pytest.raises(BadImageError, match=rf"image '.*{name.name}' cannot be read"):
         prepare_images(DataArguments(**options, on_bad_image="unchecked"))

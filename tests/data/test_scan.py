@@ -20,7 +20,7 @@ from ft_focalsam.data import (
     scan_images,
 )
 from ft_focalsam.data import scan as scan_module
-from ft_focalsam.files import write_aside
+from ft_focalsam.files import atomic_write
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def all_of(folder) -> datasets.Dataset:
     return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
 
 
-def test_facts_of_real_pictures_in_order_whatever_the_processes(folder):
+def test_facts_of_real_images_in_order_whatever_the_processes(folder):
     dataset = all_of(folder)
     facts = scan_images(dataset)
     assert facts == scan_images(dataset, num_workers=2)
@@ -105,15 +105,15 @@ def arguments(folder, **options) -> DataArguments:
     return DataArguments(dataset=str(folder), test_fraction=0.25, **options)
 
 
-def test_broken_pictures_stop_a_run_before_it_trains(folder):
-    with pytest.raises(BadImageError, match=r"picture '.*Bild 12 ä.jpg' cannot be read .*--on_bad_image skip \(2 of"):
+def test_broken_images_stop_a_run_before_it_trains(folder):
+    with pytest.raises(BadImageError, match=r"image '.*Bild 12 ä.jpg' cannot be read .*--on_bad_image skip \(2 of"):
         prepare_images(arguments(folder))
     assert len(prepare_images(arguments(folder, on_bad_image="unchecked")).train) == 13
     with pytest.raises(ValueError, match="on_bad_image is 'drop'; choose one of fail, skip, unchecked"):
         prepare_images(arguments(folder, on_bad_image="drop"))
 
 
-def test_skipped_pictures_are_counted_and_listed_and_the_profile_is_kept(folder):
+def test_skipped_images_are_counted_and_listed_and_the_profile_is_kept(folder):
     said = []
     data = prepare_images(arguments(folder, on_bad_image="skip", imbalance_factor=2), say=said.append)
     assert said[0] == "2 of 13 training images cannot be read and are skipped:"
@@ -126,7 +126,7 @@ def test_skipped_pictures_are_counted_and_listed_and_the_profile_is_kept(folder)
     assert find_broken(data.train) == {}
 
 
-def test_a_split_of_nothing_but_broken_pictures(tmp_path):
+def test_a_split_of_nothing_but_broken_images(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "x" / name).mkdir(parents=True)
         for index in range(4):
@@ -216,7 +216,7 @@ def test_of_very_many_classes_the_ends_are_shown():
 
 
 def test_files_are_written_aside(tmp_path):
-    write_aside(tmp_path / "new" / "a.json", b"one")
-    write_aside(tmp_path / "new" / "a.json", b"two")
+    atomic_write(tmp_path / "new" / "a.json", b"one")
+    atomic_write(tmp_path / "new" / "a.json", b"two")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
     assert json.dumps("two").strip('"') == (tmp_path / "new" / "a.json").read_text()

@@ -109,15 +109,15 @@ def test_image_folder_with_another_class_in_test(tmp_path):
     assert label_array(data.test).tolist() == [1, 1, 1]
 
 
-def test_pictures_deeper_in_a_class_belong_to_it(tmp_path):
-    """A class with sub-folders only, one with both, one of a single picture; what hides is no picture."""
+def test_images_deeper_in_a_class_belong_to_it(tmp_path):
+    """A class with sub-folders only, one with both, one of a single image; what hides is no image."""
     root = tmp_path / "Meine Bilder"
     make_image_folder(root / "train", ["Bären & Co/Serie 1", "Bären & Co/Serie 2/roh", "Äpfel"], images=2)
     make_image_folder(root / "train" / "Äpfel", ["noch mehr"], images=1)
     make_image_folder(root / "train", ["Einzelstück", ".thumbnails", "__MACOSX"], images=1)
     make_image_folder(root / "test", ["Äpfel", "Bären & Co/neu"], images=1)
     (root / "train" / "Äpfel" / "._test 0.png").write_bytes(b"of a Mac")
-    (root / "train" / "Äpfel" / "notes.txt").write_text("no picture")
+    (root / "train" / "Äpfel" / "notes.txt").write_text("no image")
     data = load_image_data(str(root))
     assert data.class_names == ["Bären & Co", "Einzelstück", "Äpfel"]
     assert class_counts(label_array(data.train), 3).tolist() == [4, 1, 3]
@@ -140,7 +140,7 @@ def test_a_folder_that_leads_into_itself_is_read_once(tmp_path):
     assert class_counts(np.concatenate([label_array(data.train), label_array(data.test)]), 2).tolist() == [2, 4]
 
 
-def test_a_picture_of_no_class_is_named(tmp_path):
+def test_a_image_of_no_class_is_named(tmp_path):
     make_image_folder(tmp_path / "train", ["a", "b"])
     make_image_folder(tmp_path / "test", ["a", "b"])
     (tmp_path / "train" / "stray.png").write_bytes((tmp_path / "train" / "a" / "test 0 ä.png").read_bytes())
@@ -345,8 +345,8 @@ def test_cut_shapes_the_training_set_and_balances_the_test_set():
     assert np.bincount(data.cut(max_train_per_class=30).train["labels"]).tolist() == [30] * 10
     assert len(data.cut().train) == len(data.train) and len(data.cut().test) == len(data.test)
     other = data.cut(imbalance_factor=10, max_train_per_class=40, seed=2)
-    pictures = [[image.tobytes() for image in part.train["image"]] for part in (smaller, other)]
-    assert pictures[0] != pictures[1]
+    images = [[image.tobytes() for image in part.train["image"]] for part in (smaller, other)]
+    assert images[0] != images[1]
 
 
 def test_images_held_out_are_training_images_that_leave(tmp_path):

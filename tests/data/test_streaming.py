@@ -1,4 +1,4 @@
-"""Streams of real pictures: the same data as stored, class counts counted once or given, mistakes in one sentence."""
+"""Streams of real images: the same data as stored, class counts counted once or given, mistakes in one sentence."""
 
 import json
 
@@ -26,15 +26,15 @@ TRAIN, TEST = 26, 10
 
 @pytest.fixture
 def folder(shared, tmp_path):
-    """A parquet folder of CIFAR-10 pictures, the training split in three files."""
+    """A parquet folder of CIFAR-10 images, the training split in three files."""
     root = tmp_path / "stream ü"
     root.mkdir()
     source = str(shared / "data" / "cifar10" / "test-00000-of-00001.parquet")
-    pictures = datasets.Dataset.from_parquet(source, cache_dir=str(tmp_path / "cache"))
+    images = datasets.Dataset.from_parquet(source, cache_dir=str(tmp_path / "cache"))
     for number in range(3):
         rows = range(number, TRAIN, 3)
-        pictures.select(rows).to_parquet(str(root / f"train-{number:05}-of-00003.parquet"))
-    pictures.select(range(TRAIN, TRAIN + TEST)).to_parquet(str(root / "test-00000-of-00001.parquet"))
+        images.select(rows).to_parquet(str(root / f"train-{number:05}-of-00003.parquet"))
+    images.select(range(TRAIN, TRAIN + TEST)).to_parquet(str(root / "test-00000-of-00001.parquet"))
     return root
 
 
@@ -59,12 +59,12 @@ def test_a_stream_is_the_stored_data(folder, tmp_path):
     assert len(said) == 1 and "Counting the classes of the stream once; --class_counts" in said[0]
 
 
-def test_a_folder_of_pictures_is_streamed_in_parts(tmp_path):
+def test_a_folder_of_images_is_streamed_in_parts(tmp_path):
     for row in range(12):
-        path = tmp_path / "pictures" / ("train" if row < 9 else "test") / f"class {row % 3}" / "deeper" / f"{row}.png"
+        path = tmp_path / "images" / ("train" if row < 9 else "test") / f"class {row % 3}" / "deeper" / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (row, 0, 0)).save(path)
-    data, _ = opened(tmp_path / "pictures", tmp_path)
+    data, _ = opened(tmp_path / "images", tmp_path)
     assert data.class_names == ["class 0", "class 1", "class 2"] and data.class_counts.tolist() == [3, 3, 3]
     assert data.train.num_shards == 9  # for as many processes
     shown = [StoredImage.read(item["image"], row=0).open().getpixel((0, 0))[0] for item in data.train]
@@ -136,7 +136,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
         opened(tmp_path / "nowhere", tmp_path)
 
 
-def test_changed_test_pictures_are_read_anew(folder, tmp_path):
+def test_changed_test_images_are_read_anew(folder, tmp_path):
     opened(folder, tmp_path)
     file = folder / "test-00000-of-00001.parquet"
     datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "c")).select(range(4)).to_parquet(str(file))
@@ -144,7 +144,7 @@ def test_changed_test_pictures_are_read_anew(folder, tmp_path):
 
 
 class Linear(nn.Module):
-    """Logits of 10 classes from a picture of 8 x 8."""
+    """Logits of 10 classes from an image of 8 x 8."""
 
     def __init__(self):
         super().__init__()

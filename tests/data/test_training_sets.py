@@ -1,4 +1,4 @@
-"""Stored and streamed pictures as tensors: the transform's own, seeded by picture and epoch, decoded no larger than
+"""Stored and streamed images as tensors: the transform's own, seeded by image and epoch, decoded no larger than
 needed."""
 
 import io
@@ -42,7 +42,7 @@ def enlarged(content: bytes, factor: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_evaluation_is_exact_on_stored_pictures(photographs):
+def test_evaluation_is_exact_on_stored_images(photographs):
     contents = [*photographs[:4], enlarged(photographs[0], 4)]
     images = TransformedImages(dataset_of(contents), eval_transform(CLIP))
     for index, content in enumerate(contents):
@@ -54,7 +54,7 @@ def test_evaluation_is_exact_on_stored_pictures(photographs):
 @pytest.mark.parametrize(
     "augmentation", ["none", "crop_flip", "crop", "randaugment", "imagenet", "cifar", "minimalist"]
 )
-def test_fast_decoding_changes_nothing_where_a_picture_is_small(augmentation, photographs):
+def test_fast_decoding_changes_nothing_where_a_image_is_small(augmentation, photographs):
     """No photograph of the sample is reduced for 224 pixels where its crop is below 448."""
     small = [c for c in photographs[:30] if min(Image.open(io.BytesIO(c)).size) < 448][:6]
     dataset = dataset_of(small)
@@ -76,12 +76,12 @@ def test_fast_decoding_changes_nothing_where_a_picture_is_small(augmentation, ph
     ],
     ids=["large", "flat", "small"],
 )
-def test_fast_decoding_shows_the_same_crop_of_a_large_picture(orientation, box, reduction, photographs, monkeypatch):
+def test_fast_decoding_shows_the_same_crop_of_a_large_image(orientation, box, reduction, photographs, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    enlarged_picture = Image.open(io.BytesIO(enlarged(photographs[0], 4)))
-    enlarged_picture.save(buffer, "JPEG", quality=95, exif=exif)
+    enlarged_image = Image.open(io.BytesIO(enlarged(photographs[0], 4)))
+    enlarged_image.save(buffer, "JPEG", quality=95, exif=exif)
     stored, crop = StoredImage(buffer.getvalue(), "x"), train_transform(CLIP).transforms[0]
     decoded = []
     decode = StoredImage.decode
@@ -94,7 +94,7 @@ def test_fast_decoding_shows_the_same_crop_of_a_large_picture(orientation, box, 
     assert difference.mean() < min(1.5, (shifted - full).abs().mean() / 2)  # of 255 grey levels
 
 
-def test_a_random_crop_of_a_large_picture_stays_inside_it(photographs):
+def test_a_random_crop_of_a_large_image_stays_inside_it(photographs):
     images = TransformedImages(dataset_of([enlarged(photographs[1], 3)]), train_transform(CLIP))
     for epoch in range(20):
         images.set_epoch(epoch)
@@ -151,7 +151,7 @@ def test_progress_follows_the_epoch_also_in_worker_processes(photographs):
 def test_cifar_augmentation_shifts_by_an_eighth_and_flips():
     """Pixel (y, x) holds its own position, so that each result tells its shift."""
     y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
-    picture = Image.fromarray(np.stack([y + 1, x + 1, 0 * x], axis=-1).astype(np.uint8))
+    image = Image.fromarray(np.stack([y + 1, x + 1, 0 * x], axis=-1).astype(np.uint8))
     processor = CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_normalize=False, do_rescale=False
     )
@@ -159,7 +159,7 @@ def test_cifar_augmentation_shifts_by_an_eighth_and_flips():
     shifts, flips = set(), set()
     for seed in range(200):
         torch.manual_seed(seed)
-        got = transform(picture).numpy()
+        got = transform(image).numpy()
         flipped = got[1, 16, 8] > got[1, 16, 24]
         got = got[:, :, ::-1] if flipped else got
         dy, dx = int(got[0, 16, 16]) - 17, int(got[1, 16, 16]) - 17
@@ -180,14 +180,14 @@ def test_imagenet_augmentation_changes_colours_of_its_crop():
     assert len(colours) > 5
 
 
-def test_a_broken_picture_is_named_also_from_a_worker_process(photographs):
+def test_a_broken_image_is_named_also_from_a_worker_process(photographs):
     images = TransformedImages(dataset_of([photographs[0], photographs[1][:900]]), eval_transform(CLIP))
     for num_workers in (0, 1):
-        with pytest.raises(BadImageError, match=r"^The picture in row 1 cannot be read \(.*--on_bad_image skip\.$"):
+        with pytest.raises(BadImageError, match=r"^The image in row 1 cannot be read \(.*--on_bad_image skip\.$"):
             list(DataLoader(images, batch_size=2, num_workers=num_workers))
 
 
-def test_a_stream_gives_the_same_pictures_and_draws_anew_each_epoch(photographs):
+def test_a_stream_gives_the_same_images_and_draws_anew_each_epoch(photographs):
     dataset = dataset_of(photographs[:8])
     stream = dataset.cast_column("image", datasets.Image(decode=False)).to_iterable_dataset(num_shards=4)
     plain = StreamedImages(stream, eval_transform(CLIP))

@@ -214,10 +214,10 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
     assert torch.equal(next(iter(loader))["pixel_values"], torch.stack(first[:3]))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.Value("int64")})
-    pictures = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels)] * 6, "labels": [0] * 6}, features)
-    same_picture = TransformedImages(pictures, transform, seed=3)
-    variants = [same_picture[index]["pixel_values"] for index in range(6)]
-    same_picture.set_epoch(1)
-    variants.append(same_picture[0]["pixel_values"])
-    variants.append(TransformedImages(pictures, transform, seed=4)[0]["pixel_values"])
+    images = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels)] * 6, "labels": [0] * 6}, features)
+    same_image = TransformedImages(images, transform, seed=3)
+    variants = [same_image[index]["pixel_values"] for index in range(6)]
+    same_image.set_epoch(1)
+    variants.append(same_image[0]["pixel_values"])
+    variants.append(TransformedImages(images, transform, seed=4)[0]["pixel_values"])
     assert len({tensor.numpy().tobytes() for tensor in variants}) == len(variants)

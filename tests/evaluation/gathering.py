@@ -26,12 +26,12 @@ def run(folder: Path) -> None:
     images = [Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)) for _ in range(IMAGES)]
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(num_classes=7)})
     columns = {"image": images, "labels": [index % 7 for index in range(IMAGES)]}
-    pictures = datasets.Dataset.from_dict(columns, features=features)
+    images = datasets.Dataset.from_dict(columns, features=features)
     torch.manual_seed(0)
     model = LongTailClassifier.from_backbone("tiny_clip", [str(index) for index in range(7)])
-    views = TransformedImages(pictures, view_transform(load_image_processor("tiny_clip"), "flip"))
+    views = TransformedImages(images, view_transform(load_image_processor("tiny_clip"), "flip"))
     logits = predict(model, views, batch_size=BATCH, accelerator=Accelerator(cpu=True))
-    plain = TransformedImages(pictures, lambda image: view_transform(load_image_processor("tiny_clip"))(image)[0])
+    plain = TransformedImages(images, lambda image: view_transform(load_image_processor("tiny_clip"))(image)[0])
     args = TrainingArguments(
         str(folder), use_cpu=True, per_device_eval_batch_size=BATCH, report_to=[], disable_tqdm=True
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ft_focalsam.evaluation import Outcomes, Predictions, Verdict, calibration
+from ft_focalsam.evaluation import EvalResult, Predictions, SampleResults, calibration
 from ft_focalsam.evaluation.metrics import calibration_error
 from ft_focalsam.evaluation.report.confidence import calibration as section
 
@@ -12,7 +12,7 @@ from ft_focalsam.evaluation.report.confidence import calibration as section
 def outcomes_of(confidence, is_hit):
     labels = np.zeros(len(confidence), dtype=np.int64)
     predicted = np.where(is_hit, 0, 1)
-    return Outcomes(labels, predicted, None, np.asarray(confidence, dtype=np.float64), num_classes=2)
+    return SampleResults(labels, predicted, None, np.asarray(confidence, dtype=np.float64), num_classes=2)
 
 
 def test_gap_and_error_against_loops():
@@ -48,7 +48,7 @@ def test_a_calibrated_model_stays_below_chance_and_inside_the_interval_as_often_
 
 def test_predicted_classes_have_no_calibration():
     with pytest.raises(ValueError, match="Calibration needs confidences"):
-        calibration(Outcomes.of(np.array([0, 1]), np.array([0, 1]), num_classes=2))
+        calibration(SampleResults.of(np.array([0, 1]), np.array([0, 1]), num_classes=2))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_advice_follows_from_the_calibration(share, margin, scaled, advice):
     predictions = Predictions.of_logits(margin * np.eye(2)[predicted], labels, ids=ids, class_names=names)
     texts = [
         block.text
-        for block in section({"run": Verdict(predictions, is_temperature_scaled=scaled)}, 2)
+        for block in section({"run": EvalResult(predictions, is_temperature_scaled=scaled)}, 2)
         if hasattr(block, "text")
     ]
     assert texts[2].startswith(advice)

@@ -1,4 +1,4 @@
-"""The recipe that judges a classifier, as users run it: real processes, real files."""
+"""The recipe that evaluates a classifier, as users run it: real processes, real files."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from ft_focalsam import LongTailClassifier
 from ft_focalsam.cli import evaluate as evaluate_images
 from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.evaluation import Predictions, compare, fit_temperature, mcnemar
-from ft_focalsam.models import load_image_processor, start_head
+from ft_focalsam.models import init_head, load_image_processor
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def main(*arguments):
     return evaluate_images.main(list(map(str, arguments)))
 
 
-def write_pictures(folder, names, colors, each=6):
+def write_images(folder, names, colors, each=6):
     rng = np.random.default_rng(len(names))
     for name, color in zip(names, colors, strict=True):
         (folder / name).mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_zero_shot_by_class_names(tmp_path):
     )
     data = load_image_data("digits")
     model = LongTailClassifier.from_backbone("tiny_clip", data.class_names)
-    start_head(model, "text", templates=[template])
+    init_head(model, "text", templates=[template])
     expected = logits_of(model, load_image_processor("tiny_clip"), data.test["image"]).log_softmax(dim=1)
     saved = Predictions.load(tmp_path / "predictions" / "digits.safetensors")
     np.testing.assert_allclose(saved.log_probabilities, expected, atol=1e-4)
@@ -79,7 +79,7 @@ def test_zero_shot_by_class_names(tmp_path):
     assert low < record["accuracy"] < high
     assert "many" not in record  # nobody knows what it was trained on
     assert f"{100 * is_hit.mean():.1f}" in output and str(tmp_path) in output
-    assert {"report.html", "report.md", "report_pictures", "per_class"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "report.md", "report_images", "per_class"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_our_checkpoint_on_a_folder_with_a_class_missing_against_an_earlier_evaluation(tmp_path):
@@ -91,7 +91,7 @@ def test_our_checkpoint_on_a_folder_with_a_class_missing_against_an_earlier_eval
     with (run / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["name", "train_images"], *zip(names, [300, 50, 5], strict=True)])
     present = ["<b>", "größer"]
-    folder = write_pictures(tmp_path / "Bilder ü", present, [COLORS[name] for name in present])
+    folder = write_images(tmp_path / "Bilder ü", present, [COLORS[name] for name in present])
     common = [run, "--datasets", folder, "--batch_size", 5]
     main(*common, "--views", "flip", "--logit_adjustment_tau", 2, "--output_dir", tmp_path / "earlier")
     output = evaluate(
@@ -102,9 +102,9 @@ def test_our_checkpoint_on_a_folder_with_a_class_missing_against_an_earlier_eval
     now, earlier = Predictions.load(path), Predictions.load(tmp_path / "earlier" / "predictions" / path.name)
     assert now.class_names == ["größer", "<b>"]
     for row, name in enumerate(now.ids):
-        picture = Image.open(tmp_path / name)
+        image = Image.open(tmp_path / name)
         assert now.class_names[now.labels[row]] == Path(name).parent.name
-        both = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+        both = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
         own, mirrored = logits_of(model, load_image_processor("tiny_clip"), both)[:, [0, 2]]
         np.testing.assert_allclose(now.log_probabilities[row], own.log_softmax(dim=0), atol=1e-4)
         adjusted = (own + mirrored) / 2 - 2 * torch.tensor([300, 5]).log()
@@ -134,8 +134,8 @@ def test_a_classifier_of_transformers_on_test_sets_named_by_synsets(tmp_path):
     model = save_vit(tmp_path / "vit", ["tench", "crane", "great grey owl", "crane"])
     (tmp_path / "index.json").write_text(json.dumps({i: [synset] for i, synset in enumerate(synsets)}))
     colors = [*COLORS.values(), (120, 120, 20)]
-    whole = write_pictures(tmp_path / "whole", [synsets[i] for i in (3, 1, 0, 2)], colors, each=8)
-    part = write_pictures(tmp_path / "part", [synsets[3], synsets[1]], colors[:2], each=8)
+    whole = write_images(tmp_path / "whole", [synsets[i] for i in (3, 1, 0, 2)], colors, each=8)
+    part = write_images(tmp_path / "part", [synsets[3], synsets[1]], colors[:2], each=8)
     output = evaluate(
         tmp_path / "vit", "--datasets", whole, part, "--class_index", tmp_path / "index.json",
         "--temperature_fraction", 0.5, "--output_dir", tmp_path / "out",
@@ -190,7 +190,7 @@ def test_a_classifier_of_transformers_on_test_sets_named_by_synsets(tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_ends_with_one_sentence_before_predicting(arguments, message, tmp_path):
-    images = write_pictures(tmp_path / "images", ["a", "b"], list(COLORS.values())[:2], each=2)
+    images = write_images(tmp_path / "images", ["a", "b"], list(COLORS.values())[:2], each=2)
     save_vit(tmp_path / "vit", ["cat", "dog"])
     model = save_vit(tmp_path / "headless", ["cat", "dog"])
     ViTModel(model.config).save_pretrained(tmp_path / "backbone")
@@ -199,8 +199,8 @@ def test_bad_input_ends_with_one_sentence_before_predicting(arguments, message, 
         ViTModel(model.config).save_pretrained(tmp_path / "headless")
         (tmp_path / "headless" / "config.json").write_text(config)
     (tmp_path / "counts.json").write_text('{"a": 3}')
-    write_pictures(tmp_path / "pets", ["cat", "dog"], list(COLORS.values())[:2], each=2)
-    write_pictures(tmp_path / "synsets", ["n01440764", "n01443537"], list(COLORS.values())[:2], each=2)
+    write_images(tmp_path / "pets", ["cat", "dog"], list(COLORS.values())[:2], each=2)
+    write_images(tmp_path / "synsets", ["n01440764", "n01443537"], list(COLORS.values())[:2], each=2)
     values = {name: tmp_path / name for name in ("vit", "backbone", "headless", "images", "pets", "synsets", "out")}
     values |= {"counts": tmp_path / "counts.json", "folder": "/".join(images.parts[-2:])}
     arguments = [argument.format(**values) for argument in arguments]

@@ -8,7 +8,7 @@ import pytest
 from gathering import CLASS_COUNTS, IMAGES, run
 from running import processes, ranks
 
-from ft_focalsam.evaluation import Outcomes
+from ft_focalsam.evaluation import SampleResults
 
 pytestmark = pytest.mark.slow
 
@@ -44,5 +44,5 @@ def test_the_trainer_counts_no_image_twice(reports):
         assert report["trainer_labels"] == alone["trainer_labels"]
         np.testing.assert_allclose(report["trainer_logits"], alone["trainer_logits"], rtol=1e-4, atol=1e-5)
         assert report["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
-    outcomes = Outcomes.of(np.array(alone["trainer_logits"]), np.array(alone["trainer_labels"]), num_classes=7)
+    outcomes = SampleResults.of(np.array(alone["trainer_logits"]), np.array(alone["trainer_labels"]), num_classes=7)
     assert alone["metrics"]["accuracy"] == pytest.approx(outcomes.is_hit.sum() / IMAGES)

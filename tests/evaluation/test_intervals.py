@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from ft_focalsam.evaluation import Outcomes, accuracy_interval, compare, difference_interval, estimate, mcnemar
+from ft_focalsam.evaluation import SampleResults, accuracy_interval, compare, difference_interval, estimate, mcnemar
 from ft_focalsam.evaluation.intervals import WeightedMean, interval_of, weighted_mean
 from ft_focalsam.evaluation.metrics import class_weights, tally_metrics
 
@@ -19,7 +19,7 @@ SIZES = list(product([1, 3, 20], [1, 2, 3, 5, 10]))  # classes, test images of e
 
 def outcomes_of(labels, is_hit, num_classes, groups=None):
     """Predicted classes that are right where `is_hit` says so, and none where not."""
-    return Outcomes.of(np.where(is_hit, labels, -1), labels, num_classes=num_classes, groups=groups)
+    return SampleResults.of(np.where(is_hit, labels, -1), labels, num_classes=num_classes, groups=groups)
 
 
 def class_accuracies(accuracy, *, spread, num_classes, rng):
@@ -157,7 +157,9 @@ def test_weights_are_those_of_the_metrics():
     rng = np.random.default_rng(2)
     labels = rng.choice([0, 1, 2, 4, 5, 7], 60)
     groups = {"many": np.array([0, 3]), "medium": np.array([3]), "few": np.array([1, 2, 6])}
-    tally = Outcomes.of(rng.normal(size=(60, 8)) + np.eye(8)[labels], labels, num_classes=8, groups=groups).tally()
+    tally = SampleResults.of(
+        rng.normal(size=(60, 8)) + np.eye(8)[labels], labels, num_classes=8, groups=groups
+    ).tally()
     weights, metrics = class_weights(tally), tally_metrics(tally)
     assert set(weights) == {"accuracy", "top5_accuracy", "mean_class_accuracy", "many", "few"}
     for name, values in weights.items():

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score, top_k_accuracy_score
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from ft_focalsam.evaluation import METRICS, LongTailMetrics, Outcomes, predicted_classes, register_metric
+from ft_focalsam.evaluation import METRICS, LongTailMetrics, SampleResults, predicted_classes, register_metric
 
 CLASS_COUNTS = [500, 101, 100, 20, 19, 3]
 GROUPS = {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
@@ -111,7 +111,7 @@ def test_five_classes_have_no_top_5():
 
 def test_equal_logits_count_for_the_first_class_in_top_1_and_top_5():
     logits = np.zeros((8, 8))
-    outcomes = Outcomes.of(logits, np.arange(8), num_classes=8)
+    outcomes = SampleResults.of(logits, np.arange(8), num_classes=8)
     assert outcomes.is_hit.tolist() == [True] + [False] * 7
     assert outcomes.in_top5.tolist() == [True] * 5 + [False] * 3
 

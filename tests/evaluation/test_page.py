@@ -14,19 +14,19 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from ft_focalsam.evaluation import (
+    EvalResult,
     MethodRuns,
-    Outcomes,
     Predictions,
-    Verdict,
+    SampleResults,
     accuracy_interval,
-    compare_verdicts,
+    compare_results,
     format_table,
     write_comparison,
     write_page,
 )
 from ft_focalsam.evaluation.predictions import FORMAT
 from ft_focalsam.evaluation.report.html import SCRIPT
-from ft_focalsam.evaluation.report.pictures import example, scaled, worst_confusions
+from ft_focalsam.evaluation.report.images import example, scaled, worst_confusions
 
 pytestmark = pytest.mark.slow
 
@@ -96,25 +96,25 @@ def verdict_of(strength, *, seed=0, counts=COUNTS, dataset="test <set>", images=
     logits = np.random.default_rng(9).normal(size=(images, 4)) + strength * np.eye(4)[labels]
     logits += 0.3 * rng.normal(size=logits.shape)
     ids = [f"{row}.png" for row in range(images)]
-    return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts)
+    return EvalResult(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset=dataset), counts)
 
 
-def seeds_of(verdicts):
-    return {"test <set>": list(verdicts.values())}
+def seeds_of(results):
+    return {"test <set>": list(results.values())}
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     images = [Image.new("RGB", (8, 6), (row, 0, 0)) for row in range(120)]
     return datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, pictures):
+def written(tmp_path_factory, images):
     folder = tmp_path_factory.mktemp("page")
-    verdicts = {"zero <shot>": verdict_of(1.0), "ours & theirs": verdict_of(1.8)}
-    write_page(folder, verdicts, **WORDS, pictures={"test <set>": pictures}, seeds=seeds_of(verdicts))
-    return folder, verdicts
+    results = {"zero <shot>": verdict_of(1.0), "ours & theirs": verdict_of(1.8)}
+    write_page(folder, results, **WORDS, images={"test <set>": images}, seeds=seeds_of(results))
+    return folder, results
 
 
 def test_page_is_whole_safe_and_alone(written):
@@ -138,11 +138,11 @@ def test_drawings_are_there_in_light_and_dark(written):
 
 
 def test_tables_hold_the_numbers(written):
-    folder, verdicts = written
+    folder, results = written
     page = Page((folder / "report.html").read_text())
     rows = {row[0]: row[1:] for row in reversed(page.rows) if row}
-    first, last = verdicts.values()
-    test = compare_verdicts(first, last)
+    first, last = results.values()
+    test = compare_results(first, last)
     for metric, title in (("accuracy", "top-1"), ("worst_class_accuracy", "worst class"), ("few", "few-shot")):
         values = [first.metrics[metric], last.metrics[metric]]
         shown = [f"{100 * value:.1f}" for value in values] + [f"{100 * (values[1] - values[0]):+.1f}"]
@@ -184,8 +184,8 @@ def test_settings_and_what_was_told_about_the_data_are_shown(written):
 
 
 def test_confusion_matrix_counts_every_image(written):
-    folder, verdicts = written
-    outcomes = list(verdicts.values())[-1].outcomes
+    folder, results = written
+    outcomes = list(results.values())[-1].outcomes
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     start = page.rows.index(["", *NAMES])
     for label, row in enumerate(page.rows[start + 1 : start + 1 + len(NAMES)]):
@@ -232,14 +232,14 @@ def test_tables_hold_the_number_of_test_images(written):
     assert [rows[title][-1] for title in titles] == ["120", "30", "60", "30", "120"]
 
 
-def test_markdown_says_the_same_and_its_pictures_exist(written):
-    folder, verdicts = written
+def test_markdown_says_the_same_and_its_images_exist(written):
+    folder, results = written
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert re.search(r"^# A \\<b\\>title\\</b\\>$", text, re.MULTILINE)
     assert "<script>" not in text and r"a\|b \*c\* \$x\$" in text
-    links = re.findall(r"\]\((report_pictures/[\w.]+)\)", text)
+    links = re.findall(r"\]\((report_images/[\w.]+)\)", text)
     assert len(links) == len(set(links)) > 4 and all((folder / link).is_file() for link in links)
-    last = list(verdicts.values())[-1]
+    last = list(results.values())[-1]
     low, high = (100 * end for end in last.intervals["accuracy"])
     assert f"{100 * last.metrics['accuracy']:.1f} ({low:.1f} to {high:.1f}) |" in text
     tables = [block for block in text.split("\n\n") if block.startswith("| ")]
@@ -247,14 +247,14 @@ def test_markdown_says_the_same_and_its_pictures_exist(written):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
-def test_the_same_verdicts_give_the_same_bytes(written, pictures, tmp_path):
-    folder, verdicts = written
-    write_page(tmp_path, verdicts, **WORDS, pictures={"test <set>": pictures}, seeds=seeds_of(verdicts))
+def test_the_same_verdicts_give_the_same_bytes(written, images, tmp_path):
+    folder, results = written
+    write_page(tmp_path, results, **WORDS, images={"test <set>": images}, seeds=seeds_of(results))
     for name in ("report.html", "report.md"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_page_without_counts_pictures_or_mistakes(tmp_path):
+def test_page_without_counts_images_or_mistakes(tmp_path):
     perfect = verdict_of(50.0, counts=None)
     write_page(tmp_path, {"run": perfect, "other": verdict_of(1.0, counts=None, dataset="second")})
     text = "".join(Page((tmp_path / "report.html").read_text()).text)
@@ -276,15 +276,15 @@ def test_two_seeds_show_their_runs_and_three_a_deviation(tmp_path):
 
 
 def test_a_group_of_fewer_than_ten_images_is_named_with_its_number(tmp_path):
-    verdicts = {name: verdict_of(strength, images=36) for name, strength in (("a", 1.0), ("b", 2.0))}
+    results = {name: verdict_of(strength, images=36) for name, strength in (("a", 1.0), ("b", 2.0))}
     sentences = [f"test <set>: the {group}-shot classes have 9 test images, too few" for group in ("many", "few")]
-    write_page(tmp_path, verdicts)
+    write_page(tmp_path, results)
     text = "".join(Page((tmp_path / "report.html").read_text()).text)
-    methods = [MethodRuns(name, {0: verdict}, {0: 1.0}) for name, verdict in verdicts.items()]
+    methods = [MethodRuns(name, {0: result}, {0: 1.0}) for name, result in results.items()]
     printed = write_comparison(tmp_path, methods, title="T", clock="time")
     compared = "".join(Page((tmp_path / "comparison.html").read_text()).text)
-    table = format_table({name: verdict.record() for name, verdict in verdicts.items()})
-    for shown in (text, compared, printed, table, *(" ".join(v.record()["notes"]) for v in verdicts.values())):
+    table = format_table({name: result.record() for name, result in results.items()})
+    for shown in (text, compared, printed, table, *(" ".join(v.record()["notes"]) for v in results.values())):
         assert [shown.count(sentence) for sentence in sentences] == [1, 1]
         assert "medium-shot classes have" not in shown
 
@@ -308,11 +308,9 @@ def test_no_name_breaks_out_of_the_report(tmp_path):
     predictions = Predictions.of_logits(
         logits, labels, ids=list(map(str, labels)), class_names=HOSTILE, dataset=HOSTILE[0], model=HOSTILE[1]
     )
-    verdicts = {name: Verdict(predictions, counts, notes=[name]) for name in HOSTILE[:6]}
-    write_page(tmp_path, verdicts, title=HOSTILE[2], seeds={HOSTILE[0]: list(verdicts.values())[:2]})
-    methods = [
-        MethodRuns(name, {0: verdict}, {0: 1.0 + index}) for index, (name, verdict) in enumerate(verdicts.items())
-    ]
+    results = {name: EvalResult(predictions, counts, notes=[name]) for name in HOSTILE[:6]}
+    write_page(tmp_path, results, title=HOSTILE[2], seeds={HOSTILE[0]: list(results.values())[:2]})
+    methods = [MethodRuns(name, {0: result}, {0: 1.0 + index}) for index, (name, result) in enumerate(results.items())]
     write_comparison(tmp_path, methods, title=HOSTILE[7], clock="time")
     markdown_it = pytest.importorskip("markdown_it")  # transformers brings it
     for name in ("report", "comparison"):
@@ -337,7 +335,9 @@ def test_what_numbers_rest_on_is_told():
 
     def warnings(logits, labels=labels, counts=COUNTS):
         ids = list(map(str, range(len(labels))))
-        return Verdict(Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset="d"), counts).warnings
+        return EvalResult(
+            Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset="d"), counts
+        ).warnings
 
     broken = logits.copy()
     broken[:2, 1], broken[2, 0], broken[3, 0] = np.nan, np.inf, -np.inf
@@ -373,7 +373,7 @@ def test_damaged_predictions_are_named(tmp_path, damage):
         Predictions.load(tmp_path / "p.safetensors")
 
 
-def test_runs_on_other_pictures_are_not_compared(tmp_path):
+def test_runs_on_other_images_are_not_compared(tmp_path):
     with pytest.raises(ValueError, match="cannot be paired"):
         write_page(tmp_path, {"a": verdict_of(1.0), "b": verdict_of(1.0, images=80)})
 
@@ -381,7 +381,7 @@ def test_runs_on_other_pictures_are_not_compared(tmp_path):
 def test_worst_confusions_against_a_count_by_hand():
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])
     predicted = np.array([1, 1, 0, 2, 0, 0, 2, 2, 1, -1])
-    got = worst_confusions(Outcomes.of(predicted, labels, num_classes=4))
+    got = worst_confusions(SampleResults.of(predicted, labels, num_classes=4))
     assert [(c.label, c.predicted, c.rows.tolist()) for c in got] == [
         (1, 0, [4, 5]), (0, 1, [0, 1]), (2, 1, [8]), (0, 2, [3])
     ]  # fmt: skip
@@ -390,12 +390,12 @@ def test_worst_confusions_against_a_count_by_hand():
 
 def test_examples_show_the_surest_mistakes_first():
     labels, logits = np.zeros(5, int), np.array([[0, 1.0], [0, 3.0], [0, 2.0], [9, 0], [0, 0.5]])
-    (pair,) = worst_confusions(Outcomes.of(logits, labels, num_classes=2))
+    (pair,) = worst_confusions(SampleResults.of(logits, labels, num_classes=2))
     assert pair.rows.tolist() == [1, 2, 0, 4]
 
 
-def test_examples_are_scaled(pictures):
-    assert example(pictures, 3).size == (448, 336) and scaled(example(pictures, 3), 112).size == (112, 84)
-    assert example(pictures, 3).getpixel((50, 50)) == (3, 0, 0)
-    large = datasets.Dataset.from_dict({"image": [Image.new("L", (600, 300))]}, features=pictures.features)
+def test_examples_are_scaled(images):
+    assert example(images, 3).size == (448, 336) and scaled(example(images, 3), 112).size == (112, 84)
+    assert example(images, 3).getpixel((50, 50)) == (3, 0, 0)
+    large = datasets.Dataset.from_dict({"image": [Image.new("L", (600, 300))]}, features=images.features)
     assert example(large, 0).size == (448, 224)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ft_focalsam.evaluation import Predictions, Verdict, write_page
+from ft_focalsam.evaluation import EvalResult, Predictions, write_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra `test`")
 NAMES = ["<img src=x onerror=document.title='taken'>", "b", "a long name of a class", "d"]
@@ -35,9 +35,9 @@ def address(tmp_path_factory):
     for name, strength in (("before", 0.5), ("after", 1.5)):
         logits = rng.normal(size=(80, 4)) + strength * np.eye(4)[labels]
         predictions = Predictions.of_logits(logits, labels, ids=ids, class_names=NAMES, dataset="test")
-        runs[name] = Verdict(predictions, np.array([1200, 50, 9, 3]))
+        runs[name] = EvalResult(predictions, np.array([1200, 50, 9, 3]))
     log = [{"step": step, "loss": 1 / step, "eval_loss": 2 / step} for step in range(1, 5)]
-    write_page(folder, runs, pictures={"test": images}, log_history=log)
+    write_page(folder, runs, images={"test": images}, log_history=log)
     return (folder / "report.html").as_uri()
 
 

@@ -6,8 +6,8 @@ import torch
 from scipy.special import softmax
 from torch.nn.functional import cross_entropy
 
-from ft_focalsam.evaluation import Outcomes, Predictions, adjust_logits, fit_temperature
-from ft_focalsam.evaluation.judge import scale_temperature
+from ft_focalsam.evaluation import Predictions, SampleResults, adjust_logits, fit_temperature
+from ft_focalsam.evaluation.evaluate import scale_temperature
 from ft_focalsam.evaluation.metrics import tally_metrics
 
 
@@ -46,7 +46,7 @@ def test_temperature_calibrates_what_it_was_not_fitted_on_and_changes_no_predict
     after, rows, note = scale_temperature(before, 0.25)
     held_out = np.setdiff1d(np.arange(len(labels)), rows)
     assert after.ids == [str(row) for row in rows]
-    assert len(held_out) == pytest.approx(1500, abs=6) and f"fitted on {len(held_out):,} pictures" in note
+    assert len(held_out) == pytest.approx(1500, abs=6) and f"fitted on {len(held_out):,} images" in note
     expected = fit_temperature(before.log_probabilities[held_out], labels[held_out])
     np.testing.assert_allclose(
         np.exp(after.log_probabilities), softmax(logits[rows] / expected, axis=1), rtol=1e-4, atol=1e-7
@@ -80,7 +80,7 @@ def test_adjustment_makes_bayes_classifier_of_unbalanced_data_that_of_balanced()
     logits = np.stack([-(x**2) / 2, -((x - 2) ** 2) / 2], axis=1) + np.log(prior)
     adjusted = adjust_logits(logits, [950, 50])
     before, after = (
-        tally_metrics(Outcomes.of(each, labels, num_classes=2).tally())["mean_class_accuracy"]
+        tally_metrics(SampleResults.of(each, labels, num_classes=2).tally())["mean_class_accuracy"]
         for each in (logits, adjusted)
     )
     assert before < 0.77

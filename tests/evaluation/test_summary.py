@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ft_focalsam.evaluation import Predictions, Verdict
+from ft_focalsam.evaluation import EvalResult, Predictions
 from ft_focalsam.evaluation.report.blocks import Table
 from ft_focalsam.evaluation.report.summary import summary, unreliable_classes
 
@@ -20,7 +20,7 @@ def verdict_of(trained=TRAINED, tested=TESTED, right=RIGHT, **settings):
     logits, names = 5 * np.eye(len(tested))[predicted], NAMES[: len(tested)]
     ids = [str(row) for row in range(len(labels))]
     predictions = Predictions.of_logits(logits, labels, ids=ids, class_names=names, dataset="d")
-    return Verdict(predictions, None if trained is None else np.array(trained), **settings)
+    return EvalResult(predictions, None if trained is None else np.array(trained), **settings)
 
 
 def test_unreliable_classes_against_their_definition():
@@ -83,7 +83,7 @@ def test_many_unreliable_classes_are_counted(number):
     labels = np.repeat(np.arange(number), tested)
     ids = list(map(str, range(len(labels))))
     predictions = Predictions.of_logits(5 * np.eye(number)[labels], labels, ids=ids, class_names=names)
-    lead, table, *rest = summary({"run": Verdict(predictions)}, dataset="photos")
+    lead, table, *rest = summary({"run": EvalResult(predictions)}, dataset="photos")
     assert "test images of photos (95 %" in lead.text and lead.text.endswith(f"; and {number - 5} others.")
     assert len(table.rows) == min(number, 10)
     assert [block.text for block in rest] == (["And 2 others, which the table of all classes has."] if rest else [])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ft_focalsam.data import load_image_data
-from ft_focalsam.evaluation import file_name, image_ids, load_test_set, saved_counts, saved_history, short_name
+from ft_focalsam.evaluation import file_name, image_ids, load_eval_dataset, saved_counts, saved_history, short_name
 
 
 def write(folder, classes, each=4):
@@ -20,50 +20,50 @@ def write(folder, classes, each=4):
 
 def test_a_folder_of_class_folders_is_taken_whole(tmp_path):
     write(tmp_path / "robots ä", ["train", "n01440764", "größer"])  # one class is called train
-    test = load_test_set(str(tmp_path / "robots ä"))
-    assert len(test.pictures) == len(set(image_ids(test.pictures))) == 12
+    test = load_eval_dataset(str(tmp_path / "robots ä"))
+    assert len(test.images) == len(set(image_ids(test.images))) == 12
     assert sorted(test.class_names) == sorted(["train", "n01440764", "größer"])
-    for label, name in zip(test.pictures["labels"], image_ids(test.pictures), strict=True):
+    for label, name in zip(test.images["labels"], image_ids(test.images), strict=True):
         assert name.split("/")[1] == test.class_names[label]
-    assert "All 12 pictures of the split 'train'" in test.note
+    assert "All 12 images of the split 'train'" in test.note
     assert test.name == f"{tmp_path.name}/robots ä"
 
 
-def test_a_folder_with_one_picture_a_class_is_taken_whole(tmp_path):
+def test_a_folder_with_one_image_a_class_is_taken_whole(tmp_path):
     write(tmp_path / "a", ["x", "y", "z"], each=1)
-    assert load_test_set(str(tmp_path / "a")).pictures["labels"] == [0, 1, 2]
+    assert load_eval_dataset(str(tmp_path / "a")).images["labels"] == [0, 1, 2]
 
 
 def test_the_test_split_alone_or_another_one_by_name(tmp_path):
     for split, each in (("train", 5), ("test", 3)):
         write(tmp_path / split, ["a", "b"], each)
-    test = load_test_set(str(tmp_path))
-    assert (len(test.pictures), test.note) == (6, "")
-    assert len(load_test_set(str(tmp_path), split="train").pictures) == 10
+    test = load_eval_dataset(str(tmp_path))
+    assert (len(test.images), test.note) == (6, "")
+    assert len(load_eval_dataset(str(tmp_path), split="train").images) == 10
     with pytest.raises(ValueError, match="no split 'dev'"):
-        load_test_set(str(tmp_path), split="dev")
+        load_eval_dataset(str(tmp_path), split="dev")
 
 
 def test_only_a_test_split(tmp_path):
     write(tmp_path / "test", ["a", "b"])
-    assert len(load_test_set(str(tmp_path)).pictures) == 8
+    assert len(load_eval_dataset(str(tmp_path)).images) == 8
 
 
 def test_the_part_that_a_run_had_cut_off(tmp_path):
     write(tmp_path, ["a", "b"], each=10)
-    test = load_test_set(str(tmp_path), test_fraction=0.3)
-    assert image_ids(test.pictures) == image_ids(load_image_data(str(tmp_path), test_fraction=0.3).test)
-    assert len(test.pictures) == 6
+    test = load_eval_dataset(str(tmp_path), test_fraction=0.3)
+    assert image_ids(test.images) == image_ids(load_image_data(str(tmp_path), test_fraction=0.3).test)
+    assert len(test.images) == 6
 
 
 def test_errors_are_those_of_the_data(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_test_set(str(tmp_path / "none"))
+        load_eval_dataset(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="has fixed columns and splits; drop --label_column"):
-        load_test_set("digits", label_column="x")
+        load_eval_dataset("digits", label_column="x")
     write(tmp_path, ["a", "b"])
     with pytest.raises(ValueError, match="There is no column 'klass'"):
-        load_test_set(str(tmp_path), label_column="klass")
+        load_eval_dataset(str(tmp_path), label_column="klass")
 
 
 def test_a_fault_in_the_test_split_does_not_lead_to_the_training_split(tmp_path):
@@ -73,7 +73,7 @@ def test_a_fault_in_the_test_split_does_not_lead_to_the_training_split(tmp_path)
     wrong = labels.map(lambda row: {"label": row["label"] + 7})
     datasets.DatasetDict({"train": labels, "test": wrong}).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(ValueError, match=r"outside 0\.\.1 for the 2 classes"):
-        load_test_set(str(tmp_path / "saved"))
+        load_eval_dataset(str(tmp_path / "saved"))
 
 
 def test_names(tmp_path):

@@ -22,16 +22,16 @@ def photograph(width, height, seed=0):
     return Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)).resize((width, height))
 
 
-def by_hand(picture, resize, boxes):
+def by_hand(image, resize, boxes):
     """Resize, cut (left, top) corners of 56 x 56, normalise as CLIP does."""
-    pixels = v2.functional.pil_to_tensor(picture)
+    pixels = v2.functional.pil_to_tensor(image)
     pixels = v2.functional.resize(pixels, resize, interpolation=InterpolationMode.BICUBIC, antialias=True)
     crops = [pixels[:, top : top + 56, left : left + 56] for left, top in boxes]
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP.image_mean, CLIP.image_std))
     return torch.stack([(crop.float() / 255 - mean) / std for crop in crops])
 
 
-# 112 x 84 pixels; the shortest edge becomes 56 and 8 (8/7 of it) or 6 (24 of 224) more, which makes the picture
+# 112 x 84 pixels; the shortest edge becomes 56 and 8 (8/7 of it) or 6 (24 of 224) more, which makes the image
 # 85 x 64 or 82 x 62.
 CORNERS = {
     "zoomed_center": (64, [(14, 4)]),
@@ -42,26 +42,24 @@ CORNERS = {
 
 @pytest.mark.parametrize("views", CORNERS)
 def test_crops_equal_those_by_hand(views):
-    picture = photograph(112, 84)
-    torch.testing.assert_close(
-        view_transform(CLIP, views)(picture), by_hand(picture, *CORNERS[views]), atol=1e-5, rtol=0
-    )
+    image = photograph(112, 84)
+    torch.testing.assert_close(view_transform(CLIP, views)(image), by_hand(image, *CORNERS[views]), atol=1e-5, rtol=0)
 
 
-def test_ten_crops_are_five_of_the_picture_and_five_of_its_mirror_image():
-    picture = photograph(112, 84)
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    expected = [by_hand(each, *CORNERS["five_crop"]) for each in (picture, mirrored)]
-    torch.testing.assert_close(view_transform(CLIP, "ten_crop")(picture), torch.cat(expected), atol=1e-5, rtol=0)
+def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image():
+    image = photograph(112, 84)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = [by_hand(each, *CORNERS["five_crop"]) for each in (image, mirrored)]
+    torch.testing.assert_close(view_transform(CLIP, "ten_crop")(image), torch.cat(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("processor", [CLIP, STRETCHED], ids=["shortest_edge", "stretched"])
 def test_center_is_the_evaluation_view_and_flip_adds_its_mirror_image(processor):
-    picture = photograph(112, 84)
-    plain = eval_transform(processor)(picture)
-    torch.testing.assert_close(view_transform(processor, "center")(picture), plain[None], atol=0, rtol=0)
+    image = photograph(112, 84)
+    plain = eval_transform(processor)(image)
+    torch.testing.assert_close(view_transform(processor, "center")(image), plain[None], atol=0, rtol=0)
     torch.testing.assert_close(
-        view_transform(processor, "flip")(picture), torch.stack([plain, plain.flip(2)]), atol=0, rtol=0
+        view_transform(processor, "flip")(image), torch.stack([plain, plain.flip(2)]), atol=0, rtol=0
     )
 
 
@@ -79,7 +77,7 @@ def test_expanded_crops_never_lay_the_grid_of_patches_on_itself():
 
 
 class Net(torch.nn.Module):
-    """Logits that depend on where in the picture something is."""
+    """Logits that depend on where in the image something is."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +113,7 @@ def test_predictions_average_over_views_as_a_loop_does(photographs, average):
 def test_views_of_ones_own_are_one_function(photographs):
     @register_views("upside_down")
     def upside_down(preprocessing, patch_size):
-        return [*preprocessing.resize_and_crop(), lambda picture: (picture, picture.flip(1))]
+        return [*preprocessing.resize_and_crop(), lambda image: (image, image.flip(1))]
 
     try:
         views = view_transform(CLIP, "upside_down")(photographs[0]["image"])
@@ -143,7 +141,7 @@ def test_predictions_read_back_what_was_saved(tmp_path, photographs):
     with pytest.raises(ValueError, match="class names in 'there' are not those"):
         Predictions.of_logits(
             logits, photographs["labels"], **{**options, "class_names": names[::-1]}
-        ).check_same_pictures(written, source="there")
+        ).check_same_images(written, source="there")
 
 
 def test_files_that_are_no_predictions_are_refused(tmp_path):

@@ -1,8 +1,8 @@
-"""What exported folders give for a picture, by the programs they were made for, without ft_focalsam.
+"""What exported folders give for an image, by the programs they were made for, without ft_focalsam.
 
     python load_exported.py cases.json results.json
 
-A case is {"format": ..., "folder": ..., "picture": a PNG file}; its result is a list of logits for each picture.
+A case is {"format": ..., "folder": ..., "image": a PNG file}; its result is a list of logits for each image.
 """
 
 import json
@@ -23,26 +23,26 @@ from PIL import Image  # noqa: E402
 from transformers import pipeline  # noqa: E402
 
 
-def by_pipeline(folder, picture):
+def by_pipeline(folder, image):
     classify = pipeline("image-classification", model=folder)
-    answers = classify(picture, top_k=None, function_to_apply="none")
+    answers = classify(image, top_k=None, function_to_apply="none")
     scores = {answer["label"]: answer["score"] for answer in answers}
     labels = classify.model.config.id2label
     return [[labels[index] for index in range(len(labels))], [scores[labels[index]] for index in range(len(labels))]]
 
 
-def by_readme(folder, picture):
+def by_readme(folder, image):
     with open(f"{folder}/README.md", encoding="utf-8") as file:
         code = file.read().split("```python\n")[1].split("```")[0]
     values = {}
-    exec(code.replace("path/to/this/folder", folder).replace("picture.jpg", picture), values)
+    exec(code.replace("path/to/this/folder", folder).replace("image.jpg", image), values)
     return [values["names"], values["logits"][0].tolist()]
 
 
-def by_onnxruntime(folder, picture):
+def by_onnxruntime(folder, image):
     with open(f"{folder}/model.json", encoding="utf-8") as file:
         note = json.load(file)
-    steps, image = note["preprocessing"], Image.open(picture).convert(note["preprocessing"]["channels"])
+    steps, image = note["preprocessing"], Image.open(image).convert(note["preprocessing"]["channels"])
     if steps["resize"] is not None:
         scale = steps["resize"]["shortest_edge"] / min(image.size)
         image = image.resize(
@@ -62,9 +62,7 @@ def by_onnxruntime(folder, picture):
 READERS = {"transformers": by_pipeline, "open_clip": by_readme, "onnx": by_onnxruntime}
 
 with open(sys.argv[1]) as cases:
-    results = {
-        name: READERS[case["format"]](case["folder"], case["picture"]) for name, case in json.load(cases).items()
-    }
+    results = {name: READERS[case["format"]](case["folder"], case["image"]) for name, case in json.load(cases).items()}
 assert "ft_focalsam" not in sys.modules
 with open(sys.argv[2], "w") as file:
     json.dump(results, file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export.tiny import NAMES, build, picture, processor
+from export.tiny import NAMES, build, make_image, processor
 from other_libraries import side_of
 from PIL import Image
 
@@ -24,7 +24,7 @@ READ = Path(__file__).with_name("load_exported.py")
 LORA = {"tuning": "lora"}
 EVERYTHING = {"tuning": "norms,vpt_deep,ssf,bias,sparse,adaptformer,last_blocks,lora,clip_adapter", "head": "cosine"}
 
-# (format, backbone, of `build`); pictures of open_clip and ONNX have the size of the model, as other libraries resize
+# (format, backbone, of `build`); images of open_clip and ONNX have the size of the model, as other libraries resize
 # in another way.
 CASES: dict[str, tuple[str, str, dict]] = {
     "vit larger": ("transformers", "vit", {**LORA, "image_size": 16}),
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, str, dict]] = {
 
 
 def _export(backbones, case, folder):
-    """Write a case and its picture; returns the case for the other process, and its logits here."""
+    """Write a case and its image; returns the case for the other process, and its logits here."""
     kind, backbone, options = CASES[case]
     model = build(backbones[backbone], **options)
     has_own = backbone.startswith(("open_clip", "tiny_clip"))
@@ -70,14 +70,14 @@ def _export(backbones, case, folder):
         FORMATS[kind](model, folder / "model", image_processor=own)
     assert said.getvalue() == ""
     transform = eval_transform(own, image_size=options.get("image_size"))
-    size = transform(picture(50, 50)).shape[-1]
-    image = picture(37, 29) if kind == "transformers" else picture(size, size)
+    size = transform(make_image(50, 50)).shape[-1]
+    image = make_image(37, 29) if kind == "transformers" else make_image(size, size)
     if kind == "onnx" and not has_own:  # of the size to which `processor` resizes before the crop
-        image = picture(size * 10 // 8, size * 10 // 8)
-    image.save(folder / "picture.png")
+        image = make_image(size * 10 // 8, size * 10 // 8)
+    image.save(folder / "image.png")
     with torch.no_grad():
-        logits = model(transform(Image.open(folder / "picture.png"))[None]).logits[0]
-    return {"format": kind, "folder": str(folder / "model"), "picture": str(folder / "picture.png")}, logits
+        logits = model(transform(Image.open(folder / "image.png"))[None]).logits[0]
+    return {"format": kind, "folder": str(folder / "model"), "image": str(folder / "image.png")}, logits
 
 
 @pytest.fixture(scope="module")

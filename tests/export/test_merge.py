@@ -10,7 +10,7 @@ from tuning.table import CASES
 
 from ft_focalsam import LongTailClassifier
 from ft_focalsam.export import merge
-from ft_focalsam.export.check import check_same, logits_of, random_pictures
+from ft_focalsam.export.check import check_same, logits_of, random_images
 from ft_focalsam.export.merge import in_float32
 from ft_focalsam.models import INSERTED_MODULES, load_backbone, register_inserted
 from ft_focalsam.models.heads import CosineHead
@@ -37,14 +37,14 @@ def test_merged_gives_the_logits_of_the_tuned_one_with_plain_weights(backbones, 
     name, tuning, options = MERGED[case]
     model = build(backbones[name], tuning, head="cosine", **options)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    pictures = random_pictures(model, count=5)
-    untuned = logits_of(build(backbones[name], head="cosine"), pictures)
-    assert (logits_of(model, pictures) - untuned).abs().max() > 0.05  # or there would be nothing to fold
+    images = random_images(model, count=5)
+    untuned = logits_of(build(backbones[name], head="cosine"), images)
+    assert (logits_of(model, images) - untuned).abs().max() > 0.05  # or there would be nothing to fold
     merged = merge(model)
-    torch.testing.assert_close(logits_of(merged, pictures), logits_of(model, pictures), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(merged, images), logits_of(model, images), atol=1e-4, rtol=0)
     plain = LongTailClassifier(merged.config, load_backbone(backbones[name])).eval()
     plain.load_state_dict(merged.state_dict())  # strict: no other names than those of the pretrained backbone
-    torch.testing.assert_close(logits_of(plain, pictures), logits_of(model, pictures), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(plain, images), logits_of(model, images), atol=1e-4, rtol=0)
     assert merged.config.inserted is None
     assert not any(module._forward_hooks for module in merged.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -55,8 +55,8 @@ def test_a_tuned_text_tower_becomes_a_cosine_head(tuning):
     model = build("tiny_clip", tuning, head="cosine", context_length=3)
     merged = merge(model)
     assert type(merged.head) is CosineHead
-    pictures = random_pictures(model, count=4)
-    torch.testing.assert_close(logits_of(merged, pictures), logits_of(model, pictures), atol=1e-4, rtol=0)
+    images = random_images(model, count=4)
+    torch.testing.assert_close(logits_of(merged, images), logits_of(model, images), atol=1e-4, rtol=0)
 
 
 def test_half_precision_is_merged_in_float32(backbones):
@@ -66,9 +66,9 @@ def test_half_precision_is_merged_in_float32(backbones):
     merged = merge(model)
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
     assert type(merged.backbone.layernorm) is nn.LayerNorm  # and no longer one that casts its weights
-    pictures = random_pictures(model)
-    expected = logits_of(in_float32(model), pictures)
-    torch.testing.assert_close(logits_of(merged, pictures), expected, atol=1e-4, rtol=0)
+    images = random_images(model)
+    expected = logits_of(in_float32(model), images)
+    torch.testing.assert_close(logits_of(merged, images), expected, atol=1e-4, rtol=0)
     assert model.config.backbone_dtype == "bfloat16"
 
 
@@ -76,8 +76,8 @@ def test_a_merged_classifier_is_saved_whole(backbones, tmp_path):
     model = build(backbones["deep_vit"], "lora,sparse")
     merge(model).save_pretrained(tmp_path)
     loaded = LongTailClassifier.from_pretrained(tmp_path)
-    pictures = random_pictures(model)
-    torch.testing.assert_close(logits_of(loaded, pictures), logits_of(model, pictures), atol=1e-4, rtol=0)
+    images = random_images(model)
+    torch.testing.assert_close(logits_of(loaded, images), logits_of(model, images), atol=1e-4, rtol=0)
 
 
 REFUSED = {
@@ -131,8 +131,8 @@ def test_kinds_that_stay_and_plain_functions(backbones, monkeypatch):
     monkeypatch.setitem(INSERTED_MODULES, "shift", InsertedKind(insert_shift, stays=True))
     merged = merge(model)
     assert [module["name"] for module in merged.config.inserted["modules"]] == ["shift"]
-    pictures = random_pictures(model)
-    torch.testing.assert_close(logits_of(merged, pictures), logits_of(model, pictures), atol=1e-4, rtol=0)
+    images = random_images(model)
+    torch.testing.assert_close(logits_of(merged, images), logits_of(model, images), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match=re.escape("'sparse' is already registered")):
         register_inserted("sparse")(insert_shift)
 
@@ -141,5 +141,5 @@ def test_a_difference_is_an_error():
     expected = torch.tensor([[100.0, 1.0]])
     check_same(expected, expected + 9e-3, what="it", remedy="stop")
     for wrong in (expected + 2e-2, expected * torch.nan, expected[:, :1]):
-        with pytest.raises(ValueError, match=r"What it gives on random pictures differs by .*; stop"):
+        with pytest.raises(ValueError, match=r"What it gives on random images differs by .*; stop"):
             check_same(expected, wrong, what="it", remedy="stop")

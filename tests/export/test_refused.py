@@ -161,13 +161,13 @@ def test_preprocessing_in_other_terms():
 
 
 def test_a_graph_of_one_batch_size_is_refused(tmp_path):
-    pictures = onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, [2, 3, 8, 8])
+    images = onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, [2, 3, 8, 8])
     logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [2, 3, 8, 8])
     nodes = [onnx.helper.make_node("Identity", ["pixel_values"], ["logits"])]
-    graph = onnx.helper.make_graph(nodes, "fixed", [pictures], [logits])
+    graph = onnx.helper.make_graph(nodes, "fixed", [images], [logits])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match="takes batches of 2 pictures only, as a module"):
+    with pytest.raises(ValueError, match="takes batches of 2 images only, as a module"):
         run_graph(tmp_path / "model.onnx", torch.zeros(2, 3, 8, 8))
 
 

@@ -1,4 +1,4 @@
-"""Tiny classifiers to export, and pictures for them."""
+"""Tiny classifiers to export, and images for them."""
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ def build(
 
 
 def processor(size: int = 8) -> CLIPImageProcessor:
-    """Of the backbones that were saved without one: a resize to a larger picture, and a crop."""
+    """Of the backbones that were saved without one: a resize to a larger image, and a crop."""
     return CLIPImageProcessor(size={"shortest_edge": size + 2}, crop_size={"height": size, "width": size})
 
 
-def picture(height: int, width: int) -> Image.Image:
+def make_image(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Loading from the Hub by name: classifier, adapter, pictures; the card's own lines; what is refused."""
+"""Loading from the Hub by name: classifier, adapter, images; the card's own lines; what is refused."""
 
 import csv
 import itertools
@@ -161,7 +161,7 @@ def test_code_in_a_repository_is_never_run(hub, client, pushed, tmp_path):
     assert result.status == 1 and not ran.exists()
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def test_guesses_are_the_softmax_of_the_classifiers_logits(pushed, images, expected):
@@ -178,20 +178,20 @@ def test_guesses_are_the_softmax_of_the_classifiers_logits(pushed, images, expec
         classify(images[0], top_k=0)
 
 
-def test_pictures_are_read_as_in_training(pushed, images, tmp_path):
-    """A path, its text and the picture itself; grey, CMYK, and turned by EXIF."""
+def test_images_are_read_as_in_training(pushed, images, tmp_path):
+    """A path, its text and the image itself; grey, CMYK, and turned by EXIF."""
     classify = ImageClassifier.from_pretrained(pushed.folder)
-    picture = images[1].convert("RGB").resize((64, 64))
-    picture.save(tmp_path / "ä b.png")
-    upright = classify(picture)
+    image = images[1].convert("RGB").resize((64, 64))
+    image.save(tmp_path / "ä b.png")
+    upright = classify(image)
     assert classify(tmp_path / "ä b.png") == classify(str(tmp_path / "ä b.png")) == upright
-    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    turned = image.transpose(Image.Transpose.ROTATE_90)
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
     assert classify(tmp_path / "turned.png") == upright
-    picture.convert("CMYK").save(tmp_path / "cmyk.tiff")
-    picture.convert("L").save(tmp_path / "grey.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    image.convert("L").save(tmp_path / "grey.png")
     for name in ("cmyk.tiff", "grey.png"):
         assert classify(tmp_path / name, top_k=1)[0]["label"] == upright[0]["label"]
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
@@ -199,22 +199,22 @@ def test_pictures_are_read_as_in_training(pushed, images, tmp_path):
         classify([tmp_path / "ä b.png", tmp_path / "broken.jpg"])
 
 
-def test_a_folder_of_pictures_by_a_name_on_the_hub(client, pushed, images, tmp_path):
+def test_a_folder_of_images_by_a_name_on_the_hub(client, pushed, images, tmp_path):
     folder = tmp_path / "Bilder zum Prüfen"
     for index, image in enumerate(images):
         (folder / f"={index % 2} Größe").mkdir(parents=True, exist_ok=True)
         image.save(folder / f"={index % 2} Größe" / f"{index} x.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / "=0 Größe" / "kaputt ä.JPG").write_bytes(b"\xff\xd8\xff nothing")
     output = tmp_path / "out" / "predictions.csv"
     options = ("--output", output, "--top_k", "3", "--batch_size", "4")
     command = ("ft-focalsam", "predict", "alice/trained", folder, *options)
     result = client(*command, "--on_bad_image", "fail")
     assert result.status == 1 and not output.exists()
-    assert result.last.startswith("Error: The picture '") and "kaputt ä.JPG' cannot be read" in result.last
+    assert result.last.startswith("Error: The image '") and "kaputt ä.JPG' cannot be read" in result.last
     result = client(*command)
     assert result.status == 0, result.output[-3000:]
-    assert "Skipped: The picture '" in result.output and "kaputt ä.JPG" in result.output
+    assert "Skipped: The image '" in result.output and "kaputt ä.JPG" in result.output
     assert "9/9" in result.output  # the progress bar
     assert result.last == f"9 images are in {output}; 1 of them could not be read, see its column error."
     with output.open(encoding="utf-8", newline="") as file:

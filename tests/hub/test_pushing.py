@@ -32,7 +32,7 @@ def test_a_run_that_pushes_leaves_model_report_and_card_on_the_hub(hub, pushed):
         content
     )
     assert {"config.json", "adapter_config.json", "preprocessor_config.json"} <= set(content)
-    assert any(path.startswith("report_pictures/") for path in content)
+    assert any(path.startswith("report_images/") for path in content)
     for path, sent in content.items():
         if path != ".gitattributes":
             assert sent == (pushed.folder / path).read_bytes()
@@ -134,7 +134,7 @@ def test_a_push_that_is_refused_says_so_in_one_sentence(hub, client, pushed, rep
     [
         (404, {}, "The Hub has no repository 'alice/answered' that the token may see (404); check the name"),
         (409, {}, "The repository 'alice/answered' was changed by another push meanwhile, or its name"),
-        (413, {}, "The Hub takes no push as large as this one to 'alice/answered' (413); leave report_pictures out"),
+        (413, {}, "The Hub takes no push as large as this one to 'alice/answered' (413); leave report_images out"),
         (429, {"Retry-After": "60"}, "The Hub has had too many requests of yours (429); run the push to"),
         (503, {"Retry-After": "\x1b[2J"}, "The Hub is not available (503); run the push to 'alice/answered' again l"),
     ],

@@ -62,7 +62,7 @@ CLIP_TOKENIZER = tiny_tokenizer()
 SPECIAL = {name: getattr(CLIP_TOKENIZER, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 CLIP_TEXT = BASE | SPECIAL | {"vocab_size": len(CLIP_TOKENIZER), "max_position_embeddings": 48, "projection_dim": 12}
 
-# Name of the architecture -> configuration, image processor, published mean and deviation of its pictures.
+# Name of the architecture -> configuration, image processor, published mean and deviation of its images.
 FAMILIES = {
     "vit": (ViTConfig(**VISION), ViTImageProcessor, HALF),
     "deit": (DeiTConfig(**VISION), DeiTImageProcessor, IMAGENET),
@@ -118,7 +118,7 @@ def save_families(root: Path) -> dict[str, str]:
     return {name: str(root / name) for name in (*FAMILIES, *OTHERS)}
 
 
-def pictures(size: int = 8, *, count: int = 6) -> Tensor:
+def make_images(size: int = 8, *, count: int = 6) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 

@@ -45,7 +45,7 @@ SIDES = {
     "timm_resnet": 32,
     "open_clip_timm": 32,
     "open_clip_resnet": 32,
-}  # of pictures, where it is not 8
+}  # of images, where it is not 8
 
 
 def side_of(name: str) -> int:

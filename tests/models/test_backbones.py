@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, LETTERS, REGISTERS, TEXT, pictures, plain_features, save_families
+from families import FAMILIES, LETTERS, REGISTERS, TEXT, make_images, plain_features, save_families
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, SiglipModel
@@ -13,9 +13,9 @@ from ft_focalsam.data import eval_transform
 from ft_focalsam.models import (
     BACKBONE_FAMILIES,
     choose_head_start,
+    init_head,
     load_backbone,
     load_image_processor,
-    start_head,
     text_features,
 )
 
@@ -66,23 +66,23 @@ def test_every_entry_of_the_table_is_tested():
 @every_family
 def test_features_are_those_of_plain_transformers(folders, family):
     model = build(folders[family])
-    features = model.features(pictures())
+    features = model.features(make_images())
     assert features.shape == (6, model.config.feature_size)
-    assert_same(features, plain_features(folders[family], family, pictures()), atol=1e-5)
+    assert_same(features, plain_features(folders[family], family, make_images()), atol=1e-5)
     assert features.std(dim=0).min() > 1e-3
 
 
 def test_beit_without_mean_pooling_has_the_class_token(folders):
     path = folders["beit_shared"]
-    expected = AutoModel.from_pretrained(path).eval()(pictures()).last_hidden_state[:, 0]
-    assert_same(build(path).features(pictures()), expected)
+    expected = AutoModel.from_pretrained(path).eval()(make_images()).last_hidden_state[:, 0]
+    assert_same(build(path).features(make_images()), expected)
 
 
 @every_family
 def test_features_of_another_image_size(folders, family):
     options = {"interpolate_pos_encoding": True} if family in INTERPOLATED else {}
-    expected = plain_features(folders[family], family, pictures(16), **options)
-    assert_same(build(folders[family], image_size=16).features(pictures(16)), expected, atol=1e-5)
+    expected = plain_features(folders[family], family, make_images(16), **options)
+    assert_same(build(folders[family], image_size=16).features(make_images(16)), expected, atol=1e-5)
 
 
 READINGS = [
@@ -100,28 +100,28 @@ READINGS = [
 def test_any_model_by_a_choice_of_features(folders, tmp_path, name, features, read):
     model = build(folders[name], features=features)
     with torch.no_grad():
-        expected = read(AutoModel.from_pretrained(folders[name]).eval()(pictures()))
-    assert_same(model.features(pictures()), expected)
+        expected = read(AutoModel.from_pretrained(folders[name]).eval()(make_images()))
+    assert_same(model.features(make_images()), expected)
     assert model.config.feature_size == expected.shape[1]
     model.save_pretrained(tmp_path)
     loaded = LongTailClassifier.from_pretrained(tmp_path)
     assert loaded.config.backbone_features == features
-    assert_same(logits_of(loaded, pictures()), logits_of(model, pictures()))
+    assert_same(logits_of(loaded, make_images()), logits_of(model, make_images()))
     assert choose_head_start(folders[name]) == "class_means"
 
 
 @pytest.mark.parametrize("name", ["ijepa", "vit_msn"])
 def test_any_model_takes_another_image_size_where_it_interpolates(folders, name):
-    tokens = AutoModel.from_pretrained(folders[name]).eval()(pictures(16), interpolate_pos_encoding=True)
+    tokens = AutoModel.from_pretrained(folders[name]).eval()(make_images(16), interpolate_pos_encoding=True)
     expected = tokens.last_hidden_state[:, -16:].mean(dim=1)
-    assert_same(build(folders[name], features="mean", image_size=16).features(pictures(16)), expected)
+    assert_same(build(folders[name], features="mean", image_size=16).features(make_images(16)), expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @every_family
 def test_half_precision_features(folders, family, dtype):
-    features = build(folders[family], dtype=dtype).features(pictures())
-    expected = plain_features(folders[family], family, pictures())
+    features = build(folders[family], dtype=dtype).features(make_images())
+    expected = plain_features(folders[family], family, make_images())
     assert features.dtype == getattr(torch, dtype)
     assert (features.float() - expected).norm() <= (0.1 if dtype == "bfloat16" else 0.02) * expected.norm()
 
@@ -138,9 +138,9 @@ def test_evaluation_normalises_as_the_image_processor(folders, family):
     expected = (torch.tensor([200, 100, 50]) / 255 - torch.tensor(mean)) / torch.tensor(std)
     assert_same(even, expected[:, None, None].expand(3, 8, 8), atol=1e-4)
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((80, 60), Image.Resampling.BICUBIC)
-    theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
-    assert_same(transform(picture), theirs, atol=3 / 255 / min(std))
+    image = Image.fromarray(noise).resize((80, 60), Image.Resampling.BICUBIC)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert_same(transform(image), theirs, atol=3 / 255 / min(std))
 
 
 # ---- text ----
@@ -170,13 +170,13 @@ def test_text_start_of_siglip_answers_as_the_model_zero_shot(folders):
     path = folders["siglip"]
     assert choose_head_start(path) == "text"
     model = LongTailClassifier.from_backbone(path, NAMES).eval()
-    start_head(model, "text", templates=["{}!"])
+    init_head(model, "text", templates=["{}!"])
     ids = torch.tensor([ids_of(f"{name.replace('_', ' ')}!") for name in NAMES])
     with torch.no_grad():
         whole = SiglipModel.from_pretrained(path).eval()
-        output = whole(input_ids=ids, pixel_values=pictures())
+        output = whole(input_ids=ids, pixel_values=make_images())
         cosines = (output.logits_per_image - whole.logit_bias) / whole.logit_scale.exp()
-        assert_same(model(pictures()).logits, 25 * cosines, atol=1e-4)
+        assert_same(model(make_images()).logits, 25 * cosines, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("clip", "siglip")])
@@ -189,7 +189,7 @@ def test_families_without_text_tower(folders, family):
 def test_other_features_of_clip_are_not_in_the_space_of_its_texts(folders):
     model = LongTailClassifier.from_backbone(folders["clip"], NAMES, features="cls")
     with pytest.raises(ValueError, match="has no text tower to start a head"):
-        start_head(model, "text")
+        init_head(model, "text")
 
 
 def test_tokenizer_that_needs_another_package(folders, tmp_path):
@@ -214,7 +214,7 @@ def test_real_dinov2_takes_every_tuning_method(shared, tmp_path, tuning):
     path = str(shared / "models" / "dinov2_vits14")
     model = LongTailClassifier.from_backbone(path, NAMES, image_size=56)
     apply_tuning(model, tuning, OPTIONS)
-    images = pictures(56, count=2)
+    images = make_images(56, count=2)
     expected = logits_of(model.eval(), images)
     if tuning == "linear_probe":
         plain = AutoModel.from_pretrained(path, dtype=torch.float32).eval()(images).pooler_output
@@ -234,8 +234,8 @@ def test_unsupported_architecture_lists_what_is_supported(folders):
     assert str(error.value).count(". ") == 0
 
 
-def test_model_of_something_else_than_pictures(backbones):
-    with pytest.raises(ValueError, match="is a 'bert' model, which takes something else than pictures alone; choose"):
+def test_model_of_something_else_than_images(backbones):
+    with pytest.raises(ValueError, match="is a 'bert' model, which takes something else than images alone; choose"):
         LongTailClassifier.from_backbone(str(backbones["bert"]), NAMES, features="cls")
 
 
@@ -247,14 +247,14 @@ def test_unknown_features(folders):
 def test_features_that_the_model_does_not_have(folders):
     model = LongTailClassifier.from_backbone(folders["vit_msn"], NAMES, features="pooler")
     with pytest.raises(ValueError, match="BaseModelOutput without pooler_output; set its features to cls or mean"):
-        model.features(pictures())
+        model.features(make_images())
 
 
 def test_image_size_that_the_model_cannot_take(folders):
     path = folders["aimv2_vision_model"]
     with pytest.raises(ValueError, match=r"image_size is 16, .*'aimv2_vision_model' model takes .* 8 pixels only"):
         LongTailClassifier.from_backbone(path, NAMES, features="pooler", image_size=16)
-    LongTailClassifier.from_backbone(path, NAMES, features="pooler", image_size=8).features(pictures())
+    LongTailClassifier.from_backbone(path, NAMES, features="pooler", image_size=8).features(make_images())
 
 
 @pytest.mark.parametrize("tuning", ["vpt_shallow", "vpt_deep"])

@@ -12,7 +12,7 @@ from running import python
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection, Dinov2Model, ViTModel
 
-from ft_focalsam.models import LongTailClassifier, load_image_processor, start_head
+from ft_focalsam.models import LongTailClassifier, init_head, load_image_processor
 from ft_focalsam.tuning import TuningOptions, apply_tuning
 
 FAMILIES = ("vit", "dinov2", "clip")
@@ -30,7 +30,7 @@ every_tuning = pytest.mark.parametrize("tuning", TUNINGS)
 WITHOUT_GRADIENT = ("key.bias", "k_proj.bias", "mask_token")
 
 
-def pictures(size: int = 16) -> torch.Tensor:
+def make_images(size: int = 16) -> torch.Tensor:
     return torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -47,14 +47,14 @@ def train(model: LongTailClassifier, *, size: int = 16) -> LongTailClassifier:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        model(pictures(size), labels=torch.tensor([0, 1, 2, 3, 4, 0])).loss.backward()
+        model(make_images(size), labels=torch.tensor([0, 1, 2, 3, 4, 0])).loss.backward()
         optimizer.step()
     return model.eval()
 
 
 @torch.no_grad()
 def logits_of(model: LongTailClassifier, *, size: int = 16) -> torch.Tensor:
-    return model(pictures(size)).logits
+    return model(make_images(size)).logits
 
 
 def assert_same(actual, expected) -> None:
@@ -72,22 +72,22 @@ def is_trained(name: str, tuning: str) -> bool:
 def test_features_are_those_of_plain_transformers(backbones, family):
     path = backbones[family]
     with torch.no_grad():
-        actual = build(path).eval().features(pictures())
+        actual = build(path).eval().features(make_images())
         if family == "clip":
-            expected = CLIPModel.from_pretrained(path).get_image_features(pictures()).pooler_output
+            expected = CLIPModel.from_pretrained(path).get_image_features(make_images()).pooler_output
         elif family == "dinov2":
-            expected = Dinov2Model.from_pretrained(path)(pictures()).pooler_output
+            expected = Dinov2Model.from_pretrained(path)(make_images()).pooler_output
         else:
-            expected = ViTModel.from_pretrained(path, add_pooling_layer=False)(pictures()).last_hidden_state[:, 0]
+            expected = ViTModel.from_pretrained(path, add_pooling_layer=False)(make_images()).last_hidden_state[:, 0]
     assert_same(actual, expected)
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_logits(backbones):
     labels = torch.tensor([4, 0, 1, 1, 2, 3])
-    output = build(backbones["vit"], head="linear").eval()(pictures(), labels=labels)
+    output = build(backbones["vit"], head="linear").eval()(make_images(), labels=labels)
     expected = -output.logits.double().log_softmax(dim=1)[torch.arange(6), labels].mean()
     torch.testing.assert_close(output.loss.double(), expected, rtol=1e-6, atol=0)
-    assert build(backbones["vit"])(pictures()).loss is None
+    assert build(backbones["vit"])(make_images()).loss is None
 
 
 @every_tuning
@@ -147,9 +147,9 @@ import sys, numpy, torch
 from ft_focalsam import LongTailClassifier
 
 root, *names = sys.argv[1:]
-pictures = torch.from_numpy(numpy.load(root + "/pictures.npy"))
+images = torch.from_numpy(numpy.load(root + "/images.npy"))
 for name in names:
-    logits = LongTailClassifier.from_pretrained(f"{root}/{name}")(pictures).logits
+    logits = LongTailClassifier.from_pretrained(f"{root}/{name}")(images).logits
     numpy.save(f"{root}/{name}.npy", logits.detach().numpy())
 """
 
@@ -164,7 +164,7 @@ def fresh_process(backbones, tmp_path_factory) -> dict[str, tuple[torch.Tensor, 
         model = train(build(backbones[family], tuning=tuning))
         expected[name] = logits_of(model)
         model.save_pretrained(root / name)
-    np.save(root / "pictures.npy", pictures().numpy())
+    np.save(root / "images.npy", make_images().numpy())
     (root / "loading.py").write_text(LOADING)
     result = python(root / "loading.py", root, *SAVED)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -222,11 +222,11 @@ def test_peft_loads_the_folder_onto_the_plain_backbone(backbones, tmp_path, fami
         plain = ViTModel.from_pretrained(backbones[family], add_pooling_layer=False)
     with torch.no_grad():
         tuned = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
-        output = tuned(pixel_values=pictures())
+        output = tuned(pixel_values=make_images())
         features = output.image_embeds if family == "clip" else output.last_hidden_state[:, 0]
-        assert_same(features, model.features(pictures()))
+        assert_same(features, model.features(make_images()))
         with tuned.disable_adapter():
-            output = tuned(pixel_values=pictures())
+            output = tuned(pixel_values=make_images())
             untuned = output.image_embeds if family == "clip" else output.last_hidden_state[:, 0]
     assert (features - untuned).abs().max() > 1e-3
 
@@ -287,8 +287,8 @@ def test_embedded_backbone_is_saved_by_its_name(tmp_path):
 
 @every_family
 def test_image_processor_is_the_backbones_own(backbones, family):
-    picture = np.full((16, 16, 3), 255, dtype=np.uint8)
-    pixels = load_image_processor(str(backbones[family]))(picture, return_tensors="pt")["pixel_values"]
+    image = np.full((16, 16, 3), 255, dtype=np.uint8)
+    pixels = load_image_processor(str(backbones[family]))(image, return_tensors="pt")["pixel_values"]
     mean, std = (0.48145466, 0.26862954) if family == "clip" else (0.5, 0.5)
     torch.testing.assert_close(pixels[0, 0], torch.full((16, 16), (1 - mean) / std), rtol=1e-5, atol=0)
 
@@ -339,7 +339,7 @@ def test_missing_classifier_folder(tmp_path, monkeypatch, place):
 def test_text_start_without_text_tower(backbones, family, head):
     model = build(backbones[family], head=head, tuning="linear_probe")
     with pytest.raises(ValueError, match=rf"'{backbones[family]}'.*no text tower.*head_start to class_means, lin"):
-        start_head(model, "text", batches=list)
+        init_head(model, "text", batches=list)
 
 
 @every_family

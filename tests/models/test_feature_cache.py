@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, ViTConfig, ViTImageProcessor, ViTMo
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.data import CachedFeatures, TransformedImages, collate_ready, eval_transform, train_transform
-from ft_focalsam.models import FeatureCache, load_image_processor, start_head
+from ft_focalsam.models import FeatureCache, init_head, load_image_processor
 from ft_focalsam.models.encoding import encode_images, own_batches
 
 NAMES = ("owl", "fox", "newt")
@@ -191,7 +191,7 @@ def test_the_random_state_and_the_mode_stay(backbones, dataset, processor):
     before = torch.get_rng_state()
     FeatureCache(model, batch_size=8).features(augmented(dataset, processor), num_views=2)
     assert torch.equal(torch.get_rng_state(), before) and model.training
-    start_head(model, "class_means", batches=lambda: encode_images(model, plain(dataset, processor), batch_size=4))
+    init_head(model, "class_means", batches=lambda: encode_images(model, plain(dataset, processor), batch_size=4))
     assert torch.equal(torch.get_rng_state(), before) and model.training
 
 
@@ -236,10 +236,10 @@ def test_a_head_starts_from_cached_features_as_from_images(start, backbones, dat
         model, images = build(backbones["clip"]), plain(dataset, processor)
         if is_cached:
             features = FeatureCache(model, batch_size=8).features(images)
-            start_head(model, start, batches=lambda features=features: features.batches(8))
+            init_head(model, start, batches=lambda features=features: features.batches(8))
         else:
             loader = torch.utils.data.DataLoader(images, batch_size=8)
-            start_head(model, start, batches=lambda loader=loader: loader)
+            init_head(model, start, batches=lambda loader=loader: loader)
         heads.append(model.head.weight.detach())
     torch.testing.assert_close(heads[0], heads[1], rtol=1e-5, atol=1e-6)
 

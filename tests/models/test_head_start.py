@@ -9,8 +9,8 @@ from ft_focalsam.models import (
     LongTailClassifier,
     choose_head_start,
     class_means,
+    init_head,
     register_head,
-    start_head,
     text_features,
 )
 
@@ -19,10 +19,10 @@ FAMILIES = ("vit", "dinov2", "clip")
 
 
 def batches() -> list[dict[str, torch.Tensor]]:
-    """Eleven pictures of three classes in batches of unequal size."""
-    pictures = torch.randn(11, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    """Eleven images of three classes in batches of unequal size."""
+    images = torch.randn(11, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 0, 1, 2, 0, 0, 2, 1, 0, 0, 0])
-    return [{"pixel_values": pictures[a:b], "labels": labels[a:b]} for a, b in ((0, 5), (5, 9), (9, 11))]
+    return [{"pixel_values": images[a:b], "labels": labels[a:b]} for a, b in ((0, 5), (5, 9), (9, 11))]
 
 
 def build(backbone, *, head: str = "cosine", **options) -> LongTailClassifier:
@@ -34,8 +34,8 @@ def build(backbone, *, head: str = "cosine", **options) -> LongTailClassifier:
 def naive_class_means(model: LongTailClassifier) -> torch.Tensor:
     vectors: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
     for batch in batches():
-        for picture, label in zip(batch["pixel_values"], batch["labels"], strict=True):
-            feature = model.features(picture[None])[0].double()
+        for image, label in zip(batch["pixel_values"], batch["labels"], strict=True):
+            feature = model.features(image[None])[0].double()
             vectors[int(label)].append(feature / feature.square().sum().sqrt())
     return torch.stack([sum(vectors[label]) / len(vectors[label]) for label in range(3)])
 
@@ -80,9 +80,9 @@ def test_class_means_of_a_bfloat16_backbone_are_summed_in_float32(backbones):
     torch.testing.assert_close(actual.double(), naive_class_means(model), rtol=0, atol=2e-3)
 
 
-def test_class_without_picture_is_named(backbones):
+def test_class_without_image_is_named(backbones):
     without = [{"pixel_values": batches()[0]["pixel_values"][:2], "labels": torch.tensor([0, 2])}]
-    with pytest.raises(ValueError, match="Class 1 has no picture"):
+    with pytest.raises(ValueError, match="Class 1 has no image"):
         class_means(build(backbones["vit"]), without)
 
 
@@ -114,7 +114,7 @@ def test_template_without_place_for_the_name(backbones):
 
 def test_text_start_puts_the_text_features_into_the_head(backbones):
     model = build(backbones["clip"])
-    start_head(model, "text", batches=list, templates=["a {}", "{}!"])
+    init_head(model, "text", batches=list, templates=["a {}", "{}!"])
     prompts = [[f"a {name}", f"{name}!"] for name in ("owl", "red fox", "great crested newt")]
     expected = naive_text_features(backbones["clip"], prompts)
     torch.testing.assert_close(model.head.weight.detach().double(), expected, rtol=0, atol=1e-6)
@@ -124,7 +124,7 @@ def test_text_start_puts_the_text_features_into_the_head(backbones):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_class_means_start_classifies_by_the_nearest_mean(backbones, family):
     model = build(backbones[family], head="linear").eval()
-    start_head(model, "class_means", batches=batches)
+    init_head(model, "class_means", batches=batches)
     means = naive_class_means(model)
     torch.testing.assert_close(model.head.weight.detach().double(), means, rtol=0, atol=1e-6)
     features = torch.cat([model.features(batch["pixel_values"]) for batch in batches()]).detach().double()
@@ -140,7 +140,7 @@ def test_class_means_start_classifies_by_the_nearest_mean(backbones, family):
 def test_random_start_leaves_the_head(backbones):
     model = build(backbones["vit"])
     before = model.head.weight.clone()
-    start_head(model, "random", batches=list)
+    init_head(model, "random", batches=list)
     assert torch.equal(model.head.weight, before)
 
 
@@ -155,7 +155,7 @@ def test_best_start_of_a_backbone(backbones, family, expected):
 
 def test_unknown_start(backbones):
     with pytest.raises(ValueError, match="Unknown head_start 'zeros'; choose one of text, class_means, lin"):
-        start_head(build(backbones["vit"]), "zeros", batches=list)
+        init_head(build(backbones["vit"]), "zeros", batches=list)
 
 
 def test_linear_head_started_from_prototypes_answers_with_the_nearest_one():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ft_focalsam.models import HEADS, LongTailClassifier, collect_features, fit_linear_probe, start_head
+from ft_focalsam.models import HEADS, LongTailClassifier, collect_features, fit_linear_probe, init_head
 from ft_focalsam.models.linear_probe import PENALTIES, TEMPERATURES
 
 COUNTS = (40, 20, 9, 4, 2)
@@ -101,14 +101,14 @@ def scale_of_ridge(x, weights, *, has_bias: bool) -> float:
 
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_fit_is_the_balanced_ridge_with_the_least_loss_on_left_out_pictures(has_bias, seed):
+def test_fit_is_the_balanced_ridge_with_the_least_loss_on_left_out_images(has_bias, seed):
     x, labels = long_tail(seed=seed)
     weights = torch.stack([1 / torch.tensor(CLASSES * COUNTS[label]).double() for label in labels])
     unit = scale_of_ridge(x, weights, has_bias=has_bias)
     losses = {}
     for penalty in PENALTIES:
         outputs = []
-        for n in range(len(x)):  # a new fit for each picture that is left out
+        for n in range(len(x)):  # a new fit for each image that is left out
             kept = torch.arange(len(x)) != n
             w, b = ridge_by_hand(x[kept], labels[kept], weights[kept], penalty * unit, has_bias=has_bias)
             outputs.append(w @ x[n].double() + b)
@@ -125,8 +125,8 @@ def test_fit_is_the_balanced_ridge_with_the_least_loss_on_left_out_pictures(has_
         assert fit.bias is None
 
 
-def test_fit_does_not_depend_on_how_often_the_same_pictures_come():
-    """All pictures of one class three times: the class weighs what it weighed."""
+def test_fit_does_not_depend_on_how_often_the_same_images_come():
+    """All images of one class three times: the class weighs what it weighed."""
     x, labels = long_tail()
     again = torch.cat([torch.arange(len(x)), *[(labels == 0).nonzero()[:, 0]] * 2])
     once, more = fit_linear_probe(x, labels, CLASSES), fit_linear_probe(x[again], labels[again], CLASSES)
@@ -134,7 +134,7 @@ def test_fit_does_not_depend_on_how_often_the_same_pictures_come():
     torch.testing.assert_close(more.weight / more.temperature, once.weight / once.temperature, rtol=0, atol=1e-8)
 
 
-def test_fit_in_chunks_and_on_some_of_the_pictures(monkeypatch):
+def test_fit_in_chunks_and_on_some_of_the_images(monkeypatch):
     x, labels = long_tail(counts=(900, 700, 500, 300, 200))
     whole = fit_linear_probe(x, labels, CLASSES)
     monkeypatch.setattr("ft_focalsam.models.linear_probe.ROWS", 97)
@@ -145,7 +145,7 @@ def test_fit_in_chunks_and_on_some_of_the_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("counts", [(30, 1, 1, 1, 1), (1, 1, 1, 1, 1)], ids=["rare", "all"])
-def test_classes_of_one_picture(counts):
+def test_classes_of_one_image(counts):
     x, labels = long_tail(counts=counts)
     fit = fit_linear_probe(x, labels, CLASSES)
     assert fit.weight.isfinite().all() and fit.bias.isfinite().all()
@@ -153,9 +153,9 @@ def test_classes_of_one_picture(counts):
     assert torch.equal(logits.argmax(dim=1), labels)
 
 
-def test_class_without_picture():
+def test_class_without_image():
     x, labels = long_tail()
-    with pytest.raises(ValueError, match="Class 3 has no picture to fit the head to"):
+    with pytest.raises(ValueError, match="Class 3 has no image to fit the head to"):
         fit_linear_probe(x[labels != 3], labels[labels != 3], CLASSES)
 
 
@@ -170,7 +170,7 @@ def test_features_that_are_not_finite():
 
 
 class OfFeatures(LongTailClassifier):
-    """Its pictures are the features."""
+    """Its images are the features."""
 
     def features(self, pixel_values):
         return pixel_values.flatten(1)
@@ -195,7 +195,7 @@ def test_linear_probe_starts_better_than_class_means_on_features_that_are_not_ce
     accuracies = {}
     for start in ("class_means", "linear_probe", "random"):
         model = classifier_of_features(backbones, head)
-        start_head(model, start, batches=lambda: batches(*train))
+        init_head(model, start, batches=lambda: batches(*train))
         accuracies[start] = balanced_accuracy(model.head(test[0]), test[1])
     assert accuracies["linear_probe"] > accuracies["class_means"] + 0.1
     assert accuracies["linear_probe"] > 0.7
@@ -205,7 +205,7 @@ def test_linear_probe_starts_better_than_class_means_on_features_that_are_not_ce
 def test_logits_of_a_started_head_are_those_of_the_fit(backbones, head):
     x, labels = long_tail()
     model = classifier_of_features(backbones, head)
-    start_head(model, "linear_probe", batches=lambda: batches(x, labels))
+    init_head(model, "linear_probe", batches=lambda: batches(x, labels))
     seen = {
         "linear": x,
         "l2_normalized": 25 * x / x.norm(dim=1, keepdim=True),
@@ -218,14 +218,14 @@ def test_logits_of_a_started_head_are_those_of_the_fit(backbones, head):
 
 def test_features_are_collected_without_dropout_and_leave_the_mode(backbones):
     model = LongTailClassifier.from_backbone(str(backbones["dinov2"]), ["a", "b"]).eval()
-    pictures = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, 0, 0, 1, 1, 0])
-    expected = torch.stack([model.features(picture[None])[0] for picture in pictures])
+    expected = torch.stack([model.features(image[None])[0] for image in images])
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.5
     model.train()
-    parts = [{"pixel_values": pictures[a:b], "labels": labels[a:b]} for a, b in ((0, 3), (3, 7))]
+    parts = [{"pixel_values": images[a:b], "labels": labels[a:b]} for a, b in ((0, 3), (3, 7))]
     features, found = collect_features(model, iter(parts))
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     assert torch.equal(found, labels) and model.training and not features.requires_grad
@@ -235,10 +235,10 @@ def test_features_are_collected_without_dropout_and_leave_the_mode(backbones):
 
 
 @pytest.mark.parametrize("start", ["class_means", "linear_probe"])
-def test_start_without_pictures(backbones, start):
+def test_start_without_images(backbones, start):
     model = LongTailClassifier.from_backbone(str(backbones["vit"]), ["a", "b"])
-    with pytest.raises(ValueError, match=f'head_start of "{start}" needs the training pictures; give `batches`'):
-        start_head(model, start)
+    with pytest.raises(ValueError, match=f'head_start of "{start}" needs the training images; give `batches`'):
+        init_head(model, start)
 
 
 @pytest.mark.parametrize(
@@ -252,5 +252,5 @@ def test_head_without_such_a_start(backbones, monkeypatch, start, missing):
     monkeypatch.setitem(HEADS, "plain", Plain)
     model = LongTailClassifier.from_backbone(str(backbones["vit"]), ["a", "b"], head="plain")
     with pytest.raises(ValueError, match=f"head 'plain' has no start from {start}, for which it needs {missing}; set"):
-        start_head(model, start, batches=list)
-    start_head(model, "random")
+        init_head(model, start, batches=list)
+    init_head(model, "random")

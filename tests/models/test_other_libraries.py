@@ -18,10 +18,10 @@ from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.data import eval_transform
 from ft_focalsam.models import (
     choose_head_start,
+    init_head,
     load_backbone,
     load_image_processor,
     load_text_tower,
-    start_head,
     text_features,
 )
 from ft_focalsam.models.backbones import find_family
@@ -42,7 +42,7 @@ def names(tmp_path_factory) -> dict[str, str]:
         return save_others(tmp_path_factory.mktemp("others"))
 
 
-def pictures(side: int) -> torch.Tensor:
+def make_images(side: int) -> torch.Tensor:
     return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(2))
 
 
@@ -66,7 +66,7 @@ def assert_same(actual, expected, *, atol: float = 1e-5) -> None:
 @torch.no_grad()
 def test_features_are_those_of_open_clip(names, name):
     model = LongTailClassifier.from_backbone(names[name], NAMES).eval()
-    images = pictures(side_of(name))
+    images = make_images(side_of(name))
     expected = plain_open_clip(names[name]).encode_image(images, normalize=True)
     features = model.features(images)
     assert_same(F.normalize(features, dim=-1), expected)
@@ -79,7 +79,7 @@ def test_features_are_those_of_open_clip(names, name):
 @torch.no_grad()
 def test_features_are_those_of_timm(names, name):
     model = LongTailClassifier.from_backbone(names[name], NAMES).eval()
-    images = pictures(side_of(name))
+    images = make_images(side_of(name))
     assert_same(model.features(images), plain_timm(names[name])(images))
     assert model.config.feature_size == model.features(images).shape[1]
 
@@ -88,7 +88,7 @@ def test_features_are_those_of_timm(names, name):
 @torch.no_grad()
 def test_another_image_size_is_what_the_library_makes_of_it(names, name):
     side = 2 * side_of(name)
-    images = pictures(side)
+    images = make_images(side)
     if name.startswith("timm"):
         expected = plain_timm(names[name], img_size=side)(images)
     else:
@@ -101,7 +101,7 @@ def test_image_size_is_kept_in_a_checkpoint(names, tmp_path):
     model = LongTailClassifier.from_backbone(names["timm"], NAMES, image_size=16).eval()
     model.save_pretrained(tmp_path)
     loaded = LongTailClassifier.from_pretrained(tmp_path)
-    assert_same(loaded(pictures(16)).logits, model(pictures(16)).logits)
+    assert_same(loaded(make_images(16)).logits, model(make_images(16)).logits)
 
 
 def test_weights_from_a_file_behind_the_name(names, tmp_path):
@@ -116,7 +116,7 @@ def test_weights_from_a_file_behind_the_name(names, tmp_path):
 @pytest.mark.parametrize("name", ["timm", "timm_eva", "open_clip", "open_clip_coca"])
 @torch.no_grad()
 def test_half_precision(names, name, dtype):
-    images = pictures(side_of(name))
+    images = make_images(side_of(name))
     half = LongTailClassifier.from_backbone(names[name], NAMES, dtype=dtype).features(images)
     full = LongTailClassifier.from_backbone(names[name], NAMES).features(images)
     assert half.dtype == getattr(torch, dtype)
@@ -133,7 +133,7 @@ def test_activation_checkpointing_runs_blocks_twice_and_changes_nothing(names, n
     runs = []
     norm = next(m for m in model.family.blocks(model.backbone)[1].modules() if isinstance(m, nn.LayerNorm))
     norm.register_forward_hook(lambda *args: runs.append(1))
-    images, labels = pictures(side_of(name)), torch.tensor([0, 1, 2, 0])
+    images, labels = make_images(side_of(name)), torch.tensor([0, 1, 2, 0])
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
@@ -156,17 +156,17 @@ def test_activation_checkpointing_runs_blocks_twice_and_changes_nothing(names, n
 @pytest.mark.parametrize("name", ["timm", "timm_eva", "timm_resnet", "open_clip", "open_clip_timm"])
 def test_preprocessing_is_the_library_s_own(names, name):
     noise = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((90, 70), Image.Resampling.BICUBIC)
+    image = Image.fromarray(noise).resize((90, 70), Image.Resampling.BICUBIC)
     if name.startswith("timm"):
         data = timm.data.resolve_model_data_config(plain_timm(names[name]))
-        theirs = timm.data.create_transform(**data, is_training=False)(picture)
+        theirs = timm.data.create_transform(**data, is_training=False)(image)
         std = min(data["std"])
     else:
         path = names[name].removeprefix("open_clip:")
-        theirs = open_clip.create_model_and_transforms(f"local-dir:{path}")[2](picture)
+        theirs = open_clip.create_model_and_transforms(f"local-dir:{path}")[2](image)
         std = 0.2
     processor = load_image_processor(names[name])
-    ours = eval_transform(processor)(picture)
+    ours = eval_transform(processor)(image)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 3 / 255 / std  # two roundings of a resize
     assert (ours - theirs).abs().mean() <= 0.5 / 255 / std
@@ -180,12 +180,12 @@ def test_other_ways_to_resize(names, tmp_path, mode):
     config["preprocess_cfg"]["resize_mode"] = mode
     path.write_text(json.dumps(config))
     if mode == "longest":
-        with pytest.raises(ValueError, match=r"wants pictures resized by 'longest' .*; choose another checkpoint"):
+        with pytest.raises(ValueError, match=r"wants images resized by 'longest' .*; choose another checkpoint"):
             load_image_processor(f"open_clip:{tmp_path / 'copy'}")
         return
-    picture = Image.linear_gradient("L").resize((70, 40)).convert("RGB")
-    theirs = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'copy'}")[2](picture)
-    ours = eval_transform(load_image_processor(f"open_clip:{tmp_path / 'copy'}"))(picture)
+    image = Image.linear_gradient("L").resize((70, 40)).convert("RGB")
+    theirs = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'copy'}")[2](image)
+    ours = eval_transform(load_image_processor(f"open_clip:{tmp_path / 'copy'}"))(image)
     assert (ours - theirs).abs().max() <= 3 / 255 / 0.2
 
 
@@ -206,8 +206,8 @@ def test_text_features_and_zero_shot_logits_are_those_of_open_clip(names, name):
     assert_same(text_features(names[name], NAMES, templates=templates), expected)
     assert choose_head_start(names[name]) == "text"
     model = LongTailClassifier.from_backbone(names[name], NAMES, head_scale=10).eval()
-    start_head(model, "text", templates=templates)
-    images = pictures(side_of(name))
+    init_head(model, "text", templates=templates)
+    images = make_images(side_of(name))
     logits = 10 * whole.encode_image(images, normalize=True) @ expected.T
     assert_same(model(images).logits, logits, atol=1e-4)
     assert torch.pdist(expected).min() > 1e-3
@@ -322,9 +322,9 @@ def test_other_features_are_refused(names, library):
 def test_running_statistics_that_move_are_saved(names, tmp_path):
     model = LongTailClassifier.from_backbone(names["timm_resnet"], NAMES)
     apply_tuning(model, "linear_probe")
-    model.train()(pictures(32) + 1)  # which moves them, although none of these layers trains
+    model.train()(make_images(32) + 1)  # which moves them, although none of these layers trains
     model.save_pretrained(tmp_path)
-    images = pictures(32)
+    images = make_images(32)
     assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model.eval()(images).logits)
 
 
@@ -349,7 +349,7 @@ def test_without_blocks_there_are_no_adapters_but_other_methods(names, name, kin
     with pytest.raises(ValueError, match=rf"a {kind}, has no transformer blocks .*; choose another tuning method"):
         apply_tuning(model, "adaptformer")
     apply_tuning(model, "bias")
-    model(pictures(side_of(name)), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    model(make_images(side_of(name)), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
 
@@ -367,7 +367,7 @@ def test_prompts_come_behind_all_tokens_that_timm_counts_on(names, name, first):
     seen = []
     for block in model.family.blocks(model.backbone):
         block.prompts.register_forward_hook(lambda module, args, output: seen.append((module, args[0], output)))
-    model(pictures(8))
+    model(make_images(8))
     assert len(seen) == 3
     for module, tokens, output in seen:
         assert output.shape == (4, first + 5 + 4, 16)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ft_focalsam import LongTailClassifier, apply_tuning
-from ft_focalsam.models import start_head
+from ft_focalsam.models import init_head
 from ft_focalsam.models.resnet import ResidualBlock, ResNet32
 
 NAMES = [f"class {i}" for i in range(10)]
@@ -14,7 +14,7 @@ NAMES = [f"class {i}" for i in range(10)]
 def from_scratch(name="scratch:resnet32", tuning="full", **options):
     torch.manual_seed(0)
     model = LongTailClassifier.from_backbone(name, NAMES, head="linear", **options)
-    start_head(model, "kaiming")
+    init_head(model, "kaiming")
     apply_tuning(model, tuning)
     return model
 
@@ -72,7 +72,7 @@ def test_random_weights_that_stay_frozen_are_saved_too(tmp_path):
     assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model(images).logits)
 
 
-def test_a_convolutional_network_takes_pictures_of_any_size():
+def test_a_convolutional_network_takes_images_of_any_size():
     assert from_scratch("scratch:test_resnet", image_size=48)(torch.randn(2, 3, 48, 48)).logits.shape == (2, 10)
 
 

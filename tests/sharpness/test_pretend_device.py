@@ -2,7 +2,7 @@
 
 torch can register a device in Python, and fake tensors have shapes and devices but no values, so that whole steps run
 on it. A dispatch mode above them lists what would make the host wait for a real device. Private parts of torch are
-used in this file alone: as a script it is the process that has the device, as a test it judges what that one found.
+used in this file alone: as a script it is the process that has the device, as a test it evaluates what that one found.
 """
 
 import json

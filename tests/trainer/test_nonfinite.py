@@ -1,4 +1,4 @@
-"""Steps without a finite gradient, one after the other, and the pictures that are named in the end."""
+"""Steps without a finite gradient, one after the other, and the images that are named in the end."""
 
 import re
 
@@ -12,11 +12,11 @@ from torch import nn
 
 from ft_focalsam import FocalSAMTrainer
 from ft_focalsam.data import TransformedImages
-from ft_focalsam.trainer.nonfinite import picture_names, rows_of_step
+from ft_focalsam.trainer.nonfinite import image_names, rows_of_step
 
 
 class Poisoned(Images):
-    """Pictures that are not finite; notes which ones are read."""
+    """Images that are not finite; notes which ones are read."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def rows_named(error, folder):
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("sharpness", ["none", "focal_sam"])
 def test_it_stops_with_the_step_the_rate_and_the_rows(sharpness, accumulation, changes, tmp_path):
-    """Epochs are of five batches, the last one of four pictures."""
+    """Epochs are of five batches, the last one of four images."""
     dataset = Poisoned()
     trainer = trainer_for(
         model(), tmp_path, dataset=dataset, sharpness=sharpness, max_nonfinite_steps=4, max_steps=9,
@@ -129,13 +129,13 @@ def test_under_loss_scaling_a_loss_that_is_not_finite_counts(tmp_path):
         scaled(tmp_path, 2.0**16, Poisoned(), max_steps=30).train()
 
 
-def test_pictures_are_named_by_path_where_they_have_one(tmp_path):
+def test_images_are_named_by_path_where_they_have_one(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     columns = {"image": [str(tmp_path / "a.png"), Image.new("RGB", (8, 8))], "labels": [0, 1]}
     features = datasets.Features({"image": datasets.Image(), "labels": datasets.Value("int64")})
     stored = datasets.Dataset.from_dict(columns, features=features)
-    assert picture_names(TransformedImages(stored, None), [1, 0]) == ["row 1", f"'{tmp_path / 'a.png'}'"]
-    assert picture_names(Images(), [3]) == ["row 3"]
+    assert image_names(TransformedImages(stored, None), [1, 0]) == ["row 1", f"'{tmp_path / 'a.png'}'"]
+    assert image_names(Images(), [3]) == ["row 3"]
 
 
 def test_a_limit_below_zero_is_refused(tmp_path):

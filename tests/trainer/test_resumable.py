@@ -279,7 +279,7 @@ def test_accelerate_launch_passes_sigterm_on_to_two_processes(forge, whole_of_tw
     }
 
 
-def test_two_processes_give_up_together_and_name_the_pictures_of_both(forge):
+def test_two_processes_give_up_together_and_name_the_images_of_both(forge):
     options = ("--per_device_train_batch_size", 7, "--learning_rate", "1e30", "--max_nonfinite_steps", 2)
     run = forge.run("diverged", *options, processes=2)
     assert run.statuses == [1, 1], run.logs
@@ -359,7 +359,7 @@ def test_an_output_folder_that_cannot_be_written_is_noticed_before_anything_is_l
     assert "training and" not in run.log  # what is said of the data
 
 
-def test_pictures_that_vanish_end_the_run_by_name_with_the_checkpoint_intact(forge, tmp_path):
+def test_images_that_vanish_end_the_run_by_name_with_the_checkpoint_intact(forge, tmp_path):
     for label in ("a", "b"):
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(40):
@@ -369,7 +369,7 @@ def test_pictures_that_vanish_end_the_run_by_name_with_the_checkpoint_intact(for
     watcher.start()
     run = forge.run(tmp_path / "out", *options)
     watcher.join()
-    assert re.search(r"Error: The picture '.*images/b/\d+.png' cannot be read \(.*No such file", error_of(run))
+    assert re.search(r"Error: The image '.*images/b/\d+.png' cannot be read \(.*No such file", error_of(run))
     (checkpoint,) = run.names
     assert find_fault(run.folder / checkpoint) is None
 

@@ -449,7 +449,7 @@ def test_cc_sam_finds_the_classifier_under_autocast_and_in_a_compiled_model(chan
 
 
 class Poisoned(Images):
-    """The second batch of eight holds a picture that is not finite."""
+    """The second batch of eight holds an image that is not finite."""
 
     def __getitem__(self, index):
         item = super().__getitem__(index)

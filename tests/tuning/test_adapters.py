@@ -14,7 +14,7 @@ from tuning.tiny import (
     build,
     inserted,
     logits_of,
-    pictures,
+    make_images,
     randomise,
 )
 
@@ -64,7 +64,7 @@ def logits_by_formula(path: str, model: LongTailClassifier, tuning: str) -> torc
 
         first.register_forward_pre_hook(remember)
         last.register_forward_hook(replace)
-    features = plain.features_of(pictures())
+    features = plain.features_of(make_images())
     return 25 * F.normalize(features, dim=1) @ F.normalize(model.head.weight, dim=1).T
 
 
@@ -87,8 +87,8 @@ def test_new_adapters_leave_the_features_as_they_are(tiny_backbones, family, tun
     path = tiny_backbones[family]
     model = build(path, tuning)
     with torch.no_grad():
-        expected = PlainBackbone(path).features_of(pictures())
-        torch.testing.assert_close(model.features(pictures()), expected, rtol=0, atol=1e-6)
+        expected = PlainBackbone(path).features_of(make_images())
+        torch.testing.assert_close(model.features(make_images()), expected, rtol=0, atol=1e-6)
 
 
 @every_adapter
@@ -170,9 +170,9 @@ def test_adapters_sit_inside_the_layer_scale_of_dinov2(tiny_backbones, tuning):
     model = build(tiny_backbones["dinov2"], tuning)
     for block in model.family.blocks(model.backbone):
         block.layer_scale2.lambda1.data.zero_()
-    before = model.features(pictures())
+    before = model.features(make_images())
     randomise(model)
-    assert torch.equal(model.features(pictures()), before)
+    assert torch.equal(model.features(make_images()), before)
 
 
 # ---- errors ----

@@ -9,7 +9,7 @@ from sharpness.choices import NaiveUpdate, make_evaluation, run_update
 from sharpness.models import COUNTS, relative_error
 from tuning.table import CASES
 from tuning.test_inserted import LABELS
-from tuning.tiny import build, pictures, randomise
+from tuning.tiny import build, make_images, randomise
 
 from ft_focalsam import class_weights
 from ft_focalsam.sharpness import SharpnessStep
@@ -49,7 +49,7 @@ def check(model, perturb, direction, evaluation):
     step = SharpnessStep(model, C, rho=RHO, perturb=perturb, direction=make_direction(direction, SETTINGS))
     update = make_evaluation(evaluation, step)
     for number in range(3):
-        images = pictures().double() + number
+        images = make_images().double() + number
         actual = run_update(update, model, images, LABELS, number=number, losses=losses_of)
         assert relative_error(actual, getattr(naive, evaluation)(images, LABELS)) <= 1e-10
 
@@ -103,5 +103,5 @@ def test_image_features_are_computed_once_where_texts_train(tiny_backbones, case
     model.backbone.get_submodule("vision_model").register_forward_hook(lambda *_: calls.append(1))
     for number in range(6):
         calls.clear()
-        run_update(update, model, pictures().double() + number, LABELS, number=number, losses=losses_of)
+        run_update(update, model, make_images().double() + number, LABELS, number=number, losses=losses_of)
     assert len(calls) == 1

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tuning.tiny import FAMILIES, NAMES, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import FAMILIES, NAMES, build, inserted, logits_of, make_images, randomise
 
 from ft_focalsam import LongTailClassifier, apply_tuning
 from ft_focalsam.models import load_backbone
@@ -91,8 +91,8 @@ def test_peft_loads_its_part_of_a_combination(tiny_backbones, tmp_path):
     alone.load_state_dict(saved, strict=False)
     loaded = PeftModel.from_pretrained(load_backbone(path), str(tmp_path)).eval()
     with torch.no_grad():
-        features = loaded(pixel_values=pictures()).last_hidden_state[:, 0]
-        torch.testing.assert_close(features, alone.features(pictures()), rtol=0, atol=1e-6)
+        features = loaded(pixel_values=make_images()).last_hidden_state[:, 0]
+        torch.testing.assert_close(features, alone.features(make_images()), rtol=0, atol=1e-6)
 
 
 # ---- errors ----

@@ -9,7 +9,7 @@ from sharpness.models import COUNTS, naive_gradient, relative_error, run_step
 from torch.nn import functional as F
 from tuning.table import CASES
 from tuning.test_inserted import LABELS
-from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, make_images, randomise
 
 from ft_focalsam import LongTailClassifier, class_weights
 from ft_focalsam.sharpness import SharpnessStep
@@ -35,8 +35,8 @@ def test_nothing_changes_at_the_start(tiny_backbones, family, case):
     path = tiny_backbones[family]
     model = make(path, case)
     with torch.no_grad():
-        expected = PlainBackbone(path).features_of(pictures())
-        torch.testing.assert_close(model.features(pictures()), expected, rtol=0, atol=1e-5)
+        expected = PlainBackbone(path).features_of(make_images())
+        torch.testing.assert_close(model.features(make_images()), expected, rtol=0, atol=1e-5)
     assert not torch.equal(logits_of(randomise(make(path, case))), logits_of(model))
 
 
@@ -45,11 +45,11 @@ def test_nothing_changes_at_the_start(tiny_backbones, family, case):
 def test_gradient_under_activation_checkpointing(tiny_backbones, case):
     model = randomise(make(tiny_backbones["vit"], case)).train()
     weights = class_weights("focal_sam", COUNTS).float()
-    expected = naive_gradient(model, pictures(), LABELS, weights, 0.1)
+    expected = naive_gradient(model, make_images(), LABELS, weights, 0.1)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     step = SharpnessStep(model, weights, rho=0.1)
     for _ in range(2):
-        assert relative_error(run_step(step, model, pictures(), LABELS), expected) <= 1e-4
+        assert relative_error(run_step(step, model, make_images(), LABELS), expected) <= 1e-4
     assert step.backward_passes == 1 and step.separate_reason is None
 
 
@@ -59,7 +59,7 @@ def test_round_trip_in_half_precision(tiny_backbones, tmp_path, family, case):
     """In float32: `test_table.py`."""
     path = tiny_backbones[family]
     model = make(path, case, dtype="bfloat16")
-    model.train()(pictures(), labels=LABELS).loss.backward()
+    model.train()(make_images(), labels=LABELS).loss.backward()
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert all(p.dtype == torch.bfloat16 for p in model.parameters() if not p.requires_grad)
     randomise(model).eval()
@@ -83,10 +83,10 @@ def test_half_precision_computes_the_same(tiny_backbones, case, dtype):
     path = tiny_backbones["dinov2"]
     model, reference = randomise(make(path, case, dtype=dtype)).train(), randomise(make(path, case)).train()
     reference.load_state_dict(model.state_dict())
-    features, expected = model.features(pictures()).float(), reference.features(pictures())
+    features, expected = model.features(make_images()).float(), reference.features(make_images())
     assert ((features - expected).norm() / expected.norm()).item() < 0.06
     for one in (model, reference):
-        F.cross_entropy(one(pictures()).logits, LABELS).backward()
+        F.cross_entropy(one(make_images()).logits, LABELS).backward()
     found = {name: p.grad for name, p in inserted(model).items() if p.grad is not None}
     exact = {name: p.grad for name, p in inserted(reference).items() if p.grad is not None}
     assert found.keys() == exact.keys() and {g.dtype for g in found.values()} == {torch.float32}
@@ -100,7 +100,7 @@ def test_one_step_in_half_precision(tiny_backbones, case):
     weights = class_weights("focal_sam", COUNTS).float()
     step = SharpnessStep(model, weights, rho=0.01)
     for _ in range(2):
-        gradient = run_step(step, model, pictures(), LABELS)
+        gradient = run_step(step, model, make_images(), LABELS)
     assert step.backward_passes == 1 and step.separate_reason is None
     before = {name: p.detach().clone() for name, p in inserted(model).items()}
     for p in inserted(model).values():

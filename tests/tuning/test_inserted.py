@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from sharpness.models import COUNTS, make_batch, naive_gradient, relative_error, run_step
 from torch import nn
 from torch.utils.data import Dataset
-from tuning.tiny import FAMILIES, LAYERS, NAMES, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import FAMILIES, LAYERS, NAMES, build, inserted, logits_of, make_images, randomise
 
 from ft_focalsam import FocalSAMTrainer, FocalSAMTrainingArguments, LongTailClassifier, apply_tuning, class_weights
 from ft_focalsam.models import INSERTED_MODULES, load_backbone
@@ -78,13 +78,13 @@ def test_activation_checkpointing_gives_the_same_gradients(tiny_backbones, famil
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
-        model(pictures(), labels=LABELS).loss.backward()
+        model(make_images(), labels=LABELS).loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     expected = gradients()
     assert len(runs) == 1
     weights = class_weights("focal_sam", COUNTS).float()
-    naive = naive_gradient(model, pictures(), LABELS, weights, 0.1)
+    naive = naive_gradient(model, make_images(), LABELS, weights, 0.1)
     runs.clear()
     if reentrant:  # which sees no gradient to keep where the input of a block does not require one
         embeddings = next(m for n, m in model.backbone.named_modules() if n.rpartition(".")[2] == "embeddings")
@@ -94,7 +94,7 @@ def test_activation_checkpointing_gives_the_same_gradients(tiny_backbones, famil
     assert len(runs) == 2  # once more in the backward pass
     assert relative_error(actual, expected) <= 1e-6
     step = SharpnessStep(model, weights, rho=0.1)
-    assert relative_error(run_step(step, model, pictures(), LABELS), naive) <= 1e-4
+    assert relative_error(run_step(step, model, make_images(), LABELS), naive) <= 1e-4
     assert step.backward_passes == 1
 
 
@@ -108,10 +108,10 @@ def test_new_modules_are_float32_in_a_half_precision_backbone(tiny_backbones, fa
     assert frozen == {getattr(torch, dtype)}
     reference = build(tiny_backbones[family], tuning, **SIZES)
     reference.load_state_dict(model.state_dict())
-    features, expected = model.features(pictures()), reference.features(pictures())
+    features, expected = model.features(make_images()), reference.features(make_images())
     assert features.dtype == getattr(torch, dtype)
     assert (features.float() - expected).norm() <= (0.05 if dtype == "bfloat16" else 0.01) * expected.norm()
-    model(pictures(), labels=LABELS).loss.backward()
+    model(make_images(), labels=LABELS).loss.backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in inserted(model).values())
 
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, make_images, randomise
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.models import load_backbone
@@ -215,7 +215,7 @@ def test_configuration_that_cannot_be_used(tiny_backbones, config, message):
         apply_tuning(model, "peft", TuningOptions(peft_config=config))
     assert "\n" not in str(error.value)
     assert not isinstance(model.backbone, PeftModel)
-    assert torch.equal(model.features(pictures()), PlainBackbone(tiny_backbones["vit"]).features_of(pictures()))
+    assert torch.equal(model.features(make_images()), PlainBackbone(tiny_backbones["vit"]).features_of(make_images()))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tuning.tiny import (
     build,
     inserted,
     logits_of,
-    pictures,
+    make_images,
     randomise,
 )
 
@@ -39,7 +39,7 @@ def prompts_by_layer(model: LongTailClassifier) -> dict[int, torch.Tensor]:
 def logits_by_hand(path: str, model: LongTailClassifier) -> torch.Tensor:
     """Embeddings; in front of each block the class token, the prompts, the patches; final norm; class token."""
     plain = PlainBackbone(path)
-    tokens = plain.tokens(pictures())
+    tokens = plain.tokens(make_images())
     for index in range(LAYERS):
         if index in prompts_by_layer(model):
             class_token, patches = tokens[:, :1], tokens[:, -PATCHES:]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import FAMILIES, NAMES, PlainBackbone, build, inserted, logits_of, make_images, randomise
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
 from ft_focalsam.tuning.sparse import SparselyTunedLinear
@@ -40,7 +40,7 @@ def test_logits_equal_those_of_the_changed_weights(tiny_backbones, family, layer
         for row, column, value in zip(rows.tolist(), columns.tolist(), layer.values.tolist(), strict=True):
             weight[row, column] += value
     with torch.no_grad():
-        expected = 25 * F.normalize(plain.features_of(pictures())) @ F.normalize(model.head.weight).T
+        expected = 25 * F.normalize(plain.features_of(make_images())) @ F.normalize(model.head.weight).T
     actual = logits_of(model)
     assert (actual - start).abs().max() > 0.1
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tuning.tiny import FAMILIES, HIDDEN_SIZE, LAYERS, PlainBackbone, build, inserted, logits_of, pictures, randomise
+from tuning.tiny import (
+    FAMILIES,
+    HIDDEN_SIZE,
+    LAYERS,
+    PlainBackbone,
+    build,
+    inserted,
+    logits_of,
+    make_images,
+    randomise,
+)
 
 from ft_focalsam.tuning.ssf import ScaleAndShift
 
@@ -31,7 +41,7 @@ def logits_by_formula(path: str, model) -> torch.Tensor:
             return torch.einsum(equation, output, gamma) + torch.einsum(equation, torch.ones_like(output), beta)
 
         layer.register_forward_hook(replace)
-    features = plain.features_of(pictures())
+    features = plain.features_of(make_images())
     return 25 * F.normalize(features, dim=1) @ F.normalize(model.head.weight, dim=1).T
 
 

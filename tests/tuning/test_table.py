@@ -111,7 +111,7 @@ def made(folders, request) -> tuple[str, str, LongTailClassifier]:
     return backbone, method, make(folders[backbone], method)
 
 
-def pictures(backbone: str) -> torch.Tensor:
+def make_images(backbone: str) -> torch.Tensor:
     side = other_libraries.side_of(backbone)
     return torch.randn(len(LABELS), 3, side, side, generator=torch.Generator().manual_seed(2))
 
@@ -125,7 +125,7 @@ def test_one_backward_pass_gives_the_gradient_of_three(made):
     model = copy.deepcopy(model).double()
     model.config.backbone_dtype = "float64"
     weights = class_weights("focal_sam", COUNTS, {"gamma": 2.0, "lam": 1.1})
-    images = pictures(backbone).double()
+    images = make_images(backbone).double()
     if method == "zero_shot":
         assert trained(model) == []
         return
@@ -153,7 +153,7 @@ def test_training_moves_what_it_says_and_nothing_else(made, saved):
     backbone, method, model = made
     model = copy.deepcopy(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = pictures(backbone)
+    images = make_images(backbone)
     reached = set()
     if method != "zero_shot":
         sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -184,7 +184,7 @@ def test_merged_into_plain_weights_it_gives_the_same_logits(made):
         return
     merged = merge(model)
     with torch.no_grad():
-        logits, expected = merged(pictures(backbone)).logits, model(pictures(backbone)).logits
+        logits, expected = merged(make_images(backbone)).logits, model(make_images(backbone)).logits
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
     assert merged.config.inserted is None and not isinstance(merged.backbone, PeftModel)
 

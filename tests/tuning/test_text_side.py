@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
-from ft_focalsam.models import TextHead, load_text_tower, start_head
+from ft_focalsam.models import TextHead, init_head, load_text_tower
 from ft_focalsam.tuning.text_side import CONTEXT_POSITIONS, ContextEmbedding, insert_places
 
 NAMES = ("owl", "red_fox", "newt", "moth")
@@ -30,19 +30,19 @@ def build(backbone: str, tuning: str, *, templates=("a photo of {}.",), head="co
     torch.manual_seed(1)
     model = LongTailClassifier.from_backbone(backbone, NAMES, head=head, head_scale=10)
     if head == "cosine":
-        start_head(model, "text", templates=templates)
+        init_head(model, "text", templates=templates)
     apply_tuning(model, tuning, TuningOptions(**{"lora_rank": 2} | options))
     return model.eval()
 
 
-def pictures(backbone: str) -> torch.Tensor:
+def make_images(backbone: str) -> torch.Tensor:
     side = other_libraries.side_of(backbone)
     return torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
 def logits_of(model: LongTailClassifier, backbone: str) -> torch.Tensor:
-    return model(pictures(backbone)).logits
+    return model(make_images(backbone)).logits
 
 
 def assert_same(actual, expected, *, atol: float = 1e-5) -> None:
@@ -56,7 +56,7 @@ def test_lora_starts_as_the_zero_shot_head(folders, backbone):
     model = build(folders[backbone], "text_lora", templates=templates)
     assert isinstance(model.head, TextHead)
     plain = LongTailClassifier.from_backbone(folders[backbone], NAMES, head_scale=10).eval()
-    start_head(plain, "text", templates=templates)
+    init_head(plain, "text", templates=templates)
     assert_same(logits_of(model, backbone), logits_of(plain, backbone))
 
 
@@ -64,7 +64,7 @@ def test_lora_starts_as_the_zero_shot_head(folders, backbone):
 def test_a_context_of_words_starts_as_their_template(folders, backbone):
     model = build(folders[backbone], "context_prompts", context_init="a photo of")
     plain = LongTailClassifier.from_backbone(folders[backbone], NAMES, head_scale=10).eval()
-    start_head(plain, "text", templates=["a photo of {}."])
+    init_head(plain, "text", templates=["a photo of {}."])
     assert_same(logits_of(model, backbone), logits_of(plain, backbone))
     with torch.no_grad():
         context = next(p for p in model.parameters() if p.requires_grad)
@@ -152,7 +152,7 @@ def test_padding_that_is_left_out_had_no_influence(folders):
 
 def test_other_names_in_the_prompts(folders, tmp_path):
     model = LongTailClassifier.from_backbone(folders["open_clip"], NAMES, head_scale=10)
-    start_head(model, "text", class_names=["bird", "dog", "frog", "bug"], templates=["{}"])
+    init_head(model, "text", class_names=["bird", "dog", "frog", "bug"], templates=["{}"])
     apply_tuning(model, "text_lora", TuningOptions(lora_rank=2))
     tower = load_text_tower(folders["open_clip"])
     expected = F.normalize(tower.encode(["bird", "dog", "frog", "bug"]), dim=-1)
@@ -212,7 +212,7 @@ def test_clip_adapter_by_hand(folders):
     assert down.shape == (4, 12) and up.shape == (12, 4)
     plain = LongTailClassifier.from_backbone(folders["clip"], NAMES).eval()
     with torch.no_grad():
-        features = plain.features(pictures("clip"))
+        features = plain.features(make_images("clip"))
         expected = 0.3 * torch.relu(torch.relu(features @ down.T) @ up.T) + 0.7 * features
-        assert_same(model.features(pictures("clip")), expected)
+        assert_same(model.features(make_images("clip")), expected)
     assert TuningOptions().clip_adapter_ratio == 0.2 and TuningOptions().clip_adapter_reduction == 4

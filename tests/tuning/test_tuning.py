@@ -36,7 +36,7 @@ def build(backbone: str, **options) -> LongTailClassifier:
     return LongTailClassifier.from_backbone(backbone, NAMES, **options).eval()
 
 
-def pictures() -> torch.Tensor:
+def make_images() -> torch.Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
@@ -62,7 +62,7 @@ def test_full_trains_everything_in_float32(backbones, family):
     apply_tuning(model, "full")
     assert trainable(model) == {name for name, _ in model.named_parameters()}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert model(pictures()).logits.dtype == torch.float32
+    assert model(make_images()).logits.dtype == torch.float32
 
 
 @every_family
@@ -100,12 +100,12 @@ def test_options_arrive_in_the_peft_config_and_the_layers(backbones, family):
 def test_fresh_lora_gives_the_same_logits(backbones, family):
     model = build(backbones[family])
     with torch.no_grad():
-        before = model(pictures()).logits
+        before = model(make_images()).logits
         apply_tuning(model, "lora")
-        torch.testing.assert_close(model(pictures()).logits, before, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(make_images()).logits, before, rtol=0, atol=1e-6)
         for layer in lora_layers(model).values():
             layer.lora_B["default"].weight.fill_(0.1)
-        assert (model(pictures()).logits - before).abs().max() > 1e-2
+        assert (model(make_images()).logits - before).abs().max() > 1e-2
 
 
 def test_lora_update_is_alpha_over_rank_times_b_a(backbones):

@@ -13,7 +13,7 @@ from tuning.tiny import (
     build,
     inserted,
     logits_of,
-    pictures,
+    make_images,
     randomise,
 )
 
@@ -79,7 +79,7 @@ def test_saved_weights_are_those_of_the_plain_backbone(tiny_backbones, tmp_path,
     tensors = {n.removeprefix("backbone."): v for n, v in saved.items() if n.startswith("backbone.")}
     assert not plain.model.load_state_dict(tensors, strict=False).unexpected_keys
     with torch.no_grad():
-        features = plain.features_of(pictures())
+        features = plain.features_of(make_images())
         expected = 25 * torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(saved["head.weight"]).T
     if dtype == "float32":
         torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-4)
@@ -131,12 +131,12 @@ def test_modules_that_are_used_in_other_ways(tmp_path, model_type, config, tunin
     torch.manual_seed(0)
     model_type(config).save_pretrained(tmp_path / "backbone")
     model = build(str(tmp_path / "backbone"), tuning, dtype="bfloat16", sparse_ratio=0.1)
-    model(pictures()).logits.square().sum().backward()
+    model(make_images()).logits.square().sum().backward()
     assert [name for name, p in inserted(model).items() if p.grad is None] == []
     assert {p.dtype for p in inserted(model).values()} == {torch.float32}
     reference = build(str(tmp_path / "backbone"), tuning, sparse_ratio=0.1)
     reference.load_state_dict(randomise(model).state_dict())
-    actual, expected = model.features(pictures()).float(), reference.features(pictures())
+    actual, expected = model.features(make_images()).float(), reference.features(make_images())
     assert ((actual - expected).norm() / expected.norm()).item() < 0.06
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits_of(LongTailClassifier.from_pretrained(tmp_path / "saved")), logits_of(model))

@@ -73,13 +73,13 @@ def randomise(model: LongTailClassifier) -> LongTailClassifier:
     return model
 
 
-def pictures(size: int = 6) -> Tensor:
+def make_images(size: int = 6) -> Tensor:
     return torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
 def logits_of(model: LongTailClassifier) -> Tensor:
-    return model(pictures()).logits
+    return model(make_images()).logits
 
 
 def inserted(model: LongTailClassifier) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""A demo of a classifier: a picture in, its most probable classes out."""
+"""A demo of a classifier: an image in, its most probable classes out."""
 
 import gradio as gr
 
@@ -9,16 +9,16 @@ MODEL = "user/name"  # a repository of the Hub, or a folder
 classify = ImageClassifier.from_pretrained(MODEL)
 
 
-def predict(picture):
+def predict(image):
     """Probabilities by class, for the label of gradio."""
-    if picture is None:
-        raise gr.Error("Choose a picture first.")
-    return {guess["label"]: guess["score"] for guess in classify(picture, top_k=5)}
+    if image is None:
+        raise gr.Error("Choose an image first.")
+    return {guess["label"]: guess["score"] for guess in classify(image, top_k=5)}
 
 
 demo = gr.Interface(
     predict,
-    gr.Image(type="pil", label="picture"),
+    gr.Image(type="pil", label="image"),
     gr.Label(num_top_classes=5, label="classes"),
     title=MODEL,
     flagging_mode="never",

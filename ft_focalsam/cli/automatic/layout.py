@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.image_folder import EXTENSIONS, TABLES, find_pictures, shown_folders
+from ...data.image_folder import EXTENSIONS, TABLES, find_images, shown_folders
 from ...data.list_files import FILE_FORMATS
 from ...data.sources import read_splits
 from ...data.splits import role_of
@@ -78,8 +78,8 @@ def _find_source(path: Path, given: Mapping[str, object]) -> tuple[dict[str, obj
     if _is_stored(path):
         return {"dataset": str(path)}, ["the folder is a stored data set"]
     inner = _descend(path)
-    classes = [folder for folder in shown_folders(inner) if _has_pictures(folder)]
-    unlabelled = [f for f in classes if role_of(f.name) and not any(_has_pictures(g) for g in shown_folders(f))]
+    classes = [folder for folder in shown_folders(inner) if _has_images(folder)]
+    unlabelled = [f for f in classes if role_of(f.name) and not any(_has_images(g) for g in shown_folders(f))]
     are_splits = any(role_of(folder.name) for folder in classes) and len(unlabelled) < len(classes)
     by_folders = len(classes) > 1 and len(unlabelled) < len(classes)
     found = _find_lists(inner, given, is_needed=not by_folders) or _find_lists(path, given, is_needed=not by_folders)
@@ -120,14 +120,14 @@ def _is_stored(path: Path) -> bool:
 def _descend(path: Path) -> Path:
     """The folder of the classes or splits, where it is the only one with images inside others."""
     while True:
-        folders = [folder for folder in shown_folders(path) if _has_pictures(folder)]
-        if len(folders) != 1 or not any(_has_pictures(inner) for inner in shown_folders(folders[0])):
+        folders = [folder for folder in shown_folders(path) if _has_images(folder)]
+        if len(folders) != 1 or not any(_has_images(inner) for inner in shown_folders(folders[0])):
             return path
         path = folders[0]
 
 
-def _has_pictures(folder: Path) -> bool:
-    return next(find_pictures(folder), None) is not None
+def _has_images(folder: Path) -> bool:
+    return next(find_images(folder), None) is not None
 
 
 def _find_lists(
@@ -189,7 +189,7 @@ def _find_root(file: Path, folder: Path, root: object, options: Mapping[str, obj
 
     Raises what reading the list from its own folder does, where it can be read from none.
     """
-    roots = [root] if root is not None else [None, *(str(f) for f in shown_folders(folder) if _has_pictures(f))]
+    roots = [root] if root is not None else [None, *(str(f) for f in shown_folders(folder) if _has_images(f))]
     fault: Exception | None = None
     for candidate in roots:
         try:
@@ -238,8 +238,8 @@ def _choose_splits(
 
 def _refuse(path: Path, classes: Sequence[Path]) -> None:
     """Say what a folder without classes holds."""
-    pictures = sum(1 for _ in find_pictures(path))
-    if not pictures:
+    images = sum(1 for _ in find_images(path))
+    if not images:
         files = sorted(name for _, _, names in os.walk(path) for name in names if not name.startswith("."))
         tables = [name for name in files if name.lower().endswith(TABLES)]
         found = (
@@ -248,7 +248,7 @@ def _refuse(path: Path, classes: Sequence[Path]) -> None:
             else "nothing in it"
         )
     elif not classes:
-        found = f"{_count(pictures, 'image')} and no sub-folders, which would be the classes"
+        found = f"{_count(images, 'image')} and no sub-folders, which would be the classes"
     elif len(classes) == 1:
         found = f"images in the one folder '{classes[0].name}' alone, and a classifier needs two classes"
     else:

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping
 
 from ..calibration import Calibration
 from ..calibration import calibration as calibrate
-from ..verdict import Verdict
+from ..eval_result import EvalResult
 from .blocks import Block, Heading, Plot, Text
 from .formats import format_interval, format_percent
 from .plots import reliability
 
 
-def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
+def calibration(runs: Mapping[str, EvalResult], level: int) -> Iterator[Block]:
     """Whether the confidence of the last run is to be trusted, and what to do about it."""
-    name, verdict = list(runs.items())[-1]
-    found, tally = calibrate(verdict.outcomes), verdict.outcomes.tally()
+    name, result = list(runs.items())[-1]
+    found, tally = calibrate(result.outcomes), result.outcomes.tally()
     low, high = found.gap_interval
     kind = "over" if found.gap > 0 else "under"
     ends = (low, high) if found.gap > 0 else (-high, -low)
@@ -25,7 +25,7 @@ def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
         f"{format_percent(found.error)} points; chance alone gives a calibrated model up to "
         f"{format_percent(found.error_by_chance)} on as many images."
     )
-    yield Text(_calibration_advice(found, verdict))
+    yield Text(_calibration_advice(found, result))
     yield Plot(
         lambda look: reliability(look, tally),
         f"Reliability diagram of {name}: accuracy over confidence",
@@ -34,9 +34,9 @@ def calibration(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
     )
 
 
-def _calibration_advice(found: Calibration, verdict: Verdict) -> str:
+def _calibration_advice(found: Calibration, result: EvalResult) -> str:
     is_off = found.has_gap or found.error > found.error_by_chance
-    if verdict.is_temperature_scaled:
+    if result.is_temperature_scaled:
         applied = "A temperature that was fitted on held-out images is already applied"
         return (
             f"{applied}, and is off: hold out more with a larger --temperature_fraction." if is_off else f"{applied}."

@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ..comparison import Comparison, compare_verdicts
+from ..comparison import Comparison, compare_results
 from ..estimates import estimate, estimate_classes
-from ..verdict import Verdict
+from ..eval_result import EvalResult
 from .blocks import Block, Confusions, Example, Examples, Heading, Plot, SideBySide, Table, Text, Warnings
 from .confidence import calibration
 from .formats import (
@@ -26,11 +26,11 @@ from .formats import (
     seeds_title,
 )
 from .frequency import RUN_MARKERS, frequency_figure
-from .pictures import example, worst_confusions
+from .images import example, worst_confusions
 from .plots import curve
 from .settings import settings, subtitle
 from .summary import summary
-from .tables import distinct_notes, verdict_rows
+from .tables import distinct_notes, result_rows
 
 EXAMPLES = 4  # images of each confusion
 MOST_IN_MATRIX = 50  # classes
@@ -53,19 +53,19 @@ CURVES = {
 class Report:
     """What a report is about; the arguments are those of [`write_page`]."""
 
-    verdicts: Mapping[str, Verdict]
+    results: Mapping[str, EvalResult]
     title: str
-    pictures: Mapping[str, datasets.Dataset] = field(default_factory=dict)
+    images: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     log_history: Sequence[Mapping] = ()
-    seeds: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
+    seeds: Mapping[str, Sequence[EvalResult]] = field(default_factory=dict)
     run: Mapping = field(default_factory=dict)
 
     @property
-    def test_sets(self) -> dict[str, dict[str, Verdict]]:
+    def test_sets(self) -> dict[str, dict[str, EvalResult]]:
         """The runs by the name of their test set."""
-        found: dict[str, dict[str, Verdict]] = {}
-        for name, verdict in self.verdicts.items():
-            found.setdefault(verdict.predictions.dataset, {})[name] = verdict
+        found: dict[str, dict[str, EvalResult]] = {}
+        for name, result in self.results.items():
+            found.setdefault(result.predictions.dataset, {})[name] = result
         return found
 
 
@@ -85,7 +85,7 @@ def report_blocks(report: Report) -> Iterator[Block]:
         if dataset in report.seeds:
             yield from seed_table(dataset, report.seeds[dataset], level)
         yield from classes(runs, level)
-        yield from confusions(runs, report.pictures.get(dataset), level)
+        yield from confusions(runs, report.images.get(dataset), level)
         yield from calibration(runs, level)
     yield from training(report.log_history, report.run)
     yield from settings(report.run)
@@ -93,20 +93,20 @@ def report_blocks(report: Report) -> Iterator[Block]:
 
 def warnings(report: Report) -> Iterator[Block]:
     """What the data lacks, and how the numbers were made."""
-    notes = distinct_notes({name: [*v.warnings, *v.notes] for name, v in report.verdicts.items()})
+    notes = distinct_notes({name: [*v.warnings, *v.notes] for name, v in report.results.items()})
     notes = [*(report.run.get("data") or {}).get("notes", ()), *notes]
     if notes:
         yield Heading("What to know about the data")
         yield Warnings(notes)
 
 
-def scores(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
+def scores(runs: Mapping[str, EvalResult], level: int) -> Iterator[Block]:
     """The metrics of all runs on a test set, with what the last one gains, beside the accuracies of the classes."""
     *others, last = runs
-    tests = {name: compare_verdicts(runs[name], runs[last]) for name in others}
+    tests = {name: compare_results(runs[name], runs[last]) for name in others}
     images = runs[last].metric_images
     rows = []
-    for metric, title in metric_titles(verdict.metrics for verdict in runs.values()).items():
+    for metric, title in metric_titles(result.metrics for result in runs.values()).items():
         cells = [percent_cell(v.metrics.get(metric), v.intervals.get(metric)) for v in runs.values()]
         cells += [_difference_cell(test, metric) for test in tests.values()]
         rows.append((title, *cells, count_cell(images.get(metric, images["accuracy"]))))
@@ -133,14 +133,14 @@ def _difference_cell(test: Comparison, metric: str) -> Cell:
     return percent_cell(test.differences.get(metric), test.intervals.get(metric), signed=True)
 
 
-def _frequency_plot(runs: Mapping[str, Verdict]) -> Plot | None:
+def _frequency_plot(runs: Mapping[str, EvalResult]) -> Plot | None:
     """Accuracy over class frequency, where all classes have training images."""
     last = list(runs.values())[-1]
     counts = last.class_counts
     if counts is None or counts.min() < 1:
         return None
     shown = dict(list(runs.items())[-len(RUN_MARKERS) :])
-    accuracies = {name: verdict.class_accuracies for name, verdict in shown.items()}
+    accuracies = {name: result.class_accuracies for name, result in shown.items()}
     names, groups, tests = last.predictions.class_names, last.outcomes.groups, last.test_counts
     return Plot(
         lambda look: frequency_figure(
@@ -158,7 +158,7 @@ def _frequency_plot(runs: Mapping[str, Verdict]) -> Plot | None:
     )
 
 
-def seed_table(dataset: str, runs: Sequence[Verdict], level: int) -> Iterator[Block]:
+def seed_table(dataset: str, runs: Sequence[EvalResult], level: int) -> Iterator[Block]:
     """What runs with several seeds say together; of fewer than three, each run by itself."""
     yield Heading(f"Over {len(runs)} seeds on {dataset}", level)
     found = estimate([run.outcomes for run in runs])
@@ -167,13 +167,13 @@ def seed_table(dataset: str, runs: Sequence[Verdict], level: int) -> Iterator[Bl
     yield Text(f"{describe_seeds(len(runs)).capitalize()}.", is_note=True)
 
 
-def classes(runs: Mapping[str, Verdict], level: int) -> Iterator[Block]:
+def classes(runs: Mapping[str, EvalResult], level: int) -> Iterator[Block]:
     """Accuracy of each class as a table."""
     *others, last = runs
     names, outcomes = runs[last].predictions.class_names, runs[last].outcomes
     columns = {}
-    for name, verdict in runs.items():
-        columns[name] = [estimate_cell(each) for each in estimate_classes([verdict.outcomes])]
+    for name, result in runs.items():
+        columns[name] = [estimate_cell(each) for each in estimate_classes([result.outcomes])]
     for name in others:
         title = "difference" if len(others) == 1 else f"difference to {name}"
         found = estimate_classes([outcomes], against=[runs[name].outcomes])
@@ -194,7 +194,7 @@ MANY_INTERVALS = (
 
 
 def class_table(
-    verdict: Verdict,
+    result: EvalResult,
     columns: Mapping[str, Sequence[Cell]],
     *,
     fold: str | None = None,
@@ -203,14 +203,14 @@ def class_table(
     """A sortable table of the classes: name, the given columns (title -> a cell per class), group, numbers of images.
 
     Args:
-        verdict (`Verdict`): On any of the runs.
+        result (`EvalResult`): On any of the runs.
         columns (mapping): What is told about the classes.
         fold (`str`, *optional*): As in [`Table`].
         order (sequence of `int`, *optional*): The classes from top to bottom; as they are numbered by default.
     """
-    records = verdict_rows(verdict)
+    records = result_rows(result)
     shown = {"class": [record["name"] for record in records], **columns}
-    if verdict.class_counts is not None:
+    if result.class_counts is not None:
         shown["group"] = [record["group"] for record in records]
         shown["training images"] = [count_cell(record["train_images"]) for record in records]
     shown["test images"] = [count_cell(record["test_images"]) for record in records]
@@ -219,10 +219,10 @@ def class_table(
     return Table(list(shown), rows, fold=fold, is_sortable=True)
 
 
-def confusions(runs: Mapping[str, Verdict], pictures: datasets.Dataset | None, level: int) -> Iterator[Block]:
+def confusions(runs: Mapping[str, EvalResult], images: datasets.Dataset | None, level: int) -> Iterator[Block]:
     """What the last run takes for something else: a matrix, and the most frequent mistakes with examples."""
-    name, verdict = list(runs.items())[-1]
-    names, outcomes = verdict.predictions.class_names, verdict.outcomes
+    name, result = list(runs.items())[-1]
+    names, outcomes = result.predictions.class_names, result.outcomes
     found = worst_confusions(outcomes)
     yield Heading("What is confused", level)
     if not found:
@@ -241,11 +241,11 @@ def confusions(runs: Mapping[str, Verdict], pictures: datasets.Dataset | None, l
             is_note=True,
         )
     shown = []
-    for confusion in found if pictures is not None else ():
+    for confusion in found if images is not None else ():
         examples = []
         for row in confusion.rows[:EXAMPLES]:
             caption = f"{100 * outcomes.confidence[row]:.0f} % sure"
-            examples.append(Example(example(pictures, row), _image_name(verdict.predictions.ids[row]), caption))
+            examples.append(Example(example(images, row), _image_name(result.predictions.ids[row]), caption))
         shown.append(Examples(f"{names[confusion.label]}, taken for {names[confusion.predicted]}", examples))
     if shown:
         yield SideBySide(shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import printable
 from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
 from .formats import Cell, format_percent
-from .pictures import THUMBNAIL, picture_uri, scaled
+from .images import THUMBNAIL, image_uri, scaled
 from .plots import DARK, LIGHT, data_uri
 
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -124,9 +124,9 @@ def _confusions(block: Confusions, name: str) -> str:
 
 def _plot(block: Plot, name: str) -> str:
     return (
-        f'<figure class="plot"><picture><source media="(prefers-color-scheme: dark)" '
+        f'<figure class="plot"><image><source media="(prefers-color-scheme: dark)" '
         f'srcset="{data_uri(block.draw, DARK)}"><img src="{data_uri(block.draw, LIGHT)}" '
-        f'alt="{escape(block.description)}"></picture><figcaption>{escape(block.caption)}</figcaption></figure>'
+        f'alt="{escape(block.description)}"></image><figcaption>{escape(block.caption)}</figcaption></figure>'
     )
 
 
@@ -137,9 +137,9 @@ def _examples(block: Examples, name: str) -> str:
         place, file, caption = f"{name}-{number}", escape(example.name), escape(example.caption)
         figures.append(
             f'<figure><button type="button" class="zoom" popovertarget="{place}" aria-label="enlarge {file}">'
-            f'<img src="{picture_uri(scaled(example.image, THUMBNAIL))}" alt="{title}"></button>'
+            f'<img src="{image_uri(scaled(example.image, THUMBNAIL))}" alt="{title}"></button>'
             f'<figcaption>{caption}<span class="file">{escape(Path(example.name).name)}</span></figcaption>'
-            f'<div popover id="{place}" class="large"><img src="{picture_uri(example.image)}" alt="{title}">'
+            f'<div popover id="{place}" class="large"><img src="{image_uri(example.image)}" alt="{title}">'
             f"<p><strong>{title}</strong>, {caption}</p><p>{file}</p>"
             f'<button type="button" popovertarget="{place}" popovertargetaction="hide">Close</button></div></figure>'
         )

@@ -1,4 +1,4 @@
-"""A report as Markdown, with its drawings and pictures in a folder beside it."""
+"""A report as Markdown, with its drawings and images in a folder beside it."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import printable
 from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
 from .formats import Cell
-from .pictures import THUMBNAIL, scaled
+from .images import THUMBNAIL, scaled
 from .plots import LIGHT, colors_of
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -20,7 +20,7 @@ def write_markdown(path: Path, blocks: Iterable[Block], *, folder: str) -> None:
     Args:
         path (`Path`): The Markdown file.
         blocks (iterable of blocks): The report.
-        folder (`str`): Name of the folder beside it that its pictures go to.
+        folder (`str`): Name of the folder beside it that its images go to.
     """
     (path.parent / folder).mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(

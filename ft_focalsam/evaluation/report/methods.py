@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ...errors import printable
 from ..estimates import Estimate, estimate, estimate_classes
-from ..outcomes import Outcomes
-from ..verdict import Verdict
+from ..eval_result import EvalResult
+from ..sample_results import SampleResults
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text, Warnings
 from .contents import MANY_INTERVALS, MOST_UNFOLDED, class_table
 from .formats import TITLES, count_cell, describe_seeds, estimate_cell, format_interval, format_percent, plural
@@ -31,18 +31,18 @@ class MethodRuns:
 
     Args:
         name (`str`): Of the method.
-        verdicts (`Mapping[int, Verdict]`): By seed, at least one.
+        results (`Mapping[int, EvalResult]`): By seed, at least one.
         seconds (`Mapping[int, float]`): What each training took, by seed.
     """
 
     name: str
-    verdicts: Mapping[int, Verdict]
+    results: Mapping[int, EvalResult]
     seconds: Mapping[int, float]
 
     @property
-    def any_verdict(self) -> Verdict:
+    def any_result(self) -> EvalResult:
         """What all of them have in common is in each: test images, groups, thresholds."""
-        return next(iter(self.verdicts.values()))
+        return next(iter(self.results.values()))
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -53,7 +53,7 @@ class MethodRuns:
         """This method minus another one, seed by seed on the same images.
 
         Raises:
-            ValueError: If the seeds or the pictures of the two differ.
+            ValueError: If the seeds or the images of the two differ.
         """
         return estimate(self._outcomes, against=self._paired_with(reference))
 
@@ -71,18 +71,18 @@ class MethodRuns:
         return estimate_classes(self._outcomes, against=self._paired_with(reference))
 
     @property
-    def _outcomes(self) -> list[Outcomes]:
-        return [verdict.outcomes for verdict in self.verdicts.values()]
+    def _outcomes(self) -> list[SampleResults]:
+        return [result.outcomes for result in self.results.values()]
 
-    def _paired_with(self, reference: "MethodRuns") -> list[Outcomes]:
+    def _paired_with(self, reference: "MethodRuns") -> list[SampleResults]:
         """The outcomes of another method with the same seeds on the same images."""
-        if list(self.verdicts) != list(reference.verdicts):
+        if list(self.results) != list(reference.results):
             raise ValueError(
-                f"{self.name} was run with the seeds {', '.join(map(str, self.verdicts))} and {reference.name} with "
-                f"{', '.join(map(str, reference.verdicts))}; give both the same."
+                f"{self.name} was run with the seeds {', '.join(map(str, self.results))} and {reference.name} with "
+                f"{', '.join(map(str, reference.results))}; give both the same."
             )
-        for seed, verdict in self.verdicts.items():
-            verdict.predictions.check_same_pictures(reference.verdicts[seed].predictions, source=self.name)
+        for seed, result in self.results.items():
+            result.predictions.check_same_images(reference.results[seed].predictions, source=self.name)
         return reference._outcomes
 
     def cost(self, reference: "MethodRuns") -> float:
@@ -111,7 +111,7 @@ def write_comparison(
         `str`: The tables as Markdown, and what to know about them.
 
     Raises:
-        ValueError: If two methods were run with other seeds, or scored on other pictures.
+        ValueError: If two methods were run with other seeds, or scored on other images.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) ->
     for method in methods:
         cells = [estimate_cell(method.estimates.get(metric)) for metric in columns]
         rows.append((method.name, *cells, f"{costs[method.name]:.2f}"))
-    images = methods[0].any_verdict.metric_images
+    images = methods[0].any_result.metric_images
     rows.append(("test images", *(count_cell(images.get(metric)) for metric in columns), ""))
     return Table(("%", *(TITLES[metric] for metric in columns), f"time / {methods[0].name}"), rows)
 
@@ -170,8 +170,8 @@ def _columns(estimates: Iterable[Mapping[str, Estimate]]) -> list[str]:
 
 def _notes(methods: Sequence[MethodRuns]) -> list[str]:
     """What to know about the numbers of the runs."""
-    runs = {f"{each.name}, seed {seed}": verdict for each in methods for seed, verdict in each.verdicts.items()}
-    return distinct_notes({name: [*verdict.notes, *verdict.warnings] for name, verdict in runs.items()})
+    runs = {f"{each.name}, seed {seed}": result for each in methods for seed, result in each.results.items()}
+    return distinct_notes({name: [*result.notes, *result.warnings] for name, result in runs.items()})
 
 
 def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
@@ -207,8 +207,8 @@ def class_sections(
 ) -> Iterator[Block]:
     """What each method gains and loses by class: in a sentence, as drawings, as a table."""
     reference, *others = methods
-    verdict = reference.any_verdict
-    names, counts = verdict.predictions.class_names, verdict.class_counts
+    result = reference.any_result
+    names, counts = result.predictions.class_names, result.class_counts
     found = {method.name: method.class_differences(reference) for method in others}
     for name, estimates in found.items():
         yield Text(_gains(name, reference.name, differences[name], estimates, names), is_lead=True)
@@ -217,7 +217,7 @@ def class_sections(
         plots = []
         for name, estimates in found.items():
             draw = lambda look, e=estimates, n=name: difference_figure(  # noqa: E731
-                look, counts, e, groups=verdict.outcomes.groups, ylabel=f"{n} minus {reference.name} (points)"
+                look, counts, e, groups=result.outcomes.groups, ylabel=f"{n} minus {reference.name} (points)"
             )
             title = f"Difference of {name} from {reference.name} on each class, by its training images"
             plots.append(Plot(draw, title, f"{title}; whiskers: 95 % intervals."))
@@ -231,7 +231,7 @@ def class_sections(
     last = found[others[-1].name] if others else reference.class_estimates
     order = sorted(range(len(names)), key=lambda index: -last[index].mean if last[index] else float("inf"))
     fold = None if len(names) <= MOST_UNFOLDED else f"All {plural(len(names), 'class')}"
-    yield class_table(verdict, columns, fold=fold, order=order)
+    yield class_table(result, columns, fold=fold, order=order)
     yield Text(f"Accuracy in %, differences in points. A click on a title sorts. {MANY_INTERVALS}", is_note=True)
 
 
@@ -262,14 +262,14 @@ def score_sections(
     tables: Sequence[Table], methods: Sequence[MethodRuns], costs: Mapping[str, float], *, clock: str
 ) -> Iterator[Block]:
     """The tables over all classes, and accuracy over cost."""
-    verdict, seeds = methods[0].any_verdict, describe_seeds(len(methods[0].verdicts))
+    result, seeds = methods[0].any_result, describe_seeds(len(methods[0].results))
     yield Heading("All classes together")
     yield from tables
     yield Text(
-        f"{len(verdict.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
+        f"{len(result.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
         f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
         "seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
-        f"{verdict.many} training images, few-shot those with fewer than {verdict.few}.",
+        f"{result.many} training images, few-shot those with fewer than {result.few}.",
         is_note=True,
     )
     plots = []

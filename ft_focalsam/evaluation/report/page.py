@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from ...versions import library_versions
-from ..verdict import Verdict
+from ..eval_result import EvalResult
 from .blocks import Block, Footer
 from .contents import Report, report_blocks
 from .html import to_html
@@ -17,23 +17,23 @@ from .settings import format_date, format_versions
 
 def write_page(
     folder: str | Path,
-    verdicts: Mapping[str, Verdict],
+    results: Mapping[str, EvalResult],
     *,
     title: str = "How good the model is",
-    pictures: Mapping[str, datasets.Dataset] | None = None,
+    images: Mapping[str, datasets.Dataset] | None = None,
     log_history: Sequence[Mapping] = (),
-    seeds: Mapping[str, Sequence[Verdict]] | None = None,
+    seeds: Mapping[str, Sequence[EvalResult]] | None = None,
     run: Mapping | None = None,
     written: datetime | None = None,
 ) -> None:
-    """Write report.html, one file that needs nothing else, and report.md with its images in report_pictures/.
+    """Write report.html, one file that needs nothing else, and report.md with its images in report_images/.
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
-        verdicts (`Mapping[str, Verdict]`): Name of a run -> what is to be said of it. Runs on the same test set are
+        results (`Mapping[str, EvalResult]`): Name of a run -> what is to be said of it. Runs on the same test set are
             compared, the last of them with each of the others.
         title (`str`): Of the page.
-        pictures (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its images, column "image", in
+        images (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its images, column "image", in
             the order of the predictions; examples of what is confused are taken from there.
         log_history (sequence of mappings): What was logged in training, `trainer.state.log_history`.
         seeds (`Mapping`, *optional*): Name of a test set -> runs with several seeds on it.
@@ -43,12 +43,12 @@ def write_page(
     Raises:
         ValueError: If two runs on one test set were scored on different images or classes.
     """
-    report = Report(verdicts, title, pictures or {}, log_history, seeds or {}, run or {})
+    report = Report(results, title, images or {}, log_history, seeds or {}, run or {})
     write_blocks(folder, "report", report_blocks(report), written=written)
 
 
 def write_blocks(folder: str | Path, name: str, blocks: Iterable[Block], *, written: datetime | None = None) -> None:
-    """Write NAME.html, and NAME.md with its images in NAME_pictures/, with date and versions in the last line.
+    """Write NAME.html, and NAME.md with its images in NAME_images/, with date and versions in the last line.
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
@@ -61,4 +61,4 @@ def write_blocks(folder: str | Path, name: str, blocks: Iterable[Block], *, writ
     date = format_date(written or datetime.now().astimezone())
     blocks = [*blocks, Footer(f"Written {date} with {format_versions(library_versions())}.")]
     (folder / f"{name}.html").write_text(to_html(blocks), encoding="utf-8")
-    write_markdown(folder / f"{name}.md", blocks, folder=f"{name}_pictures")
+    write_markdown(folder / f"{name}.md", blocks, folder=f"{name}_images")

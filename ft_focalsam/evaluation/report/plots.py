@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..intervals import accuracy_interval
-from ..outcomes import BINS, Tally
+from ..sample_results import BINS, ClassCounts
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def data_uri(draw: Drawing, look: Look) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def reliability(look: Look, tally: Tally) -> Figure:
+def reliability(look: Look, tally: ClassCounts) -> Figure:
     """Reliability diagram: accuracy over confidence in 15 bins, and how many images each holds (Guo et al., 2017,
     https://arxiv.org/abs/1706.04599, figure 1)."""
     figure, axes = new_axes(look, (5.2, 4.4))

@@ -12,8 +12,8 @@ import numpy as np
 from ...data.long_tail import frequency_groups
 from ...errors import printable
 from ..cells import to_cell
+from ..eval_result import EvalResult
 from ..intervals import accuracy_interval
-from ..verdict import Verdict
 from .frequency import check_lengths, plot_accuracy_by_frequency
 
 COLUMNS = {
@@ -32,7 +32,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         rows (`Mapping[str, Mapping[str, Any]]`): Name of the run -> metrics as fractions 0..1, named as by
             [`LongTailMetrics`], with or without the Trainer's prefix `eval_`; others are left out. Of the records of a
-            [`Verdict`], the numbers of test images stand below the rows that they belong to, and the notes at the end.
+            [`EvalResult`], numbers of test images stand below the rows that they belong to, and the notes at the end.
 
     Returns:
         `str`: Columns top-1, mean class, many, medium, few with one decimal; `-` where a run has no such value.
@@ -54,7 +54,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _test_images(row: Mapping[str, Any]) -> list[int | None]:
-    """Test images behind each column, of a verdict's record; None where it does not say."""
+    """Test images behind each column, of a result's record; None where it does not say."""
     groups = row.get("group_images", {})
     return [groups.get(metric, row.get("images") if "accuracy" in metric else None) for metric in COLUMNS]
 
@@ -149,15 +149,15 @@ def per_class_rows(
     return rows
 
 
-def verdict_rows(verdict: Verdict) -> list[dict[str, str | int | float | None]]:
-    """The records of [`per_class_rows`] of a verdict."""
+def result_rows(result: EvalResult) -> list[dict[str, str | int | float | None]]:
+    """The records of [`per_class_rows`] of a result."""
     return per_class_rows(
-        verdict.predictions.class_names,
-        verdict.class_counts,
-        per_class_accuracy=verdict.class_accuracies,
-        test_counts=verdict.test_counts,
-        many=verdict.many,
-        few=verdict.few,
+        result.predictions.class_names,
+        result.class_counts,
+        per_class_accuracy=result.class_accuracies,
+        test_counts=result.test_counts,
+        many=result.many,
+        few=result.few,
     )
 
 

@@ -1,4 +1,4 @@
-"""Backbones: any vision model as a map from pictures to one feature vector each.
+"""Backbones: any vision model as a map from images to one feature vector each.
 
 `protocol.py` says what the toolkit asks of one; each library is a file: `transformers_models.py`,
 `open_clip_models.py`, `timm_models.py`, and `scratch_models.py` for random weights.

@@ -32,7 +32,7 @@ class OpenClipFamily(BackboneFamily):
     _timm = TimmFamily()
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        visual = create(name, image_size=image_size).visual
+        visual = create_open_clip(name, image_size=image_size).visual
         if getattr(visual, "output_tokens", False):  # CoCa, which also wants the tokens
             visual.output_tokens = False
         return call_qkv_layers(split_attention(visual)).to(dtype)
@@ -54,12 +54,12 @@ class OpenClipFamily(BackboneFamily):
     def patch_area(self, backbone: nn.Module) -> int:
         return self._timm.patch_area(backbone.trunk) if hasattr(backbone, "trunk") else prod(backbone.patch_size)
 
-    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+    def input_size(self, backbone: nn.Module) -> tuple[int, int]:
         size = backbone.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def text_tower(self, name: str) -> TextTower:
-        model = create(name)
+        model = create_open_clip(name)
         for part in ("visual", "text_decoder"):  # of which the latter is CoCa's
             if hasattr(model, part):
                 delattr(model, part)
@@ -84,12 +84,12 @@ class OpenClipFamily(BackboneFamily):
             )
         return blocks
 
-    def first_tokens(self, backbone: nn.Module) -> int:
-        return self._timm.first_tokens(backbone.trunk) if hasattr(backbone, "trunk") else 1
+    def num_prefix_tokens(self, backbone: nn.Module) -> int:
+        return self._timm.num_prefix_tokens(backbone.trunk) if hasattr(backbone, "trunk") else 1
 
-    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+    def unsupported(self, backbone: nn.Module) -> Mapping[str, str]:
         if hasattr(backbone, "trunk"):
-            return self._timm.refuses(backbone.trunk)
+            return self._timm.unsupported(backbone.trunk)
         if getattr(backbone, "pool_type", "") == "avg":
             return {"prompts": "has the mean of its tokens as features, which prompts would shift"}
         return {}
@@ -124,7 +124,7 @@ class OpenClip(Library):
         return OpenClipFamily()
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        wanted = create(name, load_weights=False).visual.preprocess_cfg
+        wanted = create_open_clip(name, load_weights=False).visual.preprocess_cfg
         size = wanted["size"]
         return make_image_processor(
             (size, size) if isinstance(size, int) else tuple(size),
@@ -147,12 +147,12 @@ def split_weights(name: str) -> tuple[str, str | None]:
     return model, check_path(weights) if weights else None
 
 
-def create(name: str, *, image_size: int | None = None, load_weights: bool = True) -> nn.Module:
+def create_open_clip(name: str, *, image_size: int | None = None, load_weights: bool = True) -> nn.Module:
     """A whole open_clip model in float32.
 
     Args:
         name (`str`): As at the top of this file, without the prefix of the library.
-        image_size (`int`, *optional*): Side of the pictures in pixels, by default the model's own.
+        image_size (`int`, *optional*): Side of the images in pixels, by default the model's own.
         load_weights (`bool`): Whether to load its weights, which otherwise are random.
 
     Raises:

@@ -37,16 +37,16 @@ class BackboneFamily(ABC):
 
     @abstractmethod
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        """The pretrained vision model, for pictures of `image_size` pixels a side if given.
+        """The pretrained vision model, for images of `image_size` pixels a side if given.
 
         Raises:
-            ValueError: If it does not take pictures of that size, or its checkpoint lacks weights.
+            ValueError: If it does not take images of that size, or its checkpoint lacks weights.
             OSError: If it can neither be found locally nor fetched.
         """
 
     @abstractmethod
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
-        """Feature vectors of pictures, with gradients: (B, 3, H, W) to (B, D).
+        """Feature vectors of images, with gradients: (B, 3, H, W) to (B, D).
 
         Args:
             pixel_values (`Tensor`): In the dtype of the weights.
@@ -66,8 +66,8 @@ class BackboneFamily(ABC):
         """Pixels of a patch."""
 
     @abstractmethod
-    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
-        """(height, width) in pixels of the pictures that the model as it was loaded is made for."""
+    def input_size(self, backbone: nn.Module) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model as it was loaded is made for."""
 
     def text_tower(self, name: str) -> TextTower:
         """The text tower that belongs to the vision model, in evaluation mode, frozen, float32.
@@ -97,11 +97,11 @@ class BackboneFamily(ABC):
             )
         block.mlp = wrap(block.mlp)
 
-    def first_tokens(self, backbone: nn.Module) -> int:
+    def num_prefix_tokens(self, backbone: nn.Module) -> int:
         """How many tokens at the front of the sequence keep their places when prompts come in."""
         return 1
 
-    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+    def unsupported(self, backbone: nn.Module) -> Mapping[str, str]:
         """Name of inserted modules that the model cannot take -> the reason, as "it ..."."""
         return {}
 
@@ -126,7 +126,7 @@ class Library(ABC):
 
         Args:
             name (`str`): What the user wrote behind the prefix.
-            features (`str`, *optional*): "cls", "mean" or "pooler": which output is the feature vector of a picture.
+            features (`str`, *optional*): "cls", "mean" or "pooler": which output is the feature vector of an image.
 
         Raises:
             ValueError: If the architecture is not supported or has no such features.
@@ -138,7 +138,7 @@ class Library(ABC):
 
     @abstractmethod
     def image_processor(self, name: str) -> BaseImageProcessor:
-        """How pictures are resized, cropped and normalised for a backbone, as an image processor of transformers."""
+        """How images are resized, cropped and normalised for a backbone, as an image processor of transformers."""
 
 
 # By prefix, "" for names without one.
@@ -191,11 +191,11 @@ def choose_family(architecture: str, features: str | None = None, *, backbone: s
         architecture (`str`): The model_type of its configuration, with the prefix of another library in front.
         features (`str`, *optional*): "cls" (the first token), "mean" (of the patch tokens) or "pooler" (the model's
             own pooler_output), to read features of a model of transformers in another way than usual, or to use any
-            other `AutoModel` that takes pictures and gives a sequence of tokens.
+            other `AutoModel` that takes images and gives a sequence of tokens.
         backbone (`str`): Its name, for error messages.
 
     Raises:
-        ValueError: If the architecture is not supported or takes more than pictures, or `features` is unknown.
+        ValueError: If the architecture is not supported or takes more than images, or `features` is unknown.
     """
     prefix, rest = split_name(architecture)
     return LIBRARIES[prefix].choose(rest, features, backbone=backbone)
@@ -214,10 +214,10 @@ def load_backbone(
         name (`str`): As in `find_family`.
         dtype (`torch.dtype` or `str`): Of the weights: float32, bfloat16 or float16.
         features (`str`, *optional*): As in `choose_family`.
-        image_size (`int`, *optional*): Side of the pictures in pixels; by default the model's own.
+        image_size (`int`, *optional*): Side of the images in pixels; by default the model's own.
 
     Raises:
-        ValueError: If the dtype is unknown, the architecture is not supported, it takes no pictures of that size, or
+        ValueError: If the dtype is unknown, the architecture is not supported, it takes no images of that size, or
             weights are missing or no finite numbers.
         OSError: If the backbone can neither be found locally nor fetched.
     """
@@ -237,15 +237,15 @@ def load_backbone(
 
 
 def check_image_size(family: BackboneFamily, backbone: nn.Module, image_size: int) -> None:
-    """Refuse pictures of which the model would not see the right and the lower edge.
+    """Refuse images of which the model would not see the right and the lower edge.
 
     Args:
         family (`BackboneFamily`): Of the backbone.
         backbone (`nn.Module`): As `load` gave it.
-        image_size (`int`): Side of the pictures in pixels.
+        image_size (`int`): Side of the images in pixels.
 
     Raises:
-        ValueError: If patches of the model do not fill the pictures; names the nearest sizes that they fill.
+        ValueError: If patches of the model do not fill the images; names the nearest sizes that they fill.
     """
     try:
         side = math.isqrt(family.patch_area(backbone))

@@ -1,4 +1,4 @@
-"""Networks with random weights, to train from scratch: `scratch:resnet32`, the one for 32-pixel pictures of the
+"""Networks with random weights, to train from scratch: `scratch:resnet32`, the one for 32-pixel images of the
 long-tail literature, or any architecture of timm, `scratch:resnet50`, `scratch:resnext50_32x4d`."""
 
 import torch
@@ -7,9 +7,9 @@ from transformers import BaseImageProcessor
 
 from ..resnet import ResNet32
 from .protocol import BackboneFamily, Library, register_library
-from .timm_models import Timm, TimmFamily, check_timm_name, create, make_image_processor, resize
+from .timm_models import Timm, TimmFamily, check_timm_name, create_timm, make_image_processor, resize
 
-# Of CIFAR's pictures, values from 0 to 1, as the long-tail literature writes them.
+# Of CIFAR's images, values from 0 to 1, as the long-tail literature writes them.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -31,7 +31,7 @@ class ResNet32Family(BackboneFamily):
     def patch_area(self, backbone: nn.Module) -> int:
         return 1
 
-    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+    def input_size(self, backbone: nn.Module) -> tuple[int, int]:
         return (32, 32)
 
     def blocks(self, backbone: nn.Module) -> nn.ModuleList | nn.Sequential:
@@ -42,7 +42,7 @@ class RandomTimmFamily(TimmFamily):
     """timm's architectures with random weights, channels last."""
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        model = create(name, pretrained=False)
+        model = create_timm(name, pretrained=False)
         if model.pretrained_cfg.get("fixed_input_size", True):
             resize(model, name, image_size)
         return model.to(dtype=dtype, memory_format=torch.channels_last)

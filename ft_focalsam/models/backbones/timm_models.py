@@ -21,10 +21,10 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's nu
 
 
 class TimmFamily(BackboneFamily):
-    """timm models, whose pooled features in front of their classifier are the feature vector of a picture."""
+    """timm models, whose pooled features in front of their classifier are the feature vector of an image."""
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        return call_qkv_layers(resize(create(name, pretrained=True), name, image_size)).to(dtype)
+        return call_qkv_layers(resize(create_timm(name, pretrained=True), name, image_size)).to(dtype)
 
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
         return backbone(pixel_values)
@@ -38,7 +38,7 @@ class TimmFamily(BackboneFamily):
     def patch_area(self, backbone: nn.Module) -> int:
         return prod(backbone.patch_embed.patch_size)
 
-    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+    def input_size(self, backbone: nn.Module) -> tuple[int, int]:
         size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
         return size or tuple(backbone.pretrained_cfg["input_size"][-2:])
 
@@ -52,10 +52,10 @@ class TimmFamily(BackboneFamily):
             )
         return blocks
 
-    def first_tokens(self, backbone: nn.Module) -> int:
+    def num_prefix_tokens(self, backbone: nn.Module) -> int:
         return max(1, backbone.num_prefix_tokens)
 
-    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+    def unsupported(self, backbone: nn.Module) -> Mapping[str, str]:
         if getattr(backbone, "rope", None) is not None:
             return {"prompts": "rotates the positions of its own tokens, in which prompts have no place"}
         if any("rel_pos" in name or "relative_position" in name for name, _ in backbone.named_parameters()):
@@ -70,7 +70,7 @@ class TimmFamily(BackboneFamily):
 
 
 def resize(model: nn.Module, name: str, image_size: int | None) -> nn.Module:
-    """The model set to pictures of `image_size` pixels a side if given.
+    """The model set to images of `image_size` pixels a side if given.
 
     Raises:
         ValueError: If it takes no other size than its own.
@@ -131,7 +131,7 @@ class Timm(Library):
         return TimmFamily()
 
     def image_processor(self, name: str) -> BaseImageProcessor:
-        data = timm.data.resolve_model_data_config(create(name, pretrained=False))
+        data = timm.data.resolve_model_data_config(create_timm(name, pretrained=False))
         return make_image_processor(
             data["input_size"][-2:],
             mean=data["mean"],
@@ -143,7 +143,7 @@ class Timm(Library):
         )
 
 
-def create(name: str, *, pretrained: bool) -> nn.Module:
+def create_timm(name: str, *, pretrained: bool) -> nn.Module:
     """A timm model without its classifier.
 
     Args:
@@ -248,7 +248,7 @@ def make_image_processor(
     """
     if mode not in ("shortest", "squash") or (mode == "shortest" and size[0] != size[1]):
         raise ValueError(
-            f"The backbone '{name}' wants pictures resized by {mode!r} to {size[0]} x {size[1]} pixels, which is not "
+            f"The backbone '{name}' wants images resized by {mode!r} to {size[0]} x {size[1]} pixels, which is not "
             "supported; choose another checkpoint."
         )
     if interpolation not in RESAMPLE:

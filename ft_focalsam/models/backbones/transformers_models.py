@@ -84,13 +84,13 @@ class TransformersFamily(BackboneFamily):
 
     Attributes:
         from_pretrained (`Callable`): Of the vision model, whose keywords it takes.
-        reading (`Callable`): (output of the vision model, patches in a picture) -> features of shape (B, D).
+        reading (`Callable`): (output of the vision model, patches in an image) -> features of shape (B, D).
         size (`Callable`): Configuration -> D.
         image_sizes (`str`): "any", where the model takes other image sizes than its own; "interpolated", where it
             takes them when told to interpolate its positions; "own", where it does not.
         load_text (`Callable`, *optional*): Name or path -> the text tower, see `transformers_text.py`, where class
             names can be encoded into the space of the features.
-        may_lack (`tuple[str, ...]`): Parts of the names of weights that checkpoints may leave at their start.
+        allowed_missing (`tuple[str, ...]`): Parts of the names of weights that checkpoints may leave at their start.
         refused (mapping): Name of inserted modules that the model cannot take -> the reason, as "it ...".
     """
 
@@ -99,7 +99,7 @@ class TransformersFamily(BackboneFamily):
     size: Callable[[PreTrainedConfig], int] = lambda config: config.hidden_size
     image_sizes: str = "any"
     load_text: Callable[[str], TextTower] | None = None
-    may_lack: tuple[str, ...] = ("mask_token",)
+    allowed_missing: tuple[str, ...] = ("mask_token",)
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -110,7 +110,9 @@ class TransformersFamily(BackboneFamily):
         self._check_image_size(load_config(name), image_size)
         with quiet_loading():
             backbone, report = self.from_pretrained(resolve_name(name), dtype=dtype, output_loading_info=True)
-        missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in self.may_lack))
+        missing = sorted(
+            key for key in report["missing_keys"] if not any(part in key for part in self.allowed_missing)
+        )
         if missing:
             raise ValueError(
                 f"The backbone '{name}' has no weights for {missing[0]!r} (and {len(missing) - 1} others) of a "
@@ -122,7 +124,7 @@ class TransformersFamily(BackboneFamily):
         own = getattr(config, "image_size", None)
         if self.image_sizes == "own" and image_size is not None and own not in (image_size, [image_size] * 2):
             raise ValueError(
-                f"image_size is {image_size}, and a {config.model_type!r} model takes pictures of {own} pixels only, "
+                f"image_size is {image_size}, and a {config.model_type!r} model takes images of {own} pixels only, "
                 "as it cannot interpolate its positions; leave image_size out."
             )
 
@@ -141,7 +143,7 @@ class TransformersFamily(BackboneFamily):
         size = backbone.config.patch_size
         return size**2 if isinstance(size, int) else prod(size)
 
-    def picture_size(self, backbone: nn.Module) -> tuple[int, int]:
+    def input_size(self, backbone: nn.Module) -> tuple[int, int]:
         size = getattr(backbone.config, "image_size", 224)
         return (size, size) if isinstance(size, int) else tuple(size)
 
@@ -161,7 +163,7 @@ class TransformersFamily(BackboneFamily):
         block.intermediate = wrap(nn.Sequential(block.intermediate, block.output.dense))
         block.output.dense = nn.Identity()
 
-    def refuses(self, backbone: nn.Module) -> Mapping[str, str]:
+    def unsupported(self, backbone: nn.Module) -> Mapping[str, str]:
         return self.refused
 
 
@@ -187,7 +189,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _count_patches(config: PreTrainedConfig, pixel_values: Tensor) -> int:
-    """How many patches the pictures are cut into, 1 where the model says nothing of patches."""
+    """How many patches the images are cut into, 1 where the model says nothing of patches."""
     size = getattr(config, "patch_size", None) or tuple(pixel_values.shape[-2:])
     height, width = (size, size) if isinstance(size, int) else size
     return (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
@@ -205,13 +207,13 @@ BACKBONE_FAMILIES: dict[str, TransformersFamily] = {
     "beit": TransformersFamily(
         BeitModel.from_pretrained,
         reading=_pooled,  # the normalised mean of the patches, or the class token where use_mean_pooling is False
-        may_lack=("mask_token", "pooler.layernorm"),
+        allowed_missing=("mask_token", "pooler.layernorm"),
         refused=_NO_PROMPTS,
     ),
     "data2vec-vision": TransformersFamily(
         partial(Data2VecVisionModel.from_pretrained, add_pooling_layer=True),
         reading=_pooled,  # as BEiT
-        may_lack=("mask_token", "pooler.layernorm"),
+        allowed_missing=("mask_token", "pooler.layernorm"),
         refused=_NO_PROMPTS,
     ),
     "vit_mae": TransformersFamily(partial(ViTMAEModel.from_pretrained, mask_ratio=0.0), image_sizes="interpolated"),
@@ -251,7 +253,7 @@ class Transformers(Library):
                 raise UnknownFeaturesError(
                     f"The backbone '{backbone}' is a {architecture!r} model; supported are "
                     f"{', '.join(BACKBONE_FAMILIES)}, and with features= one of {', '.join(READINGS)} any other model "
-                    "of transformers that takes pictures alone and gives a sequence of tokens."
+                    "of transformers that takes images alone and gives a sequence of tokens."
                 )
             return BACKBONE_FAMILIES[architecture]
         if features not in READINGS:
@@ -265,7 +267,7 @@ class Transformers(Library):
             reading=READINGS[features],
             size=lambda config: getattr(config, "vision_config", config).hidden_size,
             load_text=None,
-            may_lack=family.may_lack if features == "pooler" else (*family.may_lack, "pooler."),
+            allowed_missing=family.allowed_missing if features == "pooler" else (*family.allowed_missing, "pooler."),
             refused=refused,
         )
 
@@ -292,7 +294,7 @@ def _family_of_auto_model(architecture: str, backbone: str) -> BackboneFamily:
     needed = {name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     if not needed <= {"self", "pixel_values"} or getattr(model_class, "main_input_name", "") != "pixel_values":
         raise ValueError(
-            f"The backbone '{backbone}' is a {architecture!r} model, which takes something else than pictures alone; "
+            f"The backbone '{backbone}' is a {architecture!r} model, which takes something else than images alone; "
             f"choose a model that does not, as {', '.join(BACKBONE_FAMILIES)}."
         )
     image_sizes = "interpolated" if "interpolate_pos_encoding" in parameters else "own"

@@ -1,4 +1,4 @@
-"""From a classifier and a test set to a verdict: match the classes, predict, correct the logits, score."""
+"""From a classifier and a test set to a result: match the classes, predict, correct the logits, score."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,28 +12,28 @@ from ..models import Classifier
 from ..models.text import readable_names
 from .class_matching import match_classes
 from .classifiers import restrict
+from .eval_datasets import EvalDataset
+from .eval_result import EvalResult
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import AVERAGES, Predictions, image_ids, predict
-from .test_sets import TestSet
-from .verdict import Verdict
 from .views import VIEWS, view_transform
 
-SPLIT_SEED = 0  # which pictures the temperature is fitted on is the same in every run
+SPLIT_SEED = 0  # which images the temperature is fitted on is the same in every run
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
-    """How a classifier is judged.
+class EvalConfig:
+    """How a classifier is evaluated.
 
     Args:
         views (`str`): A name in `VIEWS`: center, flip, zoomed_center, five_crop, ten_crop or expanded_crops.
         average (`str`): Over the views: logits or probabilities.
         tau (`float`, *optional*): Of the logit adjustment after training, see [`adjust_logits`]; none by default.
-        temperature_fraction (`float`, *optional*): Share of each class's test pictures, inside (0, 1), that is held
+        temperature_fraction (`float`, *optional*): Share of each class's test images, inside (0, 1), that is held
             out to fit a temperature on, see [`fit_temperature`]; these are not scored.
         all_classes (`bool`): Keep the logits of classes that a test set has not.
-        batch_size (`int`): Pictures at a time and process.
-        num_workers (`int`): Processes that read pictures.
+        batch_size (`int`): Images at a time and process.
+        num_workers (`int`): Processes that read images.
         many, few (`int`): As in [`~ft_focalsam.data.frequency_groups`].
 
     Raises:
@@ -65,13 +65,15 @@ class JudgeOptions:
                 f"few_shot_threshold is {self.few} and many_shot_threshold {self.many}; set 0 <= few <= many."
             )
 
-    def verdict(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Verdict:
-        """A verdict on predictions with the thresholds of these options."""
-        return Verdict(predictions, class_counts, self.many, self.few, tuple(notes))
+    def result(
+        self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()
+    ) -> EvalResult:
+        """A result on predictions with the thresholds of these options."""
+        return EvalResult(predictions, class_counts, self.many, self.few, tuple(notes))
 
 
 def check_classes(
-    classifier: Classifier, tests: Sequence[TestSet], class_index: Mapping[int, Sequence[str]] | None = None
+    classifier: Classifier, tests: Sequence[EvalDataset], class_index: Mapping[int, Sequence[str]] | None = None
 ) -> None:
     """Raise a `ValueError`, before anything is predicted, where a classifier does not know a class of a test set."""
     for test in tests:
@@ -81,29 +83,29 @@ def check_classes(
             match_classes(test.class_names, classifier.class_names, class_index=class_index, source=f"'{test.name}'")
 
 
-def judge(
+def evaluate(
     classifier: Classifier,
-    test: TestSet,
+    test: EvalDataset,
     *,
-    options: JudgeOptions,
+    options: EvalConfig,
     model: str,
     class_counts: np.ndarray | None = None,
     class_index: Mapping[int, Sequence[str]] | None = None,
     accelerator: Accelerator | None = None,
-) -> tuple[Verdict, datasets.Dataset]:
-    """Judge a classifier on a test set.
+) -> tuple[EvalResult, datasets.Dataset]:
+    """Evaluate a classifier on a test set.
 
     Args:
         classifier (`Classifier`): Of [`~ft_focalsam.models.load_classifier`].
-        test (`TestSet`): Of [`load_test_set`].
-        options (`JudgeOptions`): How.
+        test (`EvalDataset`): Of [`load_eval_dataset`].
+        options (`EvalConfig`): How.
         model (`str`): What to call the classifier.
         class_counts (`np.ndarray`, *optional*): Training images of each of its classes, shape (C,).
         class_index (mapping, *optional*): What else its classes are called, of [`read_class_index`].
         accelerator (`Accelerator`, *optional*): As in [`predict`].
 
     Returns:
-        The verdict, among the classes that were kept, and the pictures that were scored.
+        The result, among the classes that were kept, and the images that were scored.
 
     Raises:
         ValueError: If a class of the test set is none of the model's, or a logit adjustment has no training counts.
@@ -116,10 +118,10 @@ def judge(
     names, source = classifier.class_names, f"'{test.name}'"
     classes = match_classes(test.class_names, names, class_index=class_index, source=source)
     sizes = {"image_size": classifier.image_size, "patch_size": classifier.patch_size}
-    pictures = TransformedImages(test.pictures, view_transform(classifier.processor, options.views, **sizes))
+    images = TransformedImages(test.images, view_transform(classifier.processor, options.views, **sizes))
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "average": options.average}
-    logits = predict(classifier.model, pictures, accelerator=accelerator, **settings)
-    logits, labels, kept = restrict(logits, pictures.targets, classes=classes, keep_all=options.all_classes)
+    logits = predict(classifier.model, images, accelerator=accelerator, **settings)
+    logits, labels, kept = restrict(logits, images.targets, classes=classes, keep_all=options.all_classes)
     counts = None if class_counts is None else class_counts[kept]
     notes = [test.note] if test.note else []
     if len(kept) < len(names):
@@ -131,22 +133,22 @@ def judge(
         notes.append(f"Logits adjusted by the class frequencies after training, tau {options.tau:g}.")
     kept_names = [names[index] for index in kept]
     predictions = Predictions.of_logits(
-        logits, labels, ids=image_ids(test.pictures), class_names=kept_names, dataset=test.name, model=model
+        logits, labels, ids=image_ids(test.images), class_names=kept_names, dataset=test.name, model=model
     )
-    scored = test.pictures
+    scored = test.images
     if options.temperature_fraction is not None:
         predictions, rows, note = scale_temperature(predictions, options.temperature_fraction)
         scored, notes = scored.select(rows), [*notes, note]
-    verdict = options.verdict(predictions, counts, notes)
-    return replace(verdict, is_temperature_scaled=options.temperature_fraction is not None), scored
+    result = options.result(predictions, counts, notes)
+    return replace(result, is_temperature_scaled=options.temperature_fraction is not None), scored
 
 
 def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predictions, np.ndarray, str]:
-    """Fit a temperature on a part of the pictures of each class, and apply it to the others.
+    """Fit a temperature on a part of the images of each class, and apply it to the others.
 
     Args:
         predictions (`Predictions`): Of a test set.
-        fraction (`float`): Share that is held out, inside (0, 1); of a class with one picture, none.
+        fraction (`float`): Share that is held out, inside (0, 1); of a class with one image, none.
 
     Returns:
         The others with the temperature applied, their rows, and a note for the reader.
@@ -158,7 +160,7 @@ def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predic
     temperature = fit_temperature(fitted_on.log_probabilities, fitted_on.labels)
     scored = predictions.select(rows)
     note = (
-        f"{predictions.dataset}: temperature {temperature:.3f}, fitted on {len(held_out):,} pictures that were held "
+        f"{predictions.dataset}: temperature {temperature:.3f}, fitted on {len(held_out):,} images that were held "
         f"out and are not scored; the other {len(rows):,} are."
     )
     return scored.with_logits(scored.log_probabilities / temperature), rows, note

@@ -52,14 +52,14 @@ def _parameters(parts: dict[str, nn.Module], wanted=lambda module, name, paramet
     ]
 
 
-@register_tuning("bias", place=PARAMETERS)
+@register_tuning("bias", stage=PARAMETERS)
 def bias(model: LongTailClassifier, options: CommonOptions) -> None:
     """All bias vectors (BitFit, Ben Zaken et al., arXiv 2106.10199)."""
     names = _parameters(find_parts(model, options), lambda module, name, p: name.endswith("bias") and p.ndim == 1)
     unfreeze(model, names, kind="biases")
 
 
-@register_tuning("norms", place=PARAMETERS)
+@register_tuning("norms", stage=PARAMETERS)
 def norms(model: LongTailClassifier, options: CommonOptions) -> None:
     """Weights and biases of the normalisation layers (as in Frankle et al., arXiv 2003.00152, for batch norms)."""
     names = _parameters(find_parts(model, options), lambda module, name, p: is_norm(module))
@@ -79,7 +79,7 @@ class LastBlocksOptions(CommonOptions):
     )
 
 
-@register_tuning("last_blocks", place=PARAMETERS, options=LastBlocksOptions)
+@register_tuning("last_blocks", stage=PARAMETERS, options=LastBlocksOptions)
 def last_blocks(model: LongTailClassifier, options: LastBlocksOptions) -> None:
     """The last k blocks and the norm behind them ("partial fine-tuning" in LIFT, arXiv 2309.10019).
 

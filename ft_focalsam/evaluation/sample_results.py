@@ -10,7 +10,7 @@ BINS = 15  # of confidence, of equal width, as in Guo et al., 2017 (https://arxi
 
 
 @dataclass(frozen=True)
-class Tally:
+class ClassCounts:
     """Counts of test images, by class and by confidence.
 
     Args:
@@ -33,7 +33,7 @@ class Tally:
     bin_hits: np.ndarray | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
         """The counts of both, of the same classes."""
         names = [each.name for each in fields(self) if each.name != "groups"]
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
@@ -46,13 +46,13 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class SampleResults:
     """What came of each of N test images.
 
     Args:
         labels (`np.ndarray`): Its class, int64 of shape (N,), values 0..C-1.
         predicted (`np.ndarray`): The class of its highest logit, int64 of shape (N,); -1 where a logit is NaN.
-        in_top5 (`np.ndarray`, *optional*): bool of shape (N,), see [`Tally`].
+        in_top5 (`np.ndarray`, *optional*): bool of shape (N,), see [`ClassCounts`].
         confidence (`np.ndarray`, *optional*): Probability of the predicted class, float64 of shape (N,); 0 where a
             logit is NaN. None without logits.
         num_classes (`int`): C.
@@ -74,7 +74,7 @@ class Outcomes:
         *,
         num_classes: int,
         groups: dict[str, np.ndarray] | None = None,
-    ) -> "Outcomes":
+    ) -> "SampleResults":
         """Compare predictions with labels.
 
         Args:
@@ -125,7 +125,7 @@ class Outcomes:
         """bool of shape (N,)."""
         return self.predicted == self.labels
 
-    def tally(self) -> Tally:
+    def tally(self) -> ClassCounts:
         """Count the images by class, and by confidence where that is known."""
         counts = {"images": None, "hits": self.is_hit, "top5_hits": self.in_top5}
         by_class = {name: np.bincount(self.labels, w, minlength=self.num_classes) for name, w in counts.items()}
@@ -138,7 +138,7 @@ class Outcomes:
             by_confidence = {name: np.bincount(bins, weights, minlength=BINS) for name, weights in counts.items()}
         # A place before the first class takes the images that are taken for none.
         predicted = np.bincount(self.predicted + 1, minlength=self.num_classes + 1)[1:]
-        return Tally(**by_class, **by_confidence, predicted=predicted, groups=self.groups)
+        return ClassCounts(**by_class, **by_confidence, predicted=predicted, groups=self.groups)
 
 
 def confidence_bins(confidence: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ class PeftOptions(CommonOptions):
         )
 
 
-@register_tuning("peft", place=PEFT, options=PeftOptions)
+@register_tuning("peft", stage=PEFT, options=PeftOptions)
 def peft(model: LongTailClassifier, options: PeftOptions) -> None:
     """The adapter that `peft_config` describes.
 

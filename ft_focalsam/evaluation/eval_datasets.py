@@ -13,25 +13,25 @@ ONLY_SPLITS = ("train", "test", "validation", "val")
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Pictures to test on.
+class EvalDataset:
+    """Images to test on.
 
     Args:
-        pictures (`datasets.Dataset`): Columns "image" and "labels", as in [`~ft_focalsam.data.ImageData`].
+        images (`datasets.Dataset`): Columns "image" and "labels", as in [`~ft_focalsam.data.ImageData`].
         class_names (`list[str]`): The K class names, as the data set spells them.
         name (`str`): What the report calls it, a [`short_name`].
-        note (`str`): What to know about the choice of pictures; may be empty.
+        note (`str`): What to know about the choice of images; may be empty.
     """
 
     __test__ = False  # it is no test of pytest's
 
-    pictures: datasets.Dataset
+    images: datasets.Dataset
     class_names: list[str]
     name: str
     note: str = ""
 
 
-def load_test_set(
+def load_eval_dataset(
     name: str,
     *,
     split: str | None = None,
@@ -39,7 +39,7 @@ def load_test_set(
     image_column: str | None = None,
     label_column: str | None = None,
     config_name: str | None = None,
-) -> TestSet:
+) -> EvalDataset:
     """Load a test set by what [`~ft_focalsam.data.load_image_data`] takes.
 
     By default it is the split called test, else validation or val; a data set that has one split and no other, as a
@@ -98,15 +98,15 @@ def file_name(name: str, suffix: str = "") -> str:
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".") + suffix
 
 
-def _of(data: ImageData, name: str) -> TestSet:
-    return TestSet(data.test, data.class_names, short_name(name))
+def _of(data: ImageData, name: str) -> EvalDataset:
+    return EvalDataset(data.test, data.class_names, short_name(name))
 
 
-def _whole(name: str, split: str, options: dict) -> TestSet:
-    """All pictures of a split."""
+def _whole(name: str, split: str, options: dict) -> EvalDataset:
+    """All images of a split."""
     data = load_image_data(name, train_split=split, test_fraction=1, **options)
     note = (
-        f"All {len(data.test):,} pictures of the split '{split}' of {short_name(name)} are the test; a model that was "
+        f"All {len(data.test):,} images of the split '{split}' of {short_name(name)} are the test; a model that was "
         "trained on some of them knows these already (--test_fraction gives the part that a run had cut off)."
     )
-    return TestSet(data.test, data.class_names, short_name(name), note)
+    return EvalDataset(data.test, data.class_names, short_name(name), note)

@@ -1,4 +1,4 @@
-"""Example pictures: what is confused most often, and how a picture gets into a page."""
+"""Example images: what is confused most often, and how an image gets into a page."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.images import StoredImage, to_rgb, undecoded
-from ..outcomes import Outcomes
+from ..sample_results import SampleResults
 
 THUMBNAIL, LARGE = 112, 448  # pixels of the longer side of an example
 
@@ -30,7 +30,7 @@ class Confusion:
     share: float
 
 
-def worst_confusions(outcomes: Outcomes, most: int | None = 6) -> list[Confusion]:
+def worst_confusions(outcomes: SampleResults, most: int | None = 6) -> list[Confusion]:
     """The pairs of classes with the most mistakes, of equally many those with the larger share of their class;
     with `most` None, all of them."""
     wrong = np.flatnonzero(~outcomes.is_hit & (outcomes.predicted >= 0))
@@ -52,18 +52,18 @@ def example(dataset: datasets.Dataset, row: int) -> Image.Image:
     return scaled(to_rgb(stored.open()), LARGE)
 
 
-def scaled(picture: Image.Image, side: int) -> Image.Image:
+def scaled(image: Image.Image, side: int) -> Image.Image:
     """An image with its longer side scaled to a number of pixels; a small one by a whole factor, without smoothing."""
-    longer = max(picture.size)
+    longer = max(image.size)
     if longer * 2 <= side:
         factor = side // longer
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    size = tuple(max(1, round(length * side / longer)) for length in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = tuple(max(1, round(length * side / longer)) for length in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def picture_uri(picture: Image.Image) -> str:
-    """A picture as JPEG inside a data URI."""
+def image_uri(image: Image.Image) -> str:
+    """An image as JPEG inside a data URI."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=85)
+    image.save(file, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -10,16 +10,16 @@ import numpy as np
 from ..data.long_tail import frequency_groups
 from .estimates import Estimate, estimate
 from .intervals import accuracy_interval
-from .outcomes import Outcomes
 from .predictions import Predictions
+from .sample_results import SampleResults
 
 FEW_IMAGES = 10  # a group with fewer test images than this comes with a warning
 MOST_TIES = 0.01  # share of the images; half precision makes a few
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Predictions on a test set, judged.
+class EvalResult:
+    """Predictions on a test set, evaluated.
 
     Args:
         predictions (`Predictions`): What the model says.
@@ -49,7 +49,7 @@ class Verdict:
             )
 
     @cached_property
-    def outcomes(self) -> Outcomes:
+    def outcomes(self) -> SampleResults:
         """Image by image."""
         groups = None
         if self.class_counts is not None:
@@ -117,14 +117,14 @@ class Verdict:
         if ties > MOST_TIES * len(values):
             yield f"images with several equally high logits: {ties:,}; the first of these classes counts."
 
-    def of_earlier(self, path: str | Path) -> "Verdict":
-        """The same for saved predictions of the same pictures, by another run.
+    def of_earlier(self, path: str | Path) -> "EvalResult":
+        """The same for saved predictions of the same images, by another run.
 
         Raises:
-            FileNotFoundError, ValueError: As [`Predictions.load`]; if the pictures or the classes are others.
+            FileNotFoundError, ValueError: As [`Predictions.load`]; if the images or the classes are others.
         """
         predictions = Predictions.load(path)
-        predictions.check_same_pictures(self.predictions, source=str(path))
+        predictions.check_same_images(self.predictions, source=str(path))
         return replace(self, predictions=predictions, notes=(), is_temperature_scaled=False)
 
     def record(self) -> dict:
