@@ -142,7 +142,7 @@ def _from_open_clip(model: LongTailClassifier) -> Parts:
     import open_clip
 
     name, size = split_name(model.config.backbone)[1], model.config.image_size
-    whole = open_clip_models.create(name, image_size=size)
+    whole = open_clip_models.create_open_clip(name, image_size=size)
     names = set(whole.visual.state_dict())
     whole.visual.load_state_dict(join_projections(split_qkv_biases(model.backbone.state_dict(), names), names))
     identifier = open_clip_models.split_weights(name)[0]

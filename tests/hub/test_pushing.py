@@ -86,7 +86,7 @@ def test_a_push_that_was_cut_off_resumes(hub, client, folder):
     cut = client("ft-focalsam", "push", folder, "alice/resumed")
     assert cut.status == 1 and "Traceback" not in cut.output
     assert cut.last.startswith("Error: The push to 'alice/resumed' was cut off (")
-    assert cut.last.endswith("run it again by recipes/push.py: what has arrived is not sent again.")
+    assert cut.last.endswith("run it again by ft-focalsam push: what has arrived is not sent again.")
     arrived = hub.sent()[before:]
     assert len(arrived) == 1  # the weights that are new; the plot and the adapter were here already
     assert "model.safetensors" not in hub.content("alice/resumed")
