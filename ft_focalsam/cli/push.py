@@ -39,6 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     url = push_folder(args.folder, args.repo_id, private=args.private, revision=args.revision, overrides=overrides)
     print(f"'{args.folder}' is on the Hub: {url}")
     if args.space:
-        url = push_space(args.folder, args.repo_id, space_id=args.space, private=args.private)
+        url = push_space(args.repo_id, space_id=args.space, private=args.private)
         secret = "; give it a token that may read the model as its secret HF_TOKEN" if args.private else ""
         print(f"Its demo is at {url}{secret}.")

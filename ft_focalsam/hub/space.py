@@ -8,27 +8,16 @@ from pathlib import Path
 
 import yaml
 
-from ..models.backbones import split_name
 from .push import PushTarget, check_push, create_repository, upload
-from .run_file import read_json
 
 SDK_VERSION = "6.31.0"  # of gradio
 PYTHON_VERSION = "3.11"
-PACKAGES = {"timm": "timm>=1.0.24", "open_clip": "open_clip_torch>=3.0"}  # by the prefix of a backbone
 
 
-def push_space(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    space_id: str,
-    private: bool | None = None,
-    token: str | None = None,
-) -> str:
+def push_space(repo_id: str, *, space_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Publish a demo: app.py, what it needs, and this package.
 
     Args:
-        folder (`str` or path): Of the model.
         repo_id (`str`): Repository of the model, which the demo loads from.
         space_id (`str`): "user/name" of the Space; made where it does not exist.
         private, token: As in [`push_folder`].
@@ -42,26 +31,23 @@ def push_space(
     check_push(space_id, token)
     space_id = create_repository(space_id, private=private, token=token, repo_type="space")
     with tempfile.TemporaryDirectory() as temporary:
-        names = write_space(temporary, repo_id, backbone=read_json(Path(folder, "config.json")).get("backbone") or "")
+        names = write_space(temporary, repo_id)
         return upload(temporary, names, PushTarget(space_id, token, repo_type="space")).commit_url
 
 
-def write_space(folder: str | os.PathLike, repo_id: str, *, backbone: str) -> list[str]:
+def write_space(folder: str | os.PathLike, repo_id: str) -> list[str]:
     """Write the files of a Space, and name them.
 
     Args:
         folder (`str` or path): An empty one.
         repo_id (`str`): Repository or folder of the model.
-        backbone (`str`): Its backbone, whose library may be needed, too.
     """
     folder, title = Path(folder), repo_id.rpartition("/")[2]
     template = files("ft_focalsam") / "assets" / "space"
     app = (template / "app.py").read_text(encoding="utf-8")
     (folder / "app.py").write_text(app.replace('"user/name"', f'"{repo_id}"'), encoding="utf-8")
     requirements = (template / "requirements.txt").read_text(encoding="utf-8")
-    library = PACKAGES.get(split_name(backbone)[0])
-    text = requirements + (f"{library}\n" if library else "")
-    (folder / "requirements.txt").write_text(text, encoding="utf-8")
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
     front = {"title": title, "sdk": "gradio", "sdk_version": SDK_VERSION, "python_version": PYTHON_VERSION}
     front |= {"app_file": "app.py", "models": [repo_id], "license": "apache-2.0"}
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)

@@ -276,7 +276,7 @@ def test_a_space_brings_the_package_and_loads_the_model(hub, client, folder, tmp
     assert 'MODEL = "alice/shown"' in content["app.py"].decode()
     modules = {path for path in content if path.startswith("ft_focalsam/") and path.endswith(".py")}
     of_package = (ROOT / "ft_focalsam").rglob("*.py")
-    assert modules == {p.relative_to(ROOT).as_posix() for p in of_package if "assets" not in p.parts}
+    assert modules == {p.relative_to(ROOT).as_posix() for p in of_package if "space" not in p.parts}
     assert "ft_focalsam/assets/tiny_clip/model.safetensors" in content
 
 
@@ -290,7 +290,7 @@ def test_a_space_requires_what_the_package_does():
 def test_the_demo_answers_over_http(pushed, images, tmp_path):
     """The app itself, asked as a browser would."""
     client_of = pytest.importorskip("gradio_client")
-    write_space(tmp_path, str(pushed.folder), backbone="tiny_clip")
+    write_space(tmp_path, str(pushed.folder))
     images[0].save(tmp_path / "digit.png")
     environment = {**ENVIRONMENT, "GRADIO_SERVER_PORT": str(free_port()), "GRADIO_ANALYTICS_ENABLED": "False"}
     app = subprocess.Popen(
