@@ -34,7 +34,7 @@ def model():
 def test_folder_is_small_and_safe():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 4_000_000
-    assert {path.suffix for path in files} <= {".json", ".md", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".md", ".py", ".safetensors"}
 
 
 def test_every_part_loads_offline(model, tokenizer):

@@ -13,6 +13,7 @@ while training; the table is of the test set. `--push_to_hub true --hub_model_id
 predictions and checkpoints, with a card.
 """
 
+import errno
 import shlex
 import sys
 import time
@@ -147,6 +148,20 @@ def describe_next(folder: str) -> str:
 
 
 @contextmanager
+def named_full_disk(folder: str) -> Iterator[None]:
+    """A disk that is full while a run is under way, in whatever writes there, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            f"No space is left for '{folder}' ({one_line(error)}); make room there, and run the command again, with "
+            "--resume_from_checkpoint true where there is a checkpoint."
+        ) from error
+
+
+@contextmanager
 def named_failure(folder: str) -> Iterator[None]:
     """What fails while results are written, as where the disk is full, as one sentence that says how to go on."""
     try:
@@ -194,7 +209,8 @@ def main(
                 write_config(options)
                 for reason in reasons:
                     tell(f"- {reason}")
-            return run(options, argv, trainer_type=trainer_type, build=build, before=before)
+            with named_full_disk(args.output_dir):
+                return run(options, argv, trainer_type=trainer_type, build=build, before=before)
 
 
 def run(

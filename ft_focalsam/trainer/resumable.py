@@ -38,6 +38,7 @@ from .run_lock import LOCK_NAME, one_writer
 from .run_settings import describe_differences, differences, fingerprint, settings_of, trained_parameters
 
 logger = logging.getLogger(__name__)
+LEAST_FREE = 2**16  # bytes; a disk with fewer is full
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class ResumableTrainer(HubMixin, Trainer):
             self.state.best_global_step = best
             self._note_best(run_folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-            fault = one_line(error) or type(error).__name__
+            fault = _fault_of_writing(error, run_folder)
         finally:
             self._aside, self.state.best_global_step = None, best
         fault = first_fault(fault)
@@ -341,6 +342,13 @@ class ResumableTrainer(HubMixin, Trainer):
         if self.is_world_process_zero():
             logger.warning(message)
         raise TrainingTerminated(message)
+
+
+def _fault_of_writing(error: Exception, folder: Path) -> str:
+    """What an error says; torch does not say of its own ones that the disk is full."""
+    fault = one_line(error) or type(error).__name__
+    is_full = shutil.disk_usage(folder).free < LEAST_FREE and "No space left" not in fault
+    return f"No space left on device: {fault}" if is_full else fault
 
 
 def _class_of(optimizer: Any) -> str:

@@ -124,9 +124,9 @@ def _confusions(block: Confusions, name: str) -> str:
 
 def _plot(block: Plot, name: str) -> str:
     return (
-        f'<figure class="plot"><image><source media="(prefers-color-scheme: dark)" '
+        f'<figure class="plot"><picture><source media="(prefers-color-scheme: dark)" '
         f'srcset="{data_uri(block.draw, DARK)}"><img src="{data_uri(block.draw, LIGHT)}" '
-        f'alt="{escape(block.description)}"></image><figcaption>{escape(block.caption)}</figcaption></figure>'
+        f'alt="{escape(block.description)}"></picture><figcaption>{escape(block.caption)}</figcaption></figure>'
     )
 
 
