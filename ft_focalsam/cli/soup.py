@@ -14,8 +14,8 @@ LoRA is averaged as merged weights: the soup has the sum of the ranks, exactly, 
 LoHa, ...). Adapters and prompts begin with random weights: soups of them need runs with one `--seed`, and another
 `--data_seed`, learning rate or augmentation.
 
-Writes to `--output` what ft-focalsam train writes, so that ft-focalsam evaluate, predict.py, export.py and push.py
-take it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
+Writes to `--output` what ft-focalsam train writes, so that ft-focalsam evaluate, predict, export and push take
+it. Further `--key value` pairs describe the images where they are no longer what run.json says: `--dataset
 /new/place`.
 """
 

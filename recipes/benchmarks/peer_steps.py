@@ -1,4 +1,4 @@
-"""Steps for benchmark_step.py to compare with: SAM of pytorch_optimizer, and those of Trainers."""
+"""Steps for step_cost.py to compare with: SAM of pytorch_optimizer, and those of Trainers."""
 
 import tempfile
 from collections.abc import Callable, Mapping

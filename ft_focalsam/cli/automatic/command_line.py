@@ -5,12 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...hub.run_file import RUN_NAME
 from ..arguments import TYPES
 from ..config import config_parser
 from .choose import choose
 from .layout import find_layout
-
-OF_RUN = "run.json"
 
 
 def given_keys(words: Sequence[str]) -> dict[str, object]:
@@ -55,7 +54,7 @@ def settings_of_folder(argv: Sequence[str], *, data_only: bool = False) -> tuple
     if not argv or argv[0].startswith("-") or not Path(argv[0]).expanduser().is_dir():
         return argv, []
     folder = Path(argv.pop(0)).expanduser()
-    if (folder / OF_RUN).is_file():
+    if (folder / RUN_NAME).is_file():
         raise ValueError(
             f"'{folder}' is the folder of a run; to run it again, give '{folder / 'config.yaml'}' and another "
             "--output_dir, or give a folder of images."
