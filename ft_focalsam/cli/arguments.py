@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from ..data import DataArguments
 from ..errors import unknown
-from ..models import HEAD_STARTS, HEADS
+from ..models import ATTENTION_IMPLEMENTATIONS, HEAD_STARTS, HEADS
 from ..models.text import check_prompts
 from ..ranges import Range, check_numbers
 from ..registry import listed
@@ -25,6 +25,8 @@ class _ModelArguments:
         backbone_dtype (`str`): Of the frozen weights: float32, bfloat16 or float16; what trains is float32.
         backbone_features (`str`, *optional*): Which output of the backbone is the feature vector of an image: cls,
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
+        attn_implementation (`str`, *optional*): How the backbone computes attention: eager, sdpa, flash_attention_2 or
+            flash_attention_3, of transformers; its own choice by default.
         tuning (`str`, or list of `str` in YAML): Names in `TUNING_METHODS`; several, joined by commas, are combined.
         head (`str`): A name in `HEADS`.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
@@ -55,6 +57,14 @@ class _ModelArguments:
         metadata={
             "help": "Which output of the backbone is the feature vector of an image: cls, mean or pooler; by default "
             "the usual one of its architecture."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a backbone of transformers computes attention, by default sdpa where it can; eager is faster "
+            "in bf16 on a CPU with small images.",
+            "choices": list(ATTENTION_IMPLEMENTATIONS),
         },
     )
     tuning: str = field(

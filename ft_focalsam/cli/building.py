@@ -34,6 +34,7 @@ from ..models import (
     init_head,
     load_image_processor,
     read_prompt_names,
+    set_attention,
 )
 from ..trainer import FocalSAMTrainer, FocalSAMTrainingArguments
 from ..tuning import TuningOptions, apply_tuning
@@ -82,6 +83,8 @@ def build_model(
         dtype=model_args.backbone_dtype,
         features=model_args.backbone_features,
     ).to(args.device)
+    if model_args.attn_implementation is not None:
+        set_attention(model, model_args.attn_implementation)
     reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     reading["collate"] = collate
     cache = None

@@ -1,3 +1,9 @@
+from .attention import (
+    ATTENTION_IMPLEMENTATIONS as ATTENTION_IMPLEMENTATIONS,
+)
+from .attention import (
+    set_attention as set_attention,
+)
 from .backbones import (
     BACKBONE_FAMILIES as BACKBONE_FAMILIES,
 )
