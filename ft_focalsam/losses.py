@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import Registry
+from .base.registry import Registry
 from .sharpness.hyperparameters import Hyperparameter, check_hyperparameters
 
 LOSSES: Registry[Callable[..., Tensor]] = Registry("loss")

@@ -83,7 +83,7 @@ def test_batch_normalisation_is_exact_and_its_statistics_move_once(tmp_path):
         focal_lambda=LAMBDA,
         learning_rate=0.05,
         weight_decay=DECAY,
-        decay_everything=True,
+        decay_norms_and_biases=True,
         optim="sgd",
         optim_args="momentum=0.9",
         lr_scheduler_type="constant",

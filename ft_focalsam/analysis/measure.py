@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..errors import unknown
+from ..base.errors import unknown
+from ..base.ranges import SEED, Range, check_numbers
 from ..evaluation import group_means
-from ..ranges import SEED, Range, check_numbers
 from ..sharpness.targets import TARGETS, Target
 from .ascent import measure_sharpness
 from .class_loss import ClassLoss

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ..errors import printable
+from ..base.errors import printable
 from ..evaluation.report.plots import Look, new_axes
 from .landscape import offsets
 from .measure import Measurement

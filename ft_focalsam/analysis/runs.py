@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from ..base.errors import unknown
+from ..base.finding import did_you_mean
+from ..base.ranges import Range, check_numbers
 from ..data import (
     DataArguments,
     ImageData,
@@ -24,14 +27,11 @@ from ..data import (
     take_per_class,
 )
 from ..data.prepare import SPLITS
-from ..errors import unknown
 from ..evaluation import PREDICTIONS, EvalResult, Predictions, short_name
-from ..finding import did_you_mean
 from ..hub import read_run
 from ..hub.run_file import RUN_NAME
 from ..losses import LOSSES, PerSampleLoss, loss_hyperparameters
 from ..models import Classifier, LongTailClassifier, load_classifier
-from ..ranges import Range, check_numbers
 from ..sharpness.classifier_input import ClassifierInput
 from ..sharpness.targets import Target
 from ..trainer import FocalSAMTrainingArguments

@@ -8,8 +8,8 @@ rate or the augmentation differ instead. LoRA is averaged as merged weights, so 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..base.registry import Registry
 from ..models import LongTailClassifier
-from ..registry import Registry
 from .average import average
 from .ingredients import Ingredient
 

@@ -31,8 +31,8 @@ from ..analysis import (
     read_runs,
     write_analysis,
 )
-from ..errors import printable
-from ..files import check_writable
+from ..base.errors import printable
+from ..base.files import check_writable
 from ..models.image_classifier import choose_device
 from ..sharpness.targets import TARGETS
 from .config import DataclassParser

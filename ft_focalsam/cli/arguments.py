@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ..base.errors import unknown
+from ..base.ranges import Range, check_numbers
+from ..base.registry import listed
 from ..data import DataArguments
-from ..errors import unknown
 from ..models import ATTENTION_IMPLEMENTATIONS, HEAD_STARTS, HEADS
 from ..models.text import check_prompts
-from ..ranges import Range, check_numbers
-from ..registry import listed
 from ..sharpness.hyperparameters import values_for, with_hyperparameters
 from ..trainer import FocalSAMTrainingArguments
 from ..tuning import TUNING_METHODS, TuningOptions, choose_methods

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import SaveStrategy
 
+from ..base.errors import first_fault, unknown
 from ..data import DataArguments
-from ..errors import first_fault, unknown
 from ..evaluation import METRICS
 from ..hub import read_run
 from ..hub.run_file import RUN_NAME

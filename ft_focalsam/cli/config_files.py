@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ..errors import one_line
-from ..finding import did_you_mean
-from ..parsing import parse_yaml
+from ..base.errors import one_line
+from ..base.finding import did_you_mean
+from ..base.parsing import parse_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # those that ship with the package
 BASE_KEY = "base"  # in a file: another one that it inherits from, by its path relative to the folder of the file

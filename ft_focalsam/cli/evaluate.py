@@ -14,7 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
-from ..errors import printable
+from ..base.errors import printable
+from ..base.files import check_writable
+from ..base.finding import did_you_mean
 from ..evaluation import (
     PREDICTIONS,
     VIEWS,
@@ -36,8 +38,6 @@ from ..evaluation import (
     write_page,
     write_per_class_csv,
 )
-from ..files import check_writable
-from ..finding import did_you_mean
 from ..hub import read_run
 from ..models import is_zero_shot, load_classifier
 from .parsers import command_parser

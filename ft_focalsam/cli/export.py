@@ -13,8 +13,8 @@ What is written is compared with the classifier; nothing is left behind that giv
 
 import argparse
 
+from ..base.files import check_is_free
 from ..export import FORMATS
-from ..files import check_is_free
 from ..models import LongTailClassifier
 from .parsers import command_parser
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..files import atomic_write
+from ..base.files import atomic_write
 from ..trainer import FocalSAMTrainer
 from . import train
 

@@ -23,9 +23,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
+from ..base.files import check_writable
 from ..data import Inspection, frequency_groups, inspect_images, prepare_images
 from ..evaluation import file_name, short_name
-from ..files import check_writable
 from .arguments import TYPES
 from .automatic import settings_of_folder
 from .config import config_parser, parse_config

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import nearest
+from ..base.errors import nearest
 from .config_files import ConfigError, find_config, read_with_bases, unknown_key
 
 INDEX = Path(__file__).with_name("keys.json")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from ..errors import nearest, told_in_one_sentence
+from ..base.errors import nearest, told_in_one_sentence
 
 # Title of a group -> command -> (its file in this folder, what it does). A new command is one entry here and a file
 # with `make_parser()` and `main(argv)`.

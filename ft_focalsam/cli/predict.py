@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..base.files import atomic_open, check_writable
+from ..base.finding import did_you_mean
 from ..data import BadImageError, find_images
 from ..evaluation import to_cell
-from ..files import atomic_open, check_writable
-from ..finding import did_you_mean
 from ..models import ImageClassifier
 from ..models.image_classifier import choose_device
 from .parsers import command_parser

@@ -24,9 +24,9 @@ import typing
 
 from accelerate.utils import broadcast
 
+from ..base.files import check_is_free
 from ..data import DataArguments
 from ..evaluation import format_table
-from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..retraining import RETRAINING, Retraining
 from ..retraining.features import FrozenFeatures

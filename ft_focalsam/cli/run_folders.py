@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.files import atomic_dir
 from ..data import DataArguments, ImageData, label_array, prepare_images
 from ..data.long_tail import class_counts
 from ..evaluation import (
@@ -20,7 +21,6 @@ from ..evaluation import (
     write_page,
     write_report,
 )
-from ..files import atomic_dir
 from ..hub import read_run, write_run
 from ..models import Classifier, LongTailClassifier, load_image_processor
 from .config import parse_config

@@ -21,10 +21,10 @@ import yaml
 from transformers import HfArgumentParser, set_seed
 from transformers.integrations import is_optuna_available
 
+from ..base.files import check_writable
+from ..base.ranges import Range, check_numbers
 from ..data import prepare_images
 from ..evaluation import METRICS
-from ..files import check_writable
-from ..ranges import Range, check_numbers
 from ..sharpness import SHARPNESS_METHODS
 from .arguments import TYPES as RUN_TYPES
 from .automatic import settings_of_folder

@@ -27,9 +27,9 @@ import numpy as np
 from ..averaging.average import average
 from ..averaging.ingredients import read_ingredients
 from ..averaging.soups import SOUPS
+from ..base.files import check_is_free
 from ..data import DataArguments, ImageData
 from ..evaluation import EvalConfig, format_table, short_name
-from ..files import check_is_free
 from ..models import LongTailClassifier
 from ..sharpness.hyperparameters import by_argument, check_hyperparameters, values_for
 from .parsers import command_parser

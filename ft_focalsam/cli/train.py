@@ -28,8 +28,9 @@ from torch.utils.data import Dataset
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from ..base.errors import one_line
+from ..base.files import atomic_dir, check_writable
 from ..data import ImageData, StreamedData, describe_groups, label_array
-from ..errors import one_line
 from ..evaluation import (
     PREDICTIONS,
     EvalResult,
@@ -42,7 +43,6 @@ from ..evaluation import (
     write_page,
     write_report,
 )
-from ..files import atomic_dir, check_writable
 from ..hub import describe_run, write_run
 from ..models import choose_head_start
 from ..models.backbones import find_family

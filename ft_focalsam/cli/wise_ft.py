@@ -20,9 +20,9 @@ import argparse
 
 from ..averaging.average import average
 from ..averaging.wise_ft import read_with_start
+from ..base.files import check_is_free
 from ..data import DataArguments
 from ..evaluation import format_table
-from ..files import check_is_free
 from .parsers import command_parser
 from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_results, write_average

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from ..errors import unknown
-from ..ranges import SEED, Range, check_numbers
+from ..base.errors import unknown
+from ..base.ranges import SEED, Range, check_numbers
 from .long_tail import PROFILES
 from .transforms import AUGMENTATIONS
 

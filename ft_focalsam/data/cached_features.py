@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import one_line
-from ..files import atomic_open
+from ..base.errors import one_line
+from ..base.files import atomic_open
 from .columns import label_array
 
 NAME = "image_features"

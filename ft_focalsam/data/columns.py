@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import printable
+from ..base.errors import printable
 
 LABEL_NAMES = ("labels", "label", "fine_label", "class", "target")
 

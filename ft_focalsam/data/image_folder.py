@@ -8,7 +8,7 @@ from typing import NoReturn
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ..errors import printable
+from ..base.errors import printable
 from .paths import LEADS_OUT, Folder, is_inside, is_text
 from .splits import role_of
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms.v2 import functional as tvf
 
-from ..errors import printable
+from ..base.errors import printable
 from .paths import read_file
 
 try:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ..errors import one_line, printable
-from ..parsing import parse_json
-from ..registry import Registry
+from ..base.errors import one_line, printable
+from ..base.parsing import parse_json
+from ..base.registry import Registry
 from .columns import LABEL_NAMES
 from .image_folder import EXTENSIONS
 from .paths import resolve_paths

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..registry import Registry
+from ..base.registry import Registry
 
 _ROUNDING_SLACK = 1e-6  # images; lifts 49.999999999 to 50 before the count is cut to an integer
 

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import printable
+from ..base.errors import printable
 
 LEADS_OUT = "a link that leads out of"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from ..files import atomic_write, check_writable
+from ..base.files import atomic_write, check_writable
 from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
 from .scan import map_images, record_signature

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..base.registry import Registry
 from ..losses import effective_number_weights
-from ..registry import Registry
 
 # A strategy is a function (class_counts, *, progress, beta) -> probability of each class, up to a factor: class_counts
 # and the probabilities are float64 of shape (C,), progress is the share of training that is done at the beginning of

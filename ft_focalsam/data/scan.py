@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..files import atomic_write
+from ..base.files import atomic_write
 from .images import BadImageError, StoredImage, record_name, undecoded, upright_size
 from .workers import WORTH_PROCESSES, available_cores
 

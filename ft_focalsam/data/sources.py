@@ -11,9 +11,9 @@ from huggingface_hub import constants
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ..errors import one_line
-from ..finding import check_repository, did_you_mean
-from ..registry import Registry
+from ..base.errors import one_line
+from ..base.finding import check_repository, did_you_mean
+from ..base.registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
 from .image_folder import read_image_folder, refuse_without_classes

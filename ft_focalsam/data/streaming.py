@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..errors import one_line
-from ..files import atomic_write
-from ..parsing import parse_json
+from ..base.errors import one_line
+from ..base.files import atomic_write
+from ..base.parsing import parse_json
 from .arguments import DataArguments
 from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder

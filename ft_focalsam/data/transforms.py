@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
-from ..errors import one_line
-from ..registry import Registry
+from ..base.errors import one_line
+from ..base.registry import Registry
 from .images import REDUCTIONS, StoredImage, to_rgb, upright_size
 
 MAX_SIDE = 4096  # pixels of what a model sees

@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-from ..renamed import with_old_names
+from ..base.renamed import with_old_names
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

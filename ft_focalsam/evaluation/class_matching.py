@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base.parsing import parse_json
 from ..models.text import find_synset
-from ..parsing import parse_json
 from .cells import from_cell
 
 

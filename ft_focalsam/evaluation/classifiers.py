@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..parsing import parse_json
+from ..base.parsing import parse_json
 
 
 def restrict(

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_numpify
 
+from ..base.registry import Registry
 from ..data.long_tail import frequency_groups
-from ..registry import Registry
 from .sample_results import ClassCounts, SampleResults
 
 # A metric is a function from a ClassCounts to a fraction 0..1, or to None where it has no value.

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..base.files import give_ordinary_permissions
+from ..base.parsing import parse_json
 from ..data import TransformedImages
-from ..files import give_ordinary_permissions
-from ..parsing import parse_json
 from .sample_results import SampleResults, whole_numbers
 
 AVERAGES = ("logits", "probabilities")

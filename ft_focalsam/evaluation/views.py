@@ -8,8 +8,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
+from ..base.registry import Registry
 from ..data.transforms import CenterCrop, Preprocessing, read_preprocessing
-from ..registry import Registry
 
 # Views are a function (preprocessing, side of a patch in pixels) -> transforms of a uint8 tensor (3, H, W), the last
 # of which gives a tuple of tensors (3, height, width).

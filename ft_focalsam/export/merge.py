@@ -10,7 +10,7 @@ import copy
 import torch
 from peft import PeftModel
 
-from ..errors import one_line
+from ..base.errors import one_line
 from ..models import LongTailClassifier
 from ..models.inserted import add_inserted, choose_inserted, read_inserted
 from ..models.precision import forget_half

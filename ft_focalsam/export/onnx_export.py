@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, BaseImageProcessor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..files import check_is_free, new_folder
+from ..base.files import check_is_free, new_folder
 from ..models import LongTailClassifier
 from .check import check_same, logits_of, random_images
 from .merge import in_float32, merge

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BaseImageProcessor, CLIPModel
 
-from ..files import check_is_free, new_folder
+from ..base.files import check_is_free, new_folder
 from ..models import LongTailClassifier, load_text_tower
 from ..models.backbones import open_clip_models
 from ..models.backbones.protocol import split_name

@@ -31,7 +31,7 @@ from transformers import (
     ViTMSNForImageClassification,
 )
 
-from ..files import check_is_free, new_folder
+from ..base.files import check_is_free, new_folder
 from ..models import LongTailClassifier
 from ..models.backbones.timm_models import split_qkv_biases
 from ..models.backbones.transformers_models import quiet_loading

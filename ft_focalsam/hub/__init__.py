@@ -6,7 +6,7 @@ uploaded, `push.py` uploads it, `trainer_push.py` is the Trainer's side, and `sp
 
 import lazy_loader
 
-from ..renamed import with_old_names
+from ..base.renamed import with_old_names
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..base.errors import printable
 from ..data.long_tail import frequency_groups
-from ..errors import printable
 from ..evaluation.report.formats import format_interval, format_percent
 from ..evaluation.report.markdown import escape_markdown
 from ..evaluation.report.method_names import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..finding import did_you_mean
+from ..base.finding import did_you_mean
 from ..models.checkpoints import PICKLES
 from .card import CARD_NAME
 from .run_file import RUN_NAME

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import one_line
+from ..base.errors import one_line
 from .card import write_card
 from .files import check_holds_no_token, files_to_push
 

@@ -22,14 +22,14 @@ from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..base.parsing import read_json_object
+from ..base.versions import checkout, library_versions
 from ..data import SOURCES
 from ..losses import LOSSES
 from ..models.backbones import is_pretrained, split_name
-from ..parsing import read_json_object
 from ..sharpness import DIRECTIONS, SHARPNESS_METHODS
 from ..sharpness.hyperparameters import by_argument
 from ..tuning import CommonOptions, choose_methods
-from ..versions import checkout, library_versions
 
 RUN_NAME = "run.json"
 # Arguments of the Trainer that say how a run is trained, beside the hyperparameters of its methods.

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from ..errors import one_line
+from ..base.errors import one_line
 from .classifier import LongTailClassifier
 
 # Names of transformers. Kernels of the Hub, which it also takes here, are code from elsewhere.

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..files import atomic_dir
+from ..base.files import atomic_dir
 from .backbones import (
     BackboneFamily,
     check_image_size,

@@ -16,12 +16,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import default_data_collator
 
+from ..base.errors import first_fault, one_line
+from ..base.files import check_writable
 from ..data.batches import finished
 from ..data.cached_features import NAME, CachedFeatures, find_fault, read_features, write_features
 from ..data.scan import signature
 from ..data.training_sets import TransformedImages
-from ..errors import first_fault, one_line
-from ..files import check_writable
 from .classifier import LongTailClassifier
 from .encoding import encode_images, refuse_random_features, refuse_trained_backbone
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..errors import printable
-from ..parsing import read_json_object
+from ..base.errors import printable
+from ..base.parsing import read_json_object
 
 ATTENTION = (None, "eager", "sdpa")  # the others are packages or are fetched from the Hub as code
 DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..errors import first_fault
+from ..base.errors import first_fault
 from .backbones import has_text_tower, is_pretrained
 from .classifier import LongTailClassifier
 from .linear_probe import fit_linear_probe

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..registry import Registry
+from ..base.registry import Registry
 from ..sharpness.hyperparameters import check_hyperparameters, hyperparameters_of
 from ..sharpness.per_sample import per_sample_rule
 

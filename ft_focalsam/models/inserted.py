@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..registry import Registry
+from ..base.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from peft import (
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from ..errors import one_line, printable
+from ..base.errors import one_line, printable
 from .checkpoints import save_tensors
 from .precision import HALF
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import one_line, printable
-from ..parsing import read_json_object
+from ..base.errors import one_line, printable
+from ..base.parsing import read_json_object
 from .backbones.protocol import DTYPES
 
 MOST_FEATURES = 2**20

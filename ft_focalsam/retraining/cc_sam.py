@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from ..ranges import Range
+from ..base.ranges import Range
 from .registry import BalancedTraining, register_retraining
 
 if TYPE_CHECKING:

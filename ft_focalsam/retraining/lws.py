@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from ..ranges import Range
+from ..base.ranges import Range
 from .registry import BalancedTraining, register_retraining
 
 

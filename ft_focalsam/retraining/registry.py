@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ..ranges import SEED, Range, check_numbers
-from ..registry import Registry
+from ..base.ranges import SEED, Range, check_numbers
+from ..base.registry import Registry
 
 if TYPE_CHECKING:
     from ..models import LongTailClassifier

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from ..ranges import Range
+from ..base.ranges import Range
 from .registry import Retraining, register_retraining
 
 TAUS = tuple(step / 10 for step in range(21))  # as the authors' code tries them

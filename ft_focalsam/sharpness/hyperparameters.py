@@ -59,7 +59,7 @@ class Hyperparameter:
     default: Any = None
     kind: Any = float
 
-    otherwise = ""  # as `ft_focalsam.ranges.Range` has it
+    otherwise = ""  # as `ft_focalsam.base.ranges.Range` has it
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low

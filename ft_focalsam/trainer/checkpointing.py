@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..errors import one_line
-from ..files import TMP_PREFIX, flush, give_ordinary_permissions
-from ..parsing import parse_json
+from ..base.errors import one_line
+from ..base.files import TMP_PREFIX, flush, give_ordinary_permissions
+from ..base.parsing import parse_json
 from .manifest import MANIFEST_NAME, Manifest
 
 STATE_NAME = "trainer_state.json"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..parsing import parse_json
+from ..base.parsing import parse_json
 from .run_settings import fingerprint
 
 MANIFEST_NAME = "checkpoint.json"

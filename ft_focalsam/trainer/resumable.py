@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from ..errors import first_fault, one_line
-from ..files import give_ordinary_permissions
+from ..base.errors import first_fault, one_line
+from ..base.files import give_ordinary_permissions
 from ..hub import HubMixin
 from .checkpointing import (
     STATE_NAME,

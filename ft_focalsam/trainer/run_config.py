@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from ..base.files import atomic_open
 from ..data import SOURCES
-from ..files import atomic_open
 from ..hub.run_file import changed_settings, is_of_this_run
 from ..models.backbones.transformers_models import EMBEDDED
 from .run_settings import is_neutral

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import first_fault, one_line
+from ..base.errors import first_fault, one_line
 
 try:
     import fcntl

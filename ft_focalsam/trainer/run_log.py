@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import one_line
+from ..base.errors import one_line
 from .run_lock import LOCK_NAME
 
 LOG_NAME = "train.log"

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback
 
 from ..averaging.ema import WeightEMACallback
+from ..base.files import check_writable
 from ..data.batches import RenamedLabels, finished, select_samples, without_padding
 from ..data.labels import IGNORED, dataset_labels
 from ..data.mixing import MixingCollator
 from ..data.samplers import ClassSampler
 from ..evaluation import LongTailMetrics
-from ..files import check_writable
 from ..sharpness import (
     ClassConditionalSAM,
     Evaluation,
@@ -282,7 +282,7 @@ class FocalSAMTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay acts on."""
         everything = [name for name, _ in model.named_parameters()]
-        return everything if self.args.decay_everything else super().get_decay_parameter_names(model)
+        return everything if self.args.decay_norms_and_biases else super().get_decay_parameter_names(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and beside a training loss what the sharpness step did since the last time."""

@@ -12,8 +12,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from ..base.ranges import Range
 from ..models import LongTailClassifier, register_inserted
-from ..ranges import Range
 from .registry import MLP, CommonOptions, find_layers, register_tuning
 
 

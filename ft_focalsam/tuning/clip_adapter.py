@@ -6,8 +6,8 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from ..base.ranges import Range
 from ..models import LongTailClassifier, register_inserted
-from ..ranges import Range
 from .registry import FEATURES, CommonOptions, register_tuning
 
 

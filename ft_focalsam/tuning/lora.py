@@ -6,8 +6,8 @@ from typing import Annotated
 from peft import IA3Config, LoraConfig
 from torch import nn
 
+from ..base.ranges import Range
 from ..models import LongTailClassifier
-from ..ranges import Range
 from .registry import PEFT, CommonOptions, find_parts, register_tuning
 
 # What the query, key and value projections and the last layer of the MLP are called in the backbones; timm has the

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from torch import nn
 
+from ..base.ranges import Range
 from ..models import LongTailClassifier
 from ..models.precision import raise_to_float32
-from ..ranges import Range
 from .registry import PARAMETERS, CommonOptions, find_parts, own_modules, register_tuning
 
 

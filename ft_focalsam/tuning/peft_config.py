@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from ..errors import one_line
+from ..base.errors import one_line
+from ..base.parsing import mapping_argument
 from ..models import LongTailClassifier
 from ..models.peft_adapter import NOT_REPEATABLE, adapter_types, check_adapter_fields
-from ..parsing import mapping_argument
 from .registry import PEFT, CommonOptions, register_tuning
 
 

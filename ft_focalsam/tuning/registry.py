@@ -9,9 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..base.ranges import Range, check_numbers
+from ..base.registry import Registry
 from ..models import LongTailClassifier
-from ..ranges import Range, check_numbers
-from ..registry import Registry
 
 if TYPE_CHECKING:
     from .options import TuningOptions

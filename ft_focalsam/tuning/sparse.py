@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.ranges import SEED, Range
 from ..models import LongTailClassifier, register_inserted
-from ..ranges import SEED, Range
 from .registry import WEIGHTS, CommonOptions, find_layers, own_modules, register_tuning
 
 

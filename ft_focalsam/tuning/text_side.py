@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from ..base.ranges import Range
 from ..models import HEADS, LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
 from ..models.peft_adapter import wrap_with_peft
 from ..models.text import DEFAULT_TEMPLATE
-from ..ranges import Range
 from .lora import QUERY_AND_VALUE, LoraOptions, linear_layers
 from .registry import CONTEXT, TEXT, CommonOptions, register_tuning
 

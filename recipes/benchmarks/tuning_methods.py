@@ -17,10 +17,10 @@ from pathlib import Path
 from step_cost import make_steps, seconds
 
 from ft_focalsam import FocalSAMTrainer
+from ft_focalsam.base.errors import told_in_one_sentence
 from ft_focalsam.cli import train
 from ft_focalsam.cli.arguments import TYPES
 from ft_focalsam.cli.config import parse_config
-from ft_focalsam.errors import told_in_one_sentence
 
 METRICS = {"accuracy": "top-1", "many": "many", "medium": "medium", "few": "few"}
 WARM_UP = 3  # steps, in which Focal-SAM also checks its gradient

@@ -12,13 +12,13 @@ import pytest
 from transformers import TrainingArguments
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.base.ranges import Range
 from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.cli.config import ConfigError, parse_config
 from ft_focalsam.data import AUGMENTATIONS, ON_BAD_IMAGE, PROFILES, SAMPLERS, DataArguments
 from ft_focalsam.losses import LOSSES
 from ft_focalsam.models import HEAD_STARTS, HEADS
 from ft_focalsam.models.text import choose_templates
-from ft_focalsam.ranges import Range
 from ft_focalsam.sharpness import DIRECTIONS, EVALUATIONS, SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ft_focalsam.trainer.arguments.loss import LossArguments
 from ft_focalsam.trainer.arguments.run import RunArguments

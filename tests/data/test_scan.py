@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ft_focalsam.base.files import atomic_write
 from ft_focalsam.data import (
     BadImageError,
     DataArguments,
@@ -20,7 +21,6 @@ from ft_focalsam.data import (
     scan_images,
 )
 from ft_focalsam.data import scan as scan_module
-from ft_focalsam.files import atomic_write
 
 
 @pytest.fixture

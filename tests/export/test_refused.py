@@ -9,13 +9,13 @@ import torch
 from export.tiny import build, processor
 from transformers import CLIPImageProcessor
 
+from ft_focalsam.base.files import new_folder
 from ft_focalsam.cli.main import main
 from ft_focalsam.data.transforms import read_preprocessing
 from ft_focalsam.export import TARGETS, export_onnx, export_open_clip, export_transformers
 from ft_focalsam.export.class_vectors import CLASS_VECTORS, class_vectors
 from ft_focalsam.export.onnx_export import run_graph
 from ft_focalsam.export.preprocessing import to_image_processor, to_json, to_open_clip
-from ft_focalsam.files import new_folder
 from ft_focalsam.models import HEADS
 
 ROOT = Path(__file__).resolve().parents[2]

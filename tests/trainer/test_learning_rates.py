@@ -10,7 +10,13 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from tuning.conftest import tiny_backbones  # noqa: F401
 from tuning.tiny import FAMILIES, NAMES
 
-from ft_focalsam import FocalSAMTrainer, LongTailClassifier, TuningOptions, apply_tuning
+from ft_focalsam import (
+    FocalSAMTrainer,
+    FocalSAMTrainingArguments,
+    LongTailClassifier,
+    TuningOptions,
+    apply_tuning,
+)
 from ft_focalsam.models.backbones.transformers_models import find_blocks
 from ft_focalsam.trainer.checkpointing import CheckpointError
 
@@ -194,3 +200,9 @@ def test_what_has_no_layers_or_no_head_is_refused(tmp_path):
             class_counts=[1] * 5,
             optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
         )
+
+
+def test_the_old_name_of_weight_decay_warns_and_works(tmp_path):
+    with pytest.warns(FutureWarning, match="decay_everything is called decay_norms_and_biases now"):
+        args = FocalSAMTrainingArguments(str(tmp_path), report_to="none", decay_everything=True)
+    assert args.decay_norms_and_biases and args.decay_everything is None

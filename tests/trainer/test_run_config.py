@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from running import ROOT, finetune
 
-from ft_focalsam import FocalSAMTrainingArguments, TuningOptions, versions
+from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
+from ft_focalsam.base import versions
 from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.cli.config import parse_config
 from ft_focalsam.data import DataArguments
@@ -141,20 +142,20 @@ def test_the_commit_is_that_of_a_checkout_alone(tmp_path, monkeypatch):
             ["git", "-C", tmp_path, *own, *command], check=True, capture_output=True, text=True
         ).stdout
 
-    for package in (tmp_path / "package", tmp_path / "environment" / "package"):
+    for package in (tmp_path / "package" / "base", tmp_path / "environment" / "package" / "base"):
         package.mkdir(parents=True)
         (package / "versions.py").touch()
     git("init")
     git("add", "package")
     git("commit", "-m", "first")
-    monkeypatch.setattr(versions, "__file__", str(tmp_path / "package" / "versions.py"))
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "package" / "base" / "versions.py"))
     commit = git("rev-parse", "HEAD").strip()
     assert versions.checkout() == {"commit": commit, "dirty": False}
-    (tmp_path / "package" / "versions.py").write_text("changed")
+    (tmp_path / "package" / "base" / "versions.py").write_text("changed")
     assert versions.checkout() == {"commit": commit, "dirty": True}
-    monkeypatch.setattr(versions, "__file__", str(tmp_path / "environment" / "package" / "versions.py"))
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "environment" / "package" / "base" / "versions.py"))
     assert versions.checkout() is None  # installed inside a repository that is another one
-    monkeypatch.setattr(versions, "__file__", str(tmp_path / "package" / "versions.py"))
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "package" / "base" / "versions.py"))
     monkeypatch.setenv("PATH", "")
     assert versions.checkout() is None  # without git
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from ...finding import check_repository
+from ...base.finding import check_repository
 
 LARGE_NEEDS = 12 * 2**30  # bytes of device memory below which ViT-L is left to those who ask for it
 BASE_WIDTH = 768

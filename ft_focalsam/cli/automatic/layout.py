@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...base.finding import did_you_mean
 from ...data.image_folder import EXTENSIONS, TABLES, find_images, shown_folders
 from ...data.list_files import FILE_FORMATS
 from ...data.sources import read_splits
 from ...data.splits import role_of
-from ...finding import did_you_mean
 
 LISTS = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".npz")  # list files, those that leave least doubt first
 STORED = (".parquet", ".arrow")

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from ...base.errors import printable
 from ...data.long_tail import frequency_groups
-from ...errors import printable
 from ..estimates import Estimate
 from ..intervals import accuracy_interval
 from ..metrics import group_means

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from html import escape as escape_html
 from pathlib import Path
 
-from ...errors import printable
+from ...base.errors import printable
 from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
 from .formats import Cell, format_percent
 from .images import THUMBNAIL, image_uri, scaled

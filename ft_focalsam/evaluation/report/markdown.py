@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import printable
+from ...base.errors import printable
 from .blocks import Block, Confusions, Examples, Facts, Footer, Heading, Plot, SideBySide, Table, Text, Warnings
 from .formats import Cell
 from .images import THUMBNAIL, scaled

@@ -11,7 +11,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from ...errors import printable
+from ...base.errors import printable
 from ..estimates import Estimate, estimate, estimate_classes
 from ..eval_result import EvalResult
 from ..sample_results import SampleResults

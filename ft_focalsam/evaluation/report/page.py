@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from ...versions import library_versions
+from ...base.versions import library_versions
 from ..eval_result import EvalResult
 from .blocks import Block, Footer
 from .contents import Report, report_blocks

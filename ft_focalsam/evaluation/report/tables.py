@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...base.errors import printable
 from ...data.long_tail import frequency_groups
-from ...errors import printable
 from ..cells import to_cell
 from ..eval_result import EvalResult
 from ..intervals import accuracy_interval

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from ...errors import nearest, one_line
-from ...finding import check_repository
+from ...base.errors import nearest, one_line
+from ...base.finding import check_repository
 from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 from .split_attention import split_attention

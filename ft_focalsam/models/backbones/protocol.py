@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from ...finding import did_you_mean
-from ...registry import Registry
+from ...base.finding import did_you_mean
+from ...base.registry import Registry
 from .text_tower import TextTower
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -11,8 +11,8 @@ from huggingface_hub.errors import HTTPError
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, CLIPImageProcessor
 
-from ...errors import nearest, one_line
-from ...finding import check_repository
+from ...base.errors import nearest, one_line
+from ...base.finding import check_repository
 from ..foreign_config import check_model_config
 from .protocol import BackboneFamily, Library, check_path, register_library
 

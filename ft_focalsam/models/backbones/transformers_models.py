@@ -32,8 +32,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ...errors import one_line
-from ...finding import check_repository
+from ...base.errors import one_line
+from ...base.finding import check_repository
 from ..foreign_config import check_model_config
 from .protocol import LIBRARIES, BackboneFamily, Library, UnknownFeaturesError, check_path, register_library
 from .text_tower import TextTower

@@ -9,8 +9,8 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.training_args import OptimizerNames
 
-from ...errors import one_line, unknown
-from ...ranges import SEED, Range, check_numbers
+from ...base.errors import one_line, unknown
+from ...base.ranges import SEED, Range, check_numbers
 
 POSITIVE = Range(0, open_low=True)
 SHARE = Range(0, 1, open_high=True)

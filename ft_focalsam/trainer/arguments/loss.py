@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ...base.registry import listed
 from ...losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
-from ...registry import listed
 from ...sharpness.hyperparameters import with_hyperparameters
 from .checks import check_allowed
 

@@ -1,11 +1,12 @@
 """Arguments of a run: its optimizer, when it gives up, its output and its evaluation."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from transformers import TrainingArguments
 
-from ...ranges import Range
+from ...base.ranges import Range
 
 
 @dataclass
@@ -15,8 +16,10 @@ class RunArguments(TrainingArguments):
     > Parameters that control the base optimizer
 
     Args:
-        decay_everything (`bool`, defaults to `False`):
-            Apply weight decay to biases and norms too, as training from scratch does. By default they are left out.
+        decay_norms_and_biases (`bool`, defaults to `False`):
+            Apply weight decay to normalisation layers and biases too, as training from scratch does.
+        decay_everything (`bool`, *optional*, defaults to `None`):
+            Old name of decay_norms_and_biases, which goes with the next version.
         layer_decay (`float`, above 0 to 1, defaults to `1.0`):
             Factor of the learning rate from each block of the backbone to the one in front of it, such as 0.75; the
             head has learning_rate itself.
@@ -59,8 +62,12 @@ class RunArguments(TrainingArguments):
         ValueError: If a choice is unknown or a value is out of range.
     """
 
-    decay_everything: bool = field(
-        default=False, metadata={"help": "Apply weight decay to biases and norms too, as training from scratch does."}
+    decay_norms_and_biases: bool = field(
+        default=False,
+        metadata={"help": "Apply weight decay to normalisation layers and biases too, as training from scratch does."},
+    )
+    decay_everything: bool | None = field(
+        default=None, metadata={"help": "Old name of decay_norms_and_biases, which goes with the next version."}
     )
     layer_decay: Annotated[float, Range(0, 1, open_low=True)] = field(
         default=1.0,
@@ -106,6 +113,10 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.decay_everything is not None:
+            text = "decay_everything is called decay_norms_and_biases now; the old name goes with the next version."
+            warnings.warn(text, FutureWarning, stacklevel=3)
+            self.decay_norms_and_biases, self.decay_everything = self.decay_everything, None
         if not 0 <= self.few_shot_threshold <= self.many_shot_threshold:
             raise ValueError(
                 f"few_shot_threshold is {self.few_shot_threshold} and many_shot_threshold {self.many_shot_threshold}; "

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from ...parsing import mapping_argument
-from ...ranges import Range
-from ...registry import listed
+from ...base.parsing import mapping_argument
+from ...base.ranges import Range
+from ...base.registry import listed
 from ...sharpness import (
     DIRECTIONS,
     EVALUATIONS,

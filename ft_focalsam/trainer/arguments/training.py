@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import IntervalStrategy
 
+from ...base.ranges import Range
 from ...data.workers import choose_num_workers
 from ...hub.trainer_push import check_hub_arguments
-from ...ranges import Range
 from ...sharpness.class_conditional import CC_SAM
 from .checks import check_optimizer, check_report_to, check_trainer_numbers
 from .loss import LossArguments

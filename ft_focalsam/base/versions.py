@@ -10,7 +10,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 def library_versions() -> dict[str, str]:
     """Name -> version, of this package first and of Python last."""
-    from . import __version__
+    from .. import __version__
 
     libraries = {name: version(name) for name in LIBRARIES}
     return {"ft_focalsam": __version__, **libraries, "python": platform.python_version()}
@@ -19,7 +19,7 @@ def library_versions() -> dict[str, str]:
 def checkout() -> dict[str, str | bool] | None:
     """State of the git checkout that this package is run from: "commit", and "dirty" where tracked files differ from
     it; None for an installed package, also where it is installed inside the repository of a user."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ft_focalsam.errors import nearest, told_in_one_sentence, unknown
+from ft_focalsam.base.errors import nearest, told_in_one_sentence, unknown
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError])

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from ft_focalsam import LongTailClassifier
+from ft_focalsam.base.files import atomic_dir, atomic_open, check_writable, new_folder
 from ft_focalsam.evaluation import Predictions
-from ft_focalsam.files import atomic_dir, atomic_open, check_writable, new_folder
 
 
 def test_files_get_their_names_when_all_are_written(tmp_path):

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from ft_focalsam import LongTailClassifier, TuningOptions
+from ft_focalsam.base.parsing import MAX_DEPTH, MAX_YAML_NODES, parse_json, parse_yaml
 from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.cli.config import ConfigError, parse_config
 from ft_focalsam.data import load_image_data
 from ft_focalsam.data.streaming import read_class_counts
 from ft_focalsam.evaluation.class_matching import read_train_counts
 from ft_focalsam.hub.run_file import read_run
-from ft_focalsam.parsing import MAX_DEPTH, MAX_YAML_NODES, parse_json, parse_yaml
 from ft_focalsam.trainer.checkpointing import find_fault
 
 DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
