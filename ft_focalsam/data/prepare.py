@@ -42,6 +42,7 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         class_names=args.class_names,
         image_column=args.image_column,
         label_column=args.label_column,
+        label_separator=args.label_separator,
         train_split=args.train_split,
         test_split=args.test_split,
         test_fraction=args.test_fraction,

@@ -20,6 +20,7 @@ from .image_folder import read_image_folder, refuse_without_classes
 from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_prompt_names
 from .long_tail import long_tail_indices, stratified_split, take_per_class
+from .multi_label import class_label_of, holds_lists
 from .paths import ForeignFileError, refuse_paths_outside
 from .splits import select_splits
 
@@ -32,7 +33,7 @@ class ImageData:
 
     Args:
         train (`datasets.Dataset`): Columns `"image"` (an `Image` feature, decoded on access) and `"labels"` (int64,
-            0..C-1), and no other.
+            0..C-1, or lists of these), and no other.
         test (`datasets.Dataset`): The same columns.
         class_names (`list[str]`): The C class names in index order, as the data set spells them.
         name (`str`): What the user called the data set.
@@ -71,6 +72,11 @@ class ImageData:
         """Training images."""
         return len(self.train)
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return holds_lists(self.train.features["labels"])
+
     def rename(self, class_names: list[str]) -> "ImageData":
         """The same data with other names of the classes, in index order.
 
@@ -82,6 +88,7 @@ class ImageData:
                 f"--class_names has {len(class_names)} names and the data set {self.num_classes} classes; name all."
             )
         feature = datasets.ClassLabel(names=class_names)
+        feature = datasets.List(feature) if self.is_multi_label else feature
         parts = {split: part.cast_column("labels", feature) for split, part in self.parts.items()}
         return replace(self, **parts, class_names=class_names)
 
@@ -105,8 +112,14 @@ class ImageData:
             seed (`int`, defaults to 0): Which images are taken.
 
         Raises:
-            ValueError: If a value is out of range, or a class has too few images for the profile.
+            ValueError: If a value is out of range, a class has too few images for the profile, or images have several
+                classes.
         """
+        self._refuse_cut(
+            imbalance_factor=imbalance_factor,
+            max_train_per_class=max_train_per_class,
+            max_test_per_class=max_test_per_class,
+        )
         train, test = self.train, self.test
         labels, num_classes = label_array(train), self.num_classes
         if imbalance_factor is not None:
@@ -127,8 +140,9 @@ class ImageData:
             seed (`int`, defaults to 0): Which images are taken.
 
         Raises:
-            ValueError: If a class has no training image.
+            ValueError: If a class has no training image, or images have several classes.
         """
+        self._refuse_cut(max_imbalance=most)
         labels = label_array(self.train)
         counts = np.bincount(labels, minlength=self.num_classes)
         if counts.min() == 0:
@@ -138,6 +152,14 @@ class ImageData:
             )
         rows = take_per_class(labels, self.num_classes, per_class=int(most * counts.min()), seed=seed)
         return replace(self, train=self.train.select(rows))
+
+    def _refuse_cut(self, **options: float | None) -> None:
+        given = [f"{name} is {value:g}" for name, value in options.items() if value is not None]
+        if given and self.is_multi_label:
+            raise ValueError(
+                f"{given[0]}, which takes images away class by class, and those of '{self.name}' have several classes "
+                f"each; leave {given[0].partition(' ')[0]} out."
+            )
 
     def hold_out(self, fraction: float, *, seed: int = 0) -> "ImageData":
         """The same data with a part of the training images as validation images, for choices that the test set must
@@ -182,6 +204,7 @@ def load_image_data(
     class_names: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     train_split: str = "train",
     test_split: str | None = None,
     test_fraction: float | None = None,
@@ -202,7 +225,9 @@ def load_image_data(
         image_root (`str`, *optional*): Folder that the paths in a file are relative to, by default the file's own.
         class_names (`str`, *optional*): File of class names in index order, see [`read_prompt_names`].
         image_column (`str`, *optional*): By default the one column with an `Image` feature.
-        label_column (`str`, *optional*): By default the one `ClassLabel` column, else the one with a usual name.
+        label_column (`str`, *optional*): By default the one of `ClassLabel`s, or of lists of them, else the one with a
+            usual name.
+        label_separator (`str`, *optional*): What separates the classes of an image in a cell of a table.
         train_split (`str`, defaults to `"train"`): Split to train on.
         test_split (`str`, *optional*): Split to test on, by default `test`, else `validation` or `val`.
         test_fraction (`float`, *optional*): Cut this share of each class from the training split, always the same
@@ -221,6 +246,7 @@ def load_image_data(
     """
     given = {"image_root": image_root, "test_dataset": test_dataset, "test_split": test_split}
     given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
+    given |= {"label_separator": label_separator}
     given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
     given |= {"validation_split": validation_split}
     names = None if class_names is None else read_prompt_names(class_names)
@@ -235,6 +261,7 @@ def load_image_data(
         image_root=image_root,
         image_column=image_column,
         label_column=label_column,
+        label_separator=label_separator,
         train_split=train_split,
         config_name=config_name,
     )
@@ -261,6 +288,7 @@ def read_splits(
     image_root: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     train_split: str = "train",
     config_name: str | None = None,
 ) -> datasets.DatasetDict:
@@ -270,11 +298,12 @@ def read_splits(
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        _refuse(f"'{name}' is no file that lists images", {"test_dataset": test_dataset})
+        needing_file = {"test_dataset": test_dataset, "label_separator": label_separator}
+        _refuse(f"'{name}' is no file that lists images", needing_file)
         return _read_splits(name, config_name, image_root, train_split=train_split)
     _refuse(f"'{name}' is a file", {"dataset_config": config_name})
     root = path.parent if image_root is None else Path(image_root).expanduser()
-    return _read_files(path, test_dataset, FileOptions(root, image_column, label_column))
+    return _read_files(path, test_dataset, FileOptions(root, image_column, label_column, label_separator))
 
 
 @contextmanager
@@ -307,12 +336,12 @@ def _image_data(
 ) -> ImageData:
     """The training split, and the test split or a cut of the training split."""
     train = splits["train"]
-    check_labels(train, train.features["labels"].num_classes, split=train_split)
+    names = class_label_of(train.features["labels"]).names
+    check_labels(train, len(names), split=train_split)
     if test_fraction is not None:
         train, test = _cut_test_split(train, test_fraction)
     else:
         test = splits["test"]
-    names = train.features["labels"].names
     return ImageData(train=train, test=test, class_names=names, name=name, validation=splits.get("validation"))
 
 
@@ -386,6 +415,6 @@ def _read_splits(
 def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
     if fraction == 1:  # nothing to train on: a data set that is for testing alone
         return dataset.select([]), dataset
-    num_classes = dataset.features["labels"].num_classes
+    num_classes = class_label_of(dataset.features["labels"]).num_classes
     train, test = stratified_split(label_array(dataset), num_classes, test_fraction=fraction, seed=SPLIT_SEED)
     return dataset.select(train), dataset.select(test)

@@ -1,8 +1,9 @@
 """What a model says to each image of a test set: computed, saved, loaded, restricted to some classes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -35,7 +36,9 @@ class Predictions:
 
     Args:
         log_probabilities (`np.ndarray`): float32 of shape (N, C); they stand in for logits wherever these are asked.
-        labels (`np.ndarray`): int64 of shape (N,), values 0..C-1.
+            Of several classes an image, those of each class by itself.
+        labels (`np.ndarray`): int64 of shape (N,), values 0..C-1; of several classes an image, 0 and 1 in uint8, of
+            shape (N, C).
         ids (`list[str]`): What tells the images apart, see [`image_ids`].
         class_names (`list[str]`): The C class names in index order.
         dataset (`str`): Name of the test set.
@@ -60,24 +63,34 @@ class Predictions:
         dataset: str = "",
         model: str = "",
     ) -> "Predictions":
-        """From logits of shape (N, C), or log-probabilities.
+        """From logits of shape (N, C), or, for one class an image, log-probabilities.
 
         Raises:
             ValueError: If the numbers of images or of classes differ, or a label is no whole number.
         """
-        labels = whole_numbers(np.asarray(labels), "test labels")
-        return cls(_log_probabilities(np.asarray(logits)), labels, list(ids), list(class_names), dataset, model)
+        labels, logits = whole_numbers(np.asarray(labels), "test labels"), np.asarray(logits)
+        if labels.ndim == 2:
+            labels, found = labels.astype(np.uint8), _in_float32(log_expit, logits)
+        else:
+            found = _log_probabilities(logits)
+        return cls(found, labels, list(ids), list(class_names), dataset, model)
 
     def __post_init__(self):
         shape, num_labels = self.log_probabilities.shape, len(self.labels)
-        if shape != (num_labels, len(self.class_names)) or len(self.ids) != num_labels:
+        fits = shape == (num_labels, len(self.class_names)) and self.labels.shape in ((num_labels,), shape)
+        if not fits or len(self.ids) != num_labels:
             raise ValueError(
                 f"Logits of shape {shape} do not fit {num_labels} labels, {len(self.ids)} ids and "
                 f"{len(self.class_names)} class names."
             )
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.labels.ndim == 2
+
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
-        """Compared with the labels, by frequency groups where these are given."""
+        """Compared with the labels, one an image, by frequency groups where these are given."""
         return SampleResults.of(self.log_probabilities, self.labels, num_classes=len(self.class_names), groups=groups)
 
     def select(self, rows: np.ndarray) -> "Predictions":
@@ -95,7 +108,7 @@ class Predictions:
                 )
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
-        """The same images with other logits, of shape (N, C)."""
+        """The same images, of one class each, with other logits, of shape (N, C)."""
         return replace(self, log_probabilities=_log_probabilities(logits))
 
     def save(self, path: str | Path) -> None:
@@ -144,8 +157,12 @@ class Predictions:
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     """float32; NaN somewhere in the row of an image whose logits hold NaN or infinity."""
+    return _in_float32(partial(log_softmax, axis=-1), logits)
+
+
+def _in_float32(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
-        return log_softmax(logits.astype(np.float64), axis=-1).astype(np.float32)
+        return function(values.astype(np.float64)).astype(np.float32)
 
 
 def image_ids(dataset: datasets.Dataset) -> list[str]:

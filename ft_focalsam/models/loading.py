@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from .backbones import has_text_tower, load_image_processor, quiet_loading, resolve_name, split_name
 from .backbones.transformers_models import read_image_processor
 from .checkpoints import refuse_pickles
-from .classifier import LongTailClassifier, LongTailClassifierConfig
+from .classifier import MULTI_LABEL, LongTailClassifier, LongTailClassifierConfig
 from .foreign_config import check_model_config
 from .text import DEFAULT_TEMPLATE, readable_names, text_features
 
@@ -37,6 +37,11 @@ class Classifier:
     image_size: int | None = None
     patch_size: int = DEFAULT_PATCH
     is_zero_shot: bool = False
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return getattr(self.model.config, "problem_type", None) == MULTI_LABEL
 
 
 def load_classifier(

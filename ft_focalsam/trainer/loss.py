@@ -64,8 +64,8 @@ def check_probabilities(labels: Tensor) -> None:
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2) or bool((labels < 0).any()):
         raise ValueError(
             f"Labels of shape {tuple(labels.shape)} are class probabilities, and a row of a batch sums to "
-            f"{float(sums[(sums - 1).abs().argmax()]):g}; let each sum to 1 (several classes per image are not "
-            "supported)."
+            f"{float(sums[(sums - 1).abs().argmax()]):g}; let each sum to 1, or, for several classes an image, set "
+            "the model's problem_type to 'multi_label_classification'."
         )
 
 
