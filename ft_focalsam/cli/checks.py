@@ -32,7 +32,10 @@ def refuse_what_cannot_be_meant(
                     f"{key} is {getattr(args, key):g}, which mixes images anew in every batch, and cache_features "
                     f"computes the features of each image once; set {key} to 0, or cache_features to false."
                 )
-    metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *(MULTI_LABEL_METRICS if is_multi_label(args.loss) else METRICS))
+    metric, known = (
+        (args.metric_for_best_model or "loss").removeprefix("eval_"),
+        ("loss", *(MULTI_LABEL_METRICS if is_multi_label(args.loss) else METRICS)),
+    )
     if metric not in known:
         raise ValueError(unknown("metric_for_best_model", metric, known))
     values = args.to_dict()

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..base.files import atomic_dir
 from ..data import DataArguments, ImageData, label_array, prepare_images
 from ..data.long_tail import class_counts

@@ -62,10 +62,11 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
 def normalise(
     splits: datasets.DatasetDict, *, image_column: str, label_column: str, class_names: list[str] | None = None
 ) -> datasets.DatasetDict:
-    """Reduce every split to the columns `"image"` (decoded on access) and `"labels"` (`ClassLabel`, or `List` of them).
+    """Reduce every split to the columns `"image"` (decoded on access) and `"labels"`, `ClassLabel`s or lists of them.
 
-    A column of lists has several classes per image. Strings become classes in the order of their sorted names; integers without names are named by their number. The
-    classes are those of the first split, and no image is decoded or copied.
+    Strings become classes in the order of their sorted names; integers without names are named by their number. The
+    classes are those of the first split, and no image is decoded or copied. A column of lists stays one: an image has
+    several classes.
 
     Args:
         splits (`datasets.DatasetDict`): The training split first, then the test split where there is one.
@@ -139,8 +140,8 @@ def check_labels(dataset: datasets.Dataset, num_classes: int, *, split: str) -> 
     if outside.size:
         first = int(outside[0])
         raise ValueError(
-            f"Row {rows[first]} of split '{split}' has the label {labels[first]}, outside 0..{num_classes - 1} for the "
-            f"{num_classes} classes; correct or remove the {outside.size} rows of this kind."
+            f"Row {rows[first]} of split '{split}' has the label {labels[first]}, outside 0..{num_classes - 1} for "
+            f"the {num_classes} classes; correct or remove the {outside.size} rows of this kind."
         )
     if is_nested(column):
         refuse_repeated(column, split=split)
@@ -236,8 +237,8 @@ def _with_class_label(dataset: datasets.Dataset, column: str, *, names: list[str
         if unknown.size:
             first = int(unknown[0])
             raise ValueError(
-                f"Row {rows_of_entries(stored)[first]} of split '{split}' has the label '{values[first]}', which no training image has; correct it "
-                f"or remove the row."
+                f"Row {rows_of_entries(stored)[first]} of split '{split}' has the label '{values[first]}', which no "
+                "training image has; correct it or remove the row."
             )
     labels, kind = labels.cast(pa.int64()), datasets.ClassLabel(names=names)
     if is_list:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from .columns import label_array
-from .multi_label import class_label_of, holds_lists, multi_hot_rows
+from .multi_label import class_label_of, holds_lists
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +152,8 @@ def as_classes(values, *, where: str) -> np.ndarray:
 
 def _no_classes(where: str) -> str:
     return (
-        f"The labels of the training set, of {where}, are lists that are no rows of 0 and 1; give each image one class "
-        "number, or a 1 for each of its classes, or give class_counts for class probabilities."
+        f"The labels of the training set, of {where}, are lists that are no rows of 0 and 1; give each image one "
+        "class number, or a 1 for each of its classes, or give class_counts for class probabilities."
     )
 
 

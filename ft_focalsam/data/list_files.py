@@ -140,9 +140,7 @@ def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
     category_of = dict(annotations)
     if len(category_of) != len(annotations):
         labels = _class_sets(file, [image for image, _ in images], annotations, index)
-        dataset = _from_paths(
-            file, options, names=names, lines=lines, labels=labels, feature=datasets.List(feature)
-        )
+        dataset = _from_paths(file, options, names=names, lines=lines, labels=labels, feature=datasets.List(feature))
         return datasets.DatasetDict({"train": dataset})
     unlabelled = [name for image, name in images if category_of.get(image) not in categories]
     if unlabelled:
@@ -297,7 +295,9 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
         path, label = (row.get(column) for column in columns)
         if path in (None, "") or label is None or (label == "" and separator is None):
             raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
-        splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append((line, str(path), _classes(label, separator)))
+        splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append(
+            (line, str(path), _classes(label, separator))
+        )
     if columns is None:
         raise ValueError(f"'{file}' lists no image; give one with lines.")
     found = [label for entries in splits.values() for *_, label in entries]

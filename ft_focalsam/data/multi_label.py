@@ -70,9 +70,7 @@ def as_label_tensor(labels: np.ndarray) -> Tensor:
     return torch.as_tensor(labels, dtype=torch.float32 if labels.ndim == 2 else torch.int64)
 
 
-def stratified_split_of_sets(
-    labels: np.ndarray, *, test_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split_of_sets(labels: np.ndarray, *, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split images of several classes each into train and test, so that each class is split alike.
 
     Iterative stratification (Sechidis et al., 2011, https://doi.org/10.1007/978-3-642-23808-6_10) in a fixed order:
@@ -111,6 +109,6 @@ def refuse_repeated(column: pa.Array, *, split: str) -> None:
     if same.any():
         found = order[np.flatnonzero(same)[0]]
         raise ValueError(
-            f"Row {rows[found]} of split '{split}' names the class {classes[found]} twice; list each class of an image "
-            "once, by its name or number, not as a row of 0 and 1."
+            f"Row {rows[found]} of split '{split}' names the class {classes[found]} twice; list each class of an "
+            "image once, by its name or number, not as a row of 0 and 1."
         )

@@ -57,7 +57,7 @@ class TransformedImages(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Labels, int64 of shape (N,) or uint8 of shape (N, C) as of [`label_array`], read without decoding an image."""
+        """Labels as [`label_array`] gives them, of shape (N,) or (N, C), read without decoding an image."""
         return label_array(self.dataset)
 
     def __len__(self) -> int:

@@ -65,9 +65,7 @@ class EvalConfig:
                 f"few_shot_threshold is {self.few} and many_shot_threshold {self.many}; set 0 <= few <= many."
             )
 
-    def result(
-        self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()
-    ) -> Result:
+    def result(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Result:
         """A result on predictions with the thresholds of these options."""
         return make_result(predictions, class_counts, many=self.many, few=self.few, notes=tuple(notes))
 

@@ -28,7 +28,8 @@ def asymmetric(
         float, Hyperparameter("Focusing parameter of the asymmetric loss for the classes of an image.", low=0)
     ] = 1.0,
     asymmetric_gamma_negative: Annotated[
-        float, Hyperparameter("Focusing parameter of the asymmetric loss for the classes that an image has not.", low=0)
+        float,
+        Hyperparameter("Focusing parameter of the asymmetric loss for the classes that an image has not.", low=0),
     ] = 4.0,
     asymmetric_margin: Annotated[
         float,
@@ -84,7 +85,9 @@ def distribution_balanced(
     ] = 0.2,
     db_kappa: Annotated[
         float,
-        Hyperparameter("Size kappa of the shift of logits by class frequency in the distribution-balanced loss.", low=0),
+        Hyperparameter(
+            "Size kappa of the shift of logits by class frequency in the distribution-balanced loss.", low=0
+        ),
     ] = 0.05,
     db_lambda: Annotated[
         float,

@@ -40,8 +40,8 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
 
     Args:
         model (`LongTailClassifier`): Its backbone as it is now, in evaluation mode.
-        batches (iterable of mappings): "labels" of shape (B,), or (B, C) with a 1 for each class, and "pixel_values" of shape (B, 3, H, W), or
-            "image_features" of shape (B, D), see `encode_images`.
+        batches (iterable of mappings): "labels" of shape (B,), or (B, C) with a 1 for each class, and "pixel_values"
+            of shape (B, 3, H, W), or "image_features" of shape (B, D), see `encode_images`.
 
     Returns:
         `Tensor` of shape (C, D), float32.

@@ -1,4 +1,4 @@
-"""Training sets whose images have several classes each, and what of a Trainer's arguments is for one class an image."""
+"""Training sets whose images have several classes each, and which arguments are for one class an image."""
 
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -60,7 +60,9 @@ def refuse_other_kind(args: TrainingArguments, *, multi_label: bool, own_loss: b
     if is_multi_label(args.loss) != multi_label and not own_loss:
         takes, have = ("one class", "several") if multi_label else ("several classes", "one")
         remedy = listed(same_kind(multi_label=True)) if multi_label else "cross_entropy or another loss of one class"
-        raise ValueError(f"loss is {args.loss!r}, for {takes} an image, and these images have {have}; set it to {remedy}.")
+        raise ValueError(
+            f"loss is {args.loss!r}, for {takes} an image, and these images have {have}; set it to {remedy}."
+        )
     if not multi_label:
         return
     alternatives = {

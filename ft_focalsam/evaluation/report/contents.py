@@ -264,7 +264,9 @@ def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
         lines = {name: pairs for name, pairs in lines.items() if len(pairs) > 1}
         if lines:
             draw = lambda look, lines=lines, ylabel=title + unit: curve(look, lines, ylabel)  # noqa: E731
-            plots.append(Plot(draw, f"{title} over the steps", f"{title[0].upper()}{title[1:]} over the optimizer steps."))
+            plots.append(
+                Plot(draw, f"{title} over the steps", f"{title[0].upper()}{title[1:]} over the optimizer steps.")
+            )
     if plots:
         yield Heading("Training")
         yield SideBySide(plots)

@@ -32,7 +32,8 @@ def summary(runs: Mapping[str, MultiLabelResult], *, dataset: str | None = None)
     if "mAP" not in result.metrics:
         yield Text(f"No class has a test image among {images}, and so no average precision.", is_lead=True)
         return
-    text = f"{name} has a mean average precision of {format_percent(result.metrics['mAP'])} % over the classes, on {images}"
+    value = format_percent(result.metrics["mAP"])
+    text = f"{name} has a mean average precision of {value} % over the classes, on {images}"
     if others:
         gain = result.metrics["mAP"] - runs[others[0]].metrics["mAP"]
         text += f", {format_percent(abs(gain))} points {'more' if gain >= 0 else 'less'} than {others[0]}"
@@ -42,9 +43,7 @@ def summary(runs: Mapping[str, MultiLabelResult], *, dataset: str | None = None)
     yield Text(f"{text}. The lowest classes: {lowest}.", is_lead=True)
 
 
-def sections(
-    runs: Mapping[str, MultiLabelResult], seeds: Sequence[MultiLabelResult], level: int
-) -> Iterator[Block]:
+def sections(runs: Mapping[str, MultiLabelResult], seeds: Sequence[MultiLabelResult], level: int) -> Iterator[Block]:
     """The metrics of all runs on a test set, over seeds where there are some, and class by class."""
     yield from _scores(runs, level)
     if seeds:

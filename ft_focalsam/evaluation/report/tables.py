@@ -73,9 +73,7 @@ def distinct_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
     return [text if len(names) == len(notes) else f"{', '.join(names)}: {text}" for text, names in runs.items()]
 
 
-def write_results(
-    folder: str | Path, records: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]
-) -> None:
+def write_results(folder: str | Path, records: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> None:
     """Write metrics.json with the records of all runs, per_class.csv of the last one, and of all
     accuracy_by_frequency.png, or average_precision_by_frequency.png.
 
@@ -201,8 +199,8 @@ def _class_rows(
 
 
 def result_rows(result: Result) -> list[dict[str, str | int | float | None]]:
-    """The records of [`per_class_rows`] of a result; of several classes an image, average_precision in the place of the
-    accuracy and its interval."""
+    """The records of [`per_class_rows`] of a result; of several classes an image, average_precision in the place of
+    the accuracy and its interval."""
     names, counts = result.predictions.class_names, result.class_counts
     options = {"test_counts": result.test_counts, "many": result.many, "few": result.few}
     if isinstance(result, EvalResult):

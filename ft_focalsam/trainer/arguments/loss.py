@@ -47,9 +47,7 @@ class _LossArguments(TrainingArguments):
         self.make_loss([1, 1])
         super().__post_init__()
 
-    def make_loss(
-        self, class_counts, *, head_scale: float = 1.0, num_samples: int | None = None
-    ) -> PerSampleLoss:
+    def make_loss(self, class_counts, *, head_scale: float = 1.0, num_samples: int | None = None) -> PerSampleLoss:
         """The loss that these arguments describe.
 
         Args:
