@@ -53,6 +53,17 @@ def refuse_what_cannot_be_meant(
             )
 
 
+def refuse_several_classes(args: FocalSAMTrainingArguments, what: str) -> None:
+    """Raise a `ValueError` where the loss is one for several classes an image.
+
+    Args:
+        args (`FocalSAMTrainingArguments`): Of a run.
+        what (`str`): What is for one class an image, and what to do instead.
+    """
+    if is_multi_label(args.loss):
+        raise ValueError(f"loss is {args.loss!r}, for several classes an image, and {what}.")
+
+
 def refuse_overwriting(options: tuple) -> None:
     """Raise a `ValueError` where the output folder holds a run, and the run is not to go on or to be overwritten."""
     args = options[-1]

@@ -35,6 +35,7 @@ from ..evaluation import (
 from ..evaluation.report.method_names import method_title
 from .arguments import TYPES
 from .automatic import settings_of_folder
+from .checks import refuse_several_classes
 from .config import parse_config
 from .finished_runs import FINISHED, describe, is_finished, run
 from .parsers import command_parser
@@ -128,7 +129,12 @@ def main(argv: list[str] | None = None) -> None:
             folder = args.output_dir / file_name(method) / f"seed_{seed}"
             own = [*method_options(method), "--seed", str(seed), "--output_dir", str(folder)]
             command_line = [*words, "--save_strategy", "no", "--overwrite", "true", *further, *own]
-            runs[method, seed] = folder, command_line, describe(parse_config(TYPES, command_line))
+            options = parse_config(TYPES, command_line)
+            refuse_several_classes(
+                options[-1],
+                "the intervals of a comparison are of accuracies; train and compare the mAP in metrics.json",
+            )
+            runs[method, seed] = folder, command_line, describe(options)
     left = [key for key, (folder, _, options) in runs.items() if not is_finished(folder, options)]
     if args.jobs > 1 and PartialState().num_processes > 1:
         raise ValueError(f"--jobs is {args.jobs} where the script has several processes; start it without a launcher.")

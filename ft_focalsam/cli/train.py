@@ -82,7 +82,8 @@ def train_and_evaluate(
     """Metrics and results on the test images by name of the row: `before`, and after training if anything trains."""
     args, name = trainer.args, short_name(data.name)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
-    say(describe_groups(trainer.class_counts, **thresholds))
+    counted = "labels" if trainer.is_multi_label else "images"
+    say(describe_groups(trainer.class_counts, **thresholds, counted=counted))
     say(describe_parameters(trainer.model))
     metrics, results = {}, {}
     trains = any(parameter.requires_grad for parameter in trainer.model.parameters())

@@ -224,14 +224,17 @@ def frequency_groups(
     }
 
 
-def describe_groups(class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20) -> str:
+def describe_groups(
+    class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20, counted: str = "images"
+) -> str:
     """Table of the many/medium/few-shot groups: thresholds, number of classes, number of training images.
 
-    Takes the arguments of [`frequency_groups`] and returns a text of four lines, ready to print.
+    Takes the arguments of [`frequency_groups`], and `counted`, what the counts add up to: of several classes an image
+    these are labels. Returns a text of four lines, ready to print.
     """
     counts = np.asarray(class_counts)
     thresholds = {"many": f"> {many}", "medium": f"{few}..{many}", "few": f"< {few}"}
-    lines = [f"{'group':<8}{'images a class':>16}{'classes':>10}{'images':>12}"]
+    lines = [f"{'group':<8}{'images a class':>16}{'classes':>10}{counted:>12}"]
     for group, classes in frequency_groups(counts, many=many, few=few).items():
         lines.append(f"{group:<8}{thresholds[group]:>16}{len(classes):>10}{int(counts[classes].sum()):>12}")
     return "\n".join(lines)
