@@ -1,9 +1,8 @@
 """What a model says to each image of a test set: computed, saved, loaded, restricted to some classes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.special import log_expit, log_softmax
+from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,7 +35,7 @@ class Predictions:
 
     Args:
         log_probabilities (`np.ndarray`): float32 of shape (N, C); they stand in for logits wherever these are asked.
-            Of several classes an image, those of each class by itself.
+            Of several classes an image they are the logits, which no sigmoid has rounded to 0 or 1.
         labels (`np.ndarray`): int64 of shape (N,), values 0..C-1; of several classes an image, 0 and 1 in uint8, of
             shape (N, C).
         ids (`list[str]`): What tells the images apart, see [`image_ids`].
@@ -70,7 +69,7 @@ class Predictions:
         """
         labels, logits = whole_numbers(np.asarray(labels), "test labels"), np.asarray(logits)
         if labels.ndim == 2:
-            labels, found = labels.astype(np.uint8), _in_float32(log_expit, logits)
+            labels, found = labels.astype(np.uint8), logits.astype(np.float32)
         else:
             found = _log_probabilities(logits)
         return cls(found, labels, list(ids), list(class_names), dataset, model)
@@ -157,12 +156,8 @@ class Predictions:
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     """float32; NaN somewhere in the row of an image whose logits hold NaN or infinity."""
-    return _in_float32(partial(log_softmax, axis=-1), logits)
-
-
-def _in_float32(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
-        return function(values.astype(np.float64)).astype(np.float32)
+        return log_softmax(logits.astype(np.float64), axis=-1).astype(np.float32)
 
 
 def image_ids(dataset: datasets.Dataset) -> list[str]:
