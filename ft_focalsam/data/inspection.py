@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .columns import label_array
+from .image_data import ImageData
 from .long_tail import class_counts, describe_groups
 from .scan import ImageFacts, scan_images
-from .sources import ImageData
 
 EXTREME_RATIO = 5  # longer to shorter side of an image
 EXTREME_SIZE = 8  # an image's shorter side to the median of its split, or the other way round
