@@ -165,6 +165,8 @@ def per_class_rows(
     Raises:
         ValueError: If the arguments do not have the same number of classes.
     """
+    counts = class_names if class_counts is None else class_counts
+    check_lengths(counts, names=class_names, accuracies=per_class_accuracy, test_counts=test_counts)
     accuracies = np.stack(
         [per_class_accuracy, *accuracy_interval(np.asarray(per_class_accuracy), test_counts)], axis=1
     )
@@ -182,8 +184,6 @@ def _class_rows(
     few: int,
 ) -> list[dict[str, str | int | float | None]]:
     """One record a class, with its scores at the end; None for NaN."""
-    counts = class_names if class_counts is None else class_counts
-    check_lengths(counts, names=class_names, scores=scores, test_counts=test_counts)
     group_of, train_images = {}, [None] * len(class_names)
     if class_counts is not None:
         groups = frequency_groups(class_counts, many=many, few=few)

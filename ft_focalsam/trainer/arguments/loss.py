@@ -30,8 +30,8 @@ class _LossArguments(TrainingArguments):
     loss: str = field(
         default="cross_entropy",
         metadata={
-            "help": f"Training loss: {listed(same_kind(multi_label=False))}; for several classes an image, "
-            f"{listed(same_kind(multi_label=True))}."
+            "help": f"Training loss: {listed(LOSSES)}; {listed(same_kind(multi_label=True), last='and')} are for "
+            "several classes an image, the others for one."
         },
     )
     drw_start: float | None = field(
