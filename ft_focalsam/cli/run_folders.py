@@ -27,7 +27,7 @@ SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, wha
 # Settings that decide which images are held out to choose by.
 HELD_OUT = (
     *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
-    *("validation_split", "class_names", "image_root", "test_dataset"),
+    *("validation_split", "class_names", "image_root", "test_dataset", "label_separator"),
 )
 
 

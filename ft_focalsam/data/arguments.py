@@ -207,6 +207,10 @@ class DataArguments:
                 f"validation_split is {self.validation_split!r} and validation_fraction {self.validation_fraction:g}; "
                 "set one of them alone."
             )
+        if self.label_separator == "":
+            raise ValueError(
+                "label_separator is empty; set it to what separates the classes of an image, or leave it out."
+            )
         if self.cache_features:
             self._check_cache_features()
 

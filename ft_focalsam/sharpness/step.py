@@ -33,7 +33,7 @@ from .randomness import RandomState, drawing_from, is_same_state, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .targets import Target, perturbed
-from .weights import sample_weights
+from .weights import IGNORED, sample_weights
 
 # Up to this share of a batch with c(n) > 0, the second pass runs over these samples alone.
 FEW_ROWS = 0.6
@@ -462,14 +462,18 @@ class SharpnessStep:
             yield
 
     def sample_weights(self, labels: Tensor) -> Tensor:
-        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored."""
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored. Where
+        all classes have the same weight, as in SAM, every sample has it, those of no class too."""
         parameter = next(iter(self._gradients.info.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
             self._class_weights = self.class_weights.to(parameter.device, dtype)
-        return sample_weights(self._class_weights, labels.to(parameter.device))
+        labels = labels.to(parameter.device)
+        if labels.ndim == 2 and self._gradients is self._scaled:
+            return (labels != IGNORED).any(dim=1).to(dtype) * self._scaled.weight
+        return sample_weights(self._class_weights, labels)
 
     def _random_state(self) -> RandomState:
         return random_state(self.accelerators)

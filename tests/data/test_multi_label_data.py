@@ -19,6 +19,7 @@ from ft_focalsam.data import (
     load_image_data,
     prepare_images,
     stratified_split,
+    stream_images,
 )
 from ft_focalsam.data.cached_features import CachedFeatures
 from ft_focalsam.data.columns import check_labels, find_label_column, normalise
@@ -216,3 +217,22 @@ def test_validation_images_and_the_inspection(tmp_path):
     assert f"{len(data.train)} training images of 10 classes" in found.summary()
     assert "labels" in found.summary()
     assert set(found.smallest_sides.tolist()) == {24}
+
+
+def test_smaller_copies_keep_the_classes(tmp_path):
+    path = write_images(tmp_path / "images", train=300, test=20, separator=None)
+    found = prepare_images(
+        DataArguments(dataset=str(path), cache_resized=str(tmp_path / "copies"), cache_resized_side=16)
+    )
+    assert np.array_equal(label_array(found.train), label_array(load_image_data(str(path)).train))
+
+
+def test_a_stream_and_an_empty_separator_are_refused(tmp_path):
+    kind = datasets.List(datasets.ClassLabel(names=["cat", "dog", "owl"]))
+    for split in ("train", "test"):
+        hub(numbers(), kind).to_parquet(tmp_path / f"{split}.parquet")
+    args = DataArguments(dataset=str(tmp_path), streaming=True)
+    with pytest.raises(ValueError, match="'labels' of the stream has several classes per image.*drop --streaming"):
+        stream_images(args, counts_path=tmp_path / "counts.json", recount=True)
+    with pytest.raises(ValueError, match="label_separator is empty; set it to what separates"):
+        DataArguments(label_separator="")

@@ -106,7 +106,8 @@ def weight_of(c: Tensor, label: Tensor) -> float:
         return float(c[label])
     if set(label.tolist()) <= {0.0, 1.0}:
         present = [float(c[k]) for k, y in enumerate(label.tolist()) if y]
-        return sum(present) / len(present) if present else 0.0
+        of_none = float(c[0]) if len(set(c.tolist())) == 1 else 0.0  # SAM perturbs by every sample
+        return sum(present) / len(present) if present else of_none
     return float(label.double() @ c)
 
 

@@ -60,6 +60,22 @@ def test_two_points_and_accumulation(name, tuning):
         assert update.step.separate_reason is None and update.step.backward_passes == 1
 
 
+@pytest.mark.parametrize("evaluation", ["two_point", "one_pass"])
+def test_one_weight_for_all_classes_is_that_of_every_image_of_no_class_too(evaluation):
+    """As in SAM, whose gradient of L_c is that of L times the weight."""
+    same, model = torch.full_like(C, 0.7), make_model("vit", "lora")
+    direction, name = (gradient, "gradient") if evaluation == "two_point" else (momentum, "momentum")
+    naive = NaiveUpdate(copy.deepcopy(model), "trained", same, RHO, direction, losses_of)
+    step = SharpnessStep(model, same, rho=RHO, direction=make_direction(name, {"decay": 0.8}))
+    update = make_evaluation(evaluation, step)
+    for number in range(3):
+        images, labels = batch(seed=number)
+        expected = getattr(naive, evaluation)(images, labels)
+        found = run_update(update, model, images, labels, number=number, losses=losses_of)
+        assert relative_error(found, expected) <= 1e-9
+    assert step.sample_weights(labels).tolist() == [0.7] * len(labels)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_pass(name):
     model, losses = make_model("vit", "lora"), partial(losses_of, loss=name)
