@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     """The recipe, shorter, choosing its best epoch by the mAP of validation images."""
     folder = tmp_path_factory.mktemp("multi_label")
     choosing = ["--validation_fraction", "0.1", "--metric_for_best_model", "mAP", "--load_best_model_at_end", "true"]
-    choosing += ["--save_strategy", "epoch", "--save_total_limit", "1"]
+    choosing += ["--save_strategy", "epoch", "--eval_strategy", "epoch", "--save_total_limit", "1"]
     result = finetune("--output_dir", folder, "--num_train_epochs", 6, *choosing, config=RECIPE)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, result.stdout

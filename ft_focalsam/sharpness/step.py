@@ -462,8 +462,8 @@ class SharpnessStep:
             yield
 
     def sample_weights(self, labels: Tensor) -> Tensor:
-        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored. Where
-        all classes have the same weight, as in SAM, every sample has it, those of no class too."""
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored.
+        Where all classes have the same weight, as in SAM, every sample has it, those of no class too."""
         parameter = next(iter(self._gradients.info.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")

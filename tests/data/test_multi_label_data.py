@@ -232,7 +232,7 @@ def test_a_stream_and_an_empty_separator_are_refused(tmp_path):
     for split in ("train", "test"):
         hub(numbers(), kind).to_parquet(tmp_path / f"{split}.parquet")
     args = DataArguments(dataset=str(tmp_path), streaming=True)
-    with pytest.raises(ValueError, match="'labels' of the stream has several classes per image.*drop --streaming"):
+    with pytest.raises(ValueError, match=r"'labels' of the stream has several classes per image.*drop --streaming"):
         stream_images(args, counts_path=tmp_path / "counts.json", recount=True)
     with pytest.raises(ValueError, match="label_separator is empty; set it to what separates"):
         DataArguments(label_separator="")
