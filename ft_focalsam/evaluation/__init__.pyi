@@ -166,6 +166,9 @@ from .report import (
 from .report import (
     write_results as write_results,
 )
+from .run_record import (
+    RunRecord as RunRecord,
+)
 from .sample_results import (
     ClassCounts as ClassCounts,
 )
