@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 def test_map_rises_and_is_everywhere(run):
     folder, said = run
     metrics = json.loads((folder / "metrics.json").read_text())
-    before, after = metrics["class means"], metrics["focal_sam"]
+    before, after = metrics["zero-shot"], metrics["focal_sam"]
     assert before["mAP"] < 0.4 and after["mAP"] > before["mAP"] + 0.15
     assert {"many", "medium", "few"} <= set(after) and "accuracy" not in after and "intervals" not in after
     assert re.search(r"validation  mAP +\d+\.\d  many +\d", said)
