@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("multi_label")
     choosing = ["--validation_fraction", "0.1", "--metric_for_best_model", "mAP", "--load_best_model_at_end", "true"]
     choosing += ["--save_strategy", "epoch", "--eval_strategy", "epoch", "--save_total_limit", "1"]
-    result = finetune("--output_dir", folder, "--num_train_epochs", 6, *choosing, config=RECIPE)
+    result = finetune("--output_dir", folder, "--num_train_epochs", 10, *choosing, config=RECIPE)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, result.stdout
 
