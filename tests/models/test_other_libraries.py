@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from other_libraries import OPEN_CLIP, TIMM, save_others, side_of
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
@@ -293,6 +294,7 @@ def test_split_biases_are_those_of_the_checkpoint(names, name):
         ("timm:resnet50@gone.safetensors", r"'gone.safetensors' of the backbone .* do not exist; check the path"),
         ("timn:resnet50", r"'timn:resnet50' begins with 'timn:'; the libraries of backbones are .*timm:"),
         ("timm:/no/such/folder", r"The backbone folder '/no/such/folder' does not exist; check the path"),
+        ("timm:no/folder", r"The backbone folder 'no/folder' does not exist; .* or write timm:hf-hub:no/folder"),
         (
             "open_clip:ViT-B-17@openai",
             r"no usable model 'ViT-B-17@openai': it has no 'ViT-B-17' \(but .*; open_clip.list_pretrained",
@@ -302,8 +304,8 @@ def test_split_biases_are_those_of_the_checkpoint(names, name):
         ("open_clip:ViT-B-16@/no/file.safetensors", r"'/no/file.safetensors' does not exist; check the path"),
     ],
     ids=[
-        "timm_name", "scratch", "scratch_own", "timm_tag", "timm_file", "library", "timm_folder", "open_clip_name",
-        "open_clip_weights", "open_clip_tag", "open_clip_file",
+        "timm_name", "scratch", "scratch_own", "timm_tag", "timm_file", "library", "timm_folder",
+        "timm_short_folder", "open_clip_name", "open_clip_weights", "open_clip_tag", "open_clip_file",
     ],
 )  # fmt: skip
 def test_names_that_lead_nowhere(name, message):
@@ -328,9 +330,19 @@ def test_running_statistics_that_move_are_saved(names, tmp_path):
     assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model.eval()(images).logits)
 
 
-def test_image_size_of_a_model_that_takes_one_only(names):
+@pytest.mark.parametrize("name", ["timm_resnet", "timm_convnext"])
+@torch.no_grad()
+def test_convolutional_networks_take_images_of_any_size(names, tmp_path, name):
+    model, images = LongTailClassifier.from_backbone(names[name], NAMES, image_size=48).eval(), make_images(48)
+    assert_same(model.features(images), plain_timm(names[name])(images))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model(images).logits)
+
+
+def test_image_size_of_a_model_that_takes_one_only(tmp_path):
+    save_for_hf(timm.create_model("mixer_s32_224", num_classes=0), tmp_path, safe_serialization=True)
     with pytest.raises(ValueError, match=r"image_size is 64, and .* takes no other size than its own; leave"):
-        LongTailClassifier.from_backbone(names["timm_resnet"], NAMES, image_size=64)
+        LongTailClassifier.from_backbone(f"timm:{tmp_path}", NAMES, image_size=64)
 
 
 def test_weights_that_a_folder_does_not_hold(names, tmp_path):
