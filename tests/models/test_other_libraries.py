@@ -365,6 +365,44 @@ def test_without_blocks_there_are_no_adapters_but_other_methods(names, name, kin
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
 
+def test_without_linear_layers_there_is_no_lora(names):
+    model = LongTailClassifier.from_backbone(names["timm_resnet"], NAMES)
+    with pytest.raises(ValueError, match=r"has no linear layers for lora to act on; .*name its convolutions in peft"):
+        apply_tuning(model, "lora")
+    apply_tuning(model, "peft", TuningOptions(peft_config={"peft_type": "LORA", "target_modules": ["conv2"]}))
+    model(make_images(32), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+
+
+@pytest.mark.parametrize("name", ["timm_resnet", "timm_convnext"])
+@torch.no_grad()
+def test_scale_and_shift_act_on_the_channels_of_convolutional_networks(names, name):
+    model, plain, images = (
+        LongTailClassifier.from_backbone(names[name], NAMES),
+        plain_timm(names[name]),
+        make_images(32),
+    )
+    apply_tuning(model, "ssf")
+    for place, layer in plain.named_modules():
+        kind = type(layer).__name__
+        if kind not in ("Conv2d", "BatchNorm2d", "LayerNorm2d", "LayerNorm", "Linear"):
+            assert not hasattr(model.backbone.get_submodule(place), "ssf"), place
+            continue
+        ssf = model.backbone.get_submodule(place).ssf
+        ssf.weight += 0.3 * torch.randn_like(ssf.weight)
+        ssf.bias += 0.3 * torch.randn_like(ssf.bias)
+        equation = "bdhw,d->bdhw" if kind.endswith("2d") else "...d,d->...d"
+
+        def replace(module, args, output, ssf=ssf, equation=equation):
+            return torch.einsum(equation, output, ssf.weight) + torch.einsum(
+                equation, torch.ones_like(output), ssf.bias
+            )
+
+        layer.register_forward_hook(replace)
+    features = model.eval().features(images)
+    assert (features - plain_timm(names[name])(images)).abs().max() > 0.1
+    assert_same(features, plain(images), atol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "reason"), [("timm_mean", "mean of its tokens"), ("timm_beit", "position bias")])
 def test_models_that_have_no_place_for_prompts(names, name, reason):
     model = LongTailClassifier.from_backbone(names[name], NAMES)
