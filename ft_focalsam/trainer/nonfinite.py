@@ -30,13 +30,13 @@ class NonFiniteSteps:
         self.trainer = trainer
         self.count = 0
 
-    def add(self, is_finite: bool, loss: Tensor, labels: Tensor) -> None:
+    def add(self, is_finite: bool, loss: Tensor, labels: Tensor | None) -> None:
         """Count a step.
 
         Args:
             is_finite (`bool`): Whether its gradient is, on all processes.
             loss (`Tensor` without dimensions): Of its last batch, on this process.
-            labels (`Tensor` of shape (B,) or (B, C)): The same.
+            labels (`Tensor` of shape (B,) or (B, C), *optional*): The same.
 
         Raises:
             ValueError: If it is one too many, on all processes; says the step, the learning rate and the images.
@@ -55,7 +55,7 @@ class NonFiniteSteps:
                 f"look at {self._describe(labels)}, or set --max_nonfinite_steps 0 to go on."
             )
 
-    def _describe(self, labels: Tensor) -> str:
+    def _describe(self, labels: Tensor | None) -> str:
         rows = rows_of_step(self.trainer, labels)
         names = gather_object([None] if rows is None else image_names(self.trainer.train_dataset, rows))
         if None in names:
@@ -69,7 +69,16 @@ class NonFiniteSteps:
         return f"the images of its batch: {shown} and {more} more in '{file}'"
 
 
-def rows_of_step(trainer: Trainer, labels: Tensor) -> list[int] | None:
+def finite_loss(trainer: Trainer, loss: Tensor) -> Tensor:
+    """The loss, or, where it is not finite, the mean of those since the latest log: what the Trainer's
+    `logging_nan_inf_filter` makes of it, without waiting for the device."""
+    if not hasattr(trainer, "_tr_loss"):  # outside of `train`
+        return loss
+    mean = trainer._tr_loss / (1 + trainer.state.global_step - trainer._globalstep_last_logged)
+    return torch.where(torch.isfinite(loss), loss, mean.to(loss))
+
+
+def rows_of_step(trainer: Trainer, labels: Tensor | None) -> list[int] | None:
     """Rows of the training set that this process has read for the optimizer step under way.
 
     Nothing is noted during training: the order of the epoch is drawn once more, and compared with the labels of the
@@ -77,14 +86,15 @@ def rows_of_step(trainer: Trainer, labels: Tensor) -> list[int] | None:
 
     Args:
         trainer (`Trainer`): In a training step, whose gradients are about to be stepped on.
-        labels (`Tensor` of shape (B,) or (B, C)): Of the last batch.
+        labels (`Tensor` of shape (B,) or (B, C), *optional*): Of the last batch.
 
     Returns:
-        list of `int`, or None where the order cannot be drawn again: of a stream, or of a sampler without a seed.
+        list of `int`, or None where the order cannot be drawn again: of a stream, of a sampler without a seed, or
+        without labels.
     """
     loader = trainer.callback_handler.train_dataloader
     sampler = getattr(loader, "batch_sampler", None)
-    if sampler is None or not hasattr(trainer.train_dataset, "__len__"):
+    if sampler is None or labels is None or not hasattr(trainer.train_dataset, "__len__"):
         return None
     accumulation = trainer.args.gradient_accumulation_steps
     epoch, step = divmod(trainer.state.global_step, -(-len(loader) // accumulation))

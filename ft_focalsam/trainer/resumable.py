@@ -12,8 +12,9 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from ..base.errors import first_fault, one_line
@@ -331,6 +332,20 @@ class ResumableTrainer(HubMixin, Trainer):
                 f"The optimizer's state in '{checkpoint}' does not fit this run ({one_line(error)}); set the "
                 "optimizer and what trains back, or begin anew in another --output_dir."
             ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
+        memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
+        model = self.model if model is None else model
+        if not (isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers.")):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        """As above, for `load_best_model_at_end`."""
+        if not type(self.model).__module__.startswith("transformers."):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _end_at(self, number: int, run_folder: Path) -> None:
         message = (
