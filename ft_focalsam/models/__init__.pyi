@@ -37,7 +37,7 @@ from .backbones import (
 from .classifier import (
     LongTailClassifier as LongTailClassifier,
 )
-from .classifier import (
+from .classifier_config import (
     LongTailClassifierConfig as LongTailClassifierConfig,
 )
 from .encoding import (
