@@ -101,6 +101,33 @@ def test_runs_of_other_settings_are_not_taken(compared):
         compare.main([*arguments, "--output_dir", str(folder)])
 
 
+def test_recorded_runs_are_not_repeated_where_their_folders_are_gone(compared, tmp_path, capsys):
+    folder, arguments = compared
+    record = tmp_path / "record.safetensors"
+    compare.main([*arguments, "--output_dir", str(folder), "--record", str(record)])
+    assert " steps in " not in capsys.readouterr().out
+    before = json.loads((folder / "comparison.json").read_text())
+    compare.main([*arguments, "--output_dir", str(tmp_path / "elsewhere"), "--record", str(record)])
+    assert " steps in " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "elsewhere" / "comparison.json").read_text()) == before
+    assert str(tmp_path) not in str(record.read_bytes())
+    changed = ["0.2" if word == "0.1" else word for word in arguments]
+    with pytest.raises(
+        ValueError, match=r"'none/seed_0' in '.*' was made by 'quickstart.yaml .*0\.1.*; choose another --rec"
+    ):
+        compare.main([*changed, "--output_dir", str(tmp_path / "others"), "--record", str(record)])
+
+
+def test_a_new_run_goes_into_the_record(compared, tmp_path, capsys):
+    _, arguments = compared
+    arguments = [*arguments, "--output_dir", str(tmp_path / "runs"), "--record", str(tmp_path / "record.safetensors")]
+    arguments[arguments.index("--methods") + 1 : arguments.index("--methods") + 3] = ["none"]
+    for seeds, trained in ((["0"], 1), (["0", "1"], 1)):
+        place = arguments.index("--seeds") + 1
+        compare.main([*arguments[:place], *seeds, *arguments[place + 2 :]])
+        assert capsys.readouterr().out.count(" steps in ") == trained
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

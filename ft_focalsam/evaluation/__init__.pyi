@@ -142,6 +142,9 @@ from .report import (
 from .report import (
     write_report as write_report,
 )
+from .run_record import (
+    RunRecord as RunRecord,
+)
 from .sample_results import (
     ClassCounts as ClassCounts,
 )

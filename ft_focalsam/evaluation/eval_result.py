@@ -113,6 +113,8 @@ class EvalResult:
         if broken := int((self.outcomes.predicted < 0).sum()):
             yield f"images with NaN or infinite logits: {broken:,}; they count as wrong, check the model."
         values = self.predictions.log_probabilities
+        if values is None:
+            return
         ties = int(((values == values.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
         if ties > MOST_TIES * len(values):
             yield f"images with several equally high logits: {ties:,}; the first of these classes counts."

@@ -34,20 +34,24 @@ class Predictions:
     """What a model says to each of N images.
 
     Args:
-        log_probabilities (`np.ndarray`): float32 of shape (N, C); they stand in for logits wherever these are asked.
+        log_probabilities (`np.ndarray`, *optional*): float32 of shape (N, C); they stand in for logits wherever these
+            are asked. None where only the predicted classes were kept.
         labels (`np.ndarray`): int64 of shape (N,), values 0..C-1.
         ids (`list[str]`): What tells the images apart, see [`image_ids`].
         class_names (`list[str]`): The C class names in index order.
         dataset (`str`): Name of the test set.
         model (`str`): Name of the model.
+        predicted (`np.ndarray`, *optional*): int64 of shape (N,), the predicted classes, -1 for none, in place of
+            log_probabilities.
     """
 
-    log_probabilities: np.ndarray
+    log_probabilities: np.ndarray | None
     labels: np.ndarray
     ids: list[str]
     class_names: list[str]
     dataset: str = ""
     model: str = ""
+    predicted: np.ndarray | None = None
 
     @classmethod
     def of_logits(
@@ -69,8 +73,12 @@ class Predictions:
         return cls(_log_probabilities(np.asarray(logits)), labels, list(ids), list(class_names), dataset, model)
 
     def __post_init__(self):
-        shape, num_labels = self.log_probabilities.shape, len(self.labels)
-        if shape != (num_labels, len(self.class_names)) or len(self.ids) != num_labels:
+        num_labels = len(self.labels)
+        if self.log_probabilities is None:
+            shape, expected = np.shape(self.predicted), (num_labels,)
+        else:
+            shape, expected = self.log_probabilities.shape, (num_labels, len(self.class_names))
+        if shape != expected or len(self.ids) != num_labels:
             raise ValueError(
                 f"Logits of shape {shape} do not fit {num_labels} labels, {len(self.ids)} ids and "
                 f"{len(self.class_names)} class names."
@@ -78,7 +86,8 @@ class Predictions:
 
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
         """Compared with the labels, by frequency groups where these are given."""
-        return SampleResults.of(self.log_probabilities, self.labels, num_classes=len(self.class_names), groups=groups)
+        said = self.predicted if self.log_probabilities is None else self.log_probabilities
+        return SampleResults.of(said, self.labels, num_classes=len(self.class_names), groups=groups)
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Some of the images, by their rows."""
