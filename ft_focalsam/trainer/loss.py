@@ -82,7 +82,7 @@ class TrainerLoss:
 
     def __init__(self, loss: PerSampleLoss | Callable):
         self.loss = loss if isinstance(loss, PerSampleLoss) else None
-        self.function = loss
+        self.function: Callable = loss
         self.takes_count = self.loss is None and _takes_count(loss)
         self._input: ClassifierInput | None = None
         self._has_checked_probabilities = False
@@ -140,18 +140,19 @@ class TrainerLoss:
         else:
             losses = self(outputs, kept, progress=progress, count=count)
         is_left_out = is_left_out.reshape(len(labels), -1).all(dim=1)
+        divisor: Tensor | float | None = count
         if count is not None and labels.ndim == 2:
-            count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
+            divisor = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
         if losses.ndim == 0 and evaluation is None:
-            if count is None or self.takes_count:
+            if divisor is None or self.takes_count:
                 return losses
-            return losses * (~is_left_out).sum().to(losses.dtype) / count  # the share of a mean in that of the step
+            return losses * (~is_left_out).sum().to(losses.dtype) / divisor  # the share of a mean in that of the step
         check_per_sample(losses, len(labels))
         losses = losses.masked_fill(is_left_out, 0)
         step: SharpnessStep | None = getattr(evaluation, "step", None)
         if step is not None:
-            return step.reduce(losses, count)
-        return losses.sum() / (losses.numel() if count is None else count)
+            return step.reduce(losses, divisor)
+        return losses.sum() / (losses.numel() if divisor is None else divisor)
 
     def __call__(self, outputs: Any, labels: Tensor, *, progress: float, count=None) -> Tensor:
         """Losses of the samples, shape (B,), or what the user's function returns instead.
@@ -166,6 +167,7 @@ class TrainerLoss:
             return self.function(outputs, labels, count) if self.takes_count else self.function(outputs, labels)
         logits, features = logits_of(outputs), None
         if self.loss.needs_features:
+            assert self._input is not None  # a watched pass has made it
             features = self._input.find(logits)
             if features is None:
                 raise ValueError(

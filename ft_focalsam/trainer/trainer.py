@@ -81,7 +81,6 @@ class FocalSAMTrainer(ResumableTrainer):
             losses of the samples.
     """
 
-    args: FocalSAMTrainingArguments
     model: nn.Module
     _gradient_check: GradientCheck  # of the run under way
 
@@ -113,7 +112,7 @@ class FocalSAMTrainer(ResumableTrainer):
             raise TypeError(
                 f"args is a {type(args).__name__}; use FocalSAMTrainingArguments, which has all of its fields."
             )
-        check_writable(args.output_dir)  # type: ignore[arg-type]  # the arguments have set it
+        check_writable(args.output_dir)
         args.choose_num_workers(train_dataset)
         super().__init__(
             model=model,
