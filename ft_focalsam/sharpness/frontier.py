@@ -143,10 +143,10 @@ class FrozenPrefix:
         numbers: dict[nn.Module, int] = {}
         with ExitStack() as stack:
             for module in _modules_of(self.calls):
-                own = vars(module).get("forward")  # where something else stands in for it already
-                stack.callback(delattr, module, "forward") if own is None else stack.callback(
-                    setattr, module, "forward", own
-                )
+                if "forward" in vars(module):  # something else stands in for it already
+                    stack.callback(setattr, module, "forward", module.forward)
+                else:
+                    stack.callback(delattr, module, "forward")
                 module.forward = partial(self._replay, module, module.forward, record, numbers)
             yield
 
