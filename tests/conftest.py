@@ -22,12 +22,24 @@ LONGEST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    help = "run each test function once, with its first parameters, and none that is marked slow"
+    parser.addoption("--quick", action="store_true", help=help)
+
+
+def pytest_collection_modifyitems(config, items):
     def place(item) -> int:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         return LONGEST.index(path) if path in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+    if config.option.quick:
+        first: dict[str, pytest.Item] = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        kept = [item for item in first.values() if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,9 @@ from .backbones import (
 from .backbones import (
     register_library as register_library,
 )
+from .batch_norm import (
+    keep_batch_norms_in_eval as keep_batch_norms_in_eval,
+)
 from .classifier import (
     LongTailClassifier as LongTailClassifier,
 )

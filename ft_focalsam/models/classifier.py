@@ -53,6 +53,7 @@ class LongTailClassifier(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    batch_norm_eval = False  # set by `keep_batch_norms_in_eval`
 
     def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
         super().__init__(config)
@@ -163,6 +164,15 @@ class LongTailClassifier(PreTrainedModel):
         logits = self.head(features) if is_text else full_precision_logits(self.head, features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def train(self, mode: bool = True) -> "LongTailClassifier":
+        """As of every module, but for batch normalisation that is kept in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm_eval:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         """Activation checkpointing of the backbone, by the switch of its library."""

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from ft_focalsam import FocalSAM, LongTailClassifier, LongTailClassifierConfig, TuningOptions, apply_tuning
-from ft_focalsam.models import choose_family
+from ft_focalsam.models import ATTENTION_IMPLEMENTATIONS, choose_family, set_attention
 from ft_focalsam.models.backbones.timm_models import create_timm
 from ft_focalsam.sharpness import EVALUATIONS, ClassConditionalSAM, SharpnessStep, class_weights
 from ft_focalsam.sharpness.directions import make_direction
@@ -66,7 +66,9 @@ LABELS = {
 }
 
 
-def build_model(name: str, tuning: str, *, side: int, upper_blocks: int | None = None) -> nn.Module:
+def build_model(
+    name: str, tuning: str, *, side: int, upper_blocks: int | None = None, attention: str | None = None
+) -> nn.Module:
     """A model with random float32 weights, for images of a side in pixels, tuned in its upper blocks if given."""
     torch.manual_seed(0)
     if name == "resnet32":
@@ -81,6 +83,8 @@ def build_model(name: str, tuning: str, *, side: int, upper_blocks: int | None =
         id2label={i: str(i) for i in range(CLASSES)},
     )
     model = LongTailClassifier(config, backbone)
+    if attention is not None:
+        set_attention(model, attention)
     options = TuningOptions()
     if upper_blocks is not None:
         depth = len(model.family.blocks(model.backbone))
@@ -226,6 +230,9 @@ def main() -> None:
         "--kinds", nargs="+", choices=[*KINDS, *PEERS], default=KINDS[:4], help="kinds of step, beside plain"
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
+    parser.add_argument(
+        "--attn_implementation", choices=ATTENTION_IMPLEMENTATIONS, help="of a ViT of transformers; sdpa by default"
+    )
     parser.add_argument("--compile", action="store_true", help="time the model as torch.compile makes it")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--profile", action="store_true", help="list what the operators of plain and our steps take")
@@ -238,7 +245,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = args.image_size or (32 if args.model == "resnet32" else 224)
-    model = build_model(args.model, args.tuning, side=side, upper_blocks=args.upper_blocks)
+    choices = {"upper_blocks": args.upper_blocks, "attention": args.attn_implementation}
+    model = build_model(args.model, args.tuning, side=side, **choices)
     model.to(device)
     images = torch.randn(args.batch_size, 3, side, side, device=device)
     labels = torch.randint(CLASSES, (args.batch_size,), device=device)

@@ -44,19 +44,35 @@ class Work:
         """Whether a step takes two passes."""
         return self.given.get("sharpness", "focal_sam") != "none"
 
+    @property
+    def is_half(self) -> bool:
+        """Whether matrices are multiplied in half precision."""
+        native = self.machine.precision
+        asked = [self.given[name] for name in ("bf16", "fp16") if name in self.given]
+        return any(asked) if asked else native is not None
+
     def hours(self, epochs: float, image_size: int) -> float:
         """How long a CPU trains, roughly."""
-        each = seconds_on_cpu(self.machine, self.backbone, image_size, is_sharp=self.is_sharp)
+        precision = {"is_half": self.is_half, "is_sharp": self.is_sharp}
+        each = seconds_on_cpu(self.machine, self.backbone, image_size, **precision)
         steps = epochs * math.ceil(self.images / batch_size(self, image_size))
         return (epochs * self.images * each + steps * SECONDS_PER_STEP) / 3600
 
 
 def choose_precision(work: Work) -> tuple[dict[str, object], list[str]]:
-    """Mixed precision where the device computes with it natively."""
-    precision = work.machine.precision
+    """Mixed precision where the device computes with it natively.
+
+    On a CPU the models of transformers then compute attention step by step: the backward pass of its fused kernel is
+    slow in bfloat16 (recipes/RESULTS.md, "bfloat16 on a CPU").
+    """
+    precision, machine = work.machine.precision, work.machine
     if precision is None or {"bf16", "fp16"} & set(work.given):
         return {}, []
-    return {precision: True}, [f"mixed precision {precision}: {work.machine.name} computes with it natively"]
+    settings: dict[str, object] = {precision: True}
+    if machine.is_cpu and ":" not in work.backbone.name:
+        settings["attn_implementation"] = "eager"
+    where = "this CPU" if machine.is_cpu else machine.name
+    return settings, [f"mixed precision {precision}: {where} computes with it natively"]
 
 
 def choose_image_size(work: Work) -> tuple[int, list[str]]:
@@ -91,8 +107,7 @@ def batch_size(work: Work, image_size: int) -> int:
 def choose_batch(work: Work, image_size: int) -> tuple[dict[str, object], int, list[str]]:
     """Keys of the batches, images a step, and why: what does not fit the memory is accumulated."""
     machine, given = work.machine, work.given
-    is_half = any(given.get(precision, machine.precision == precision) for precision in ("bf16", "fp16"))
-    fits = largest_batch(machine, work.backbone, image_size, is_half=is_half, is_full=work.is_full)
+    fits = largest_batch(machine, work.backbone, image_size, is_half=work.is_half, is_full=work.is_full)
     accumulated = int(given.get("gradient_accumulation_steps", 0))
     if "per_device_train_batch_size" in given:
         each = int(given["per_device_train_batch_size"])
