@@ -40,7 +40,7 @@ from .batch_norm import (
 from .classifier import (
     LongTailClassifier as LongTailClassifier,
 )
-from .classifier import (
+from .classifier_config import (
     LongTailClassifierConfig as LongTailClassifierConfig,
 )
 from .encoding import (

@@ -1,32 +1,36 @@
 """What a `FocalSAMTrainer` checks before it trains: its model, its training set and the samples of each class."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
-from transformers import Trainer
 
 from ..data.labels import LABEL_KEYS, count_classes
 from ..sharpness.class_conditional import CC_SAM
 from .learning_rates import has_own_rates, learning_rates
 
+if TYPE_CHECKING:
+    from .trainer import FocalSAMTrainer
 
-def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> np.ndarray | None:
+
+def class_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | None) -> np.ndarray | None:
     """Class counts as given, or counted from the training set; None where there is neither.
 
     Raises:
         ValueError: If they do not fit the model, a class has no sample, or labels are no classes.
     """
     num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
-    if given is None:
-        if trainer.train_dataset is None:
-            return None
-        keys = tuple(dict.fromkeys([*trainer.args.label_names, *LABEL_KEYS]))
-        given = count_classes(trainer.train_dataset, num_classes=num_labels, keys=keys)
-    counts = np.asarray(given)
+    if given is not None:
+        counts = np.asarray(given)
+    elif trainer.train_dataset is None:
+        return None
+    else:
+        keys = tuple(dict.fromkeys([*(trainer.args.label_names or ()), *LABEL_KEYS]))
+        counts = count_classes(trainer.train_dataset, num_classes=num_labels, keys=keys)
     if num_labels is not None and len(counts) != num_labels:
         raise ValueError(
             f"class_counts has {len(counts)} entries and the model {num_labels} classes; give one count a class."
@@ -37,7 +41,7 @@ def class_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> n
     return counts
 
 
-def refuse_what_is_not_exact(trainer: Trainer) -> None:
+def refuse_what_is_not_exact(trainer: "FocalSAMTrainer") -> None:
     """Raise a `ValueError` for a model, a training set or a way to share the work that the step cannot be exact in."""
     args, dataset = trainer.args, trainer.train_dataset
     kind = getattr(getattr(trainer.model, "config", None), "problem_type", None)
@@ -67,7 +71,7 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
         _refuse_sharding(trainer)
 
 
-def _check_learning_rates(trainer: Trainer) -> None:
+def _check_learning_rates(trainer: "FocalSAMTrainer") -> None:
     """Raise a `ValueError` where learning rates by layer would come to nothing, or the model has no layers to tell."""
     args = trainer.args
     if not has_own_rates(args) or trainer.model is None:
@@ -85,7 +89,7 @@ def _check_learning_rates(trainer: Trainer) -> None:
     learning_rates(trainer.model, args)
 
 
-def _refuse_sharding(trainer: Trainer) -> None:
+def _refuse_sharding(trainer: "FocalSAMTrainer") -> None:
     """FSDP2 leaves the gradient of each backward pass in `p.grad`. Other ways to shard do not, and some methods need
     more than that."""
     args = trainer.args
@@ -127,7 +131,7 @@ def _refuse_sharding(trainer: Trainer) -> None:
             )
 
 
-def _refuse_raw_images(trainer: Trainer) -> None:
+def _refuse_raw_images(trainer: "FocalSAMTrainer") -> None:
     """A data set of the Hub gives PIL images until it has a transform, and the usual collator makes no tensors."""
     dataset = trainer.train_dataset
     is_usual = getattr(trainer.data_collator, "__module__", "").startswith("transformers.")
