@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..base.errors import printable
-from ..evaluation.report.plots import Look, new_axes
+from ..evaluation.report.plots import Look, legend_below, new_axes
 from .landscape import offsets
 from .measure import Measurement
 
@@ -23,35 +23,36 @@ COLOURS = "viridis"
 
 def by_frequency(look: Look, runs: Sequence[Measurement], counts: np.ndarray, measure: str, title: str) -> Figure:
     """A measure of each class over its number of training images, both on log scales."""
-    figure, axes = new_axes(look, (5.6, 4.2))
+    figure, axes = new_axes(look, (5.6, 4))
     axes.set(xscale="log", xlabel="training images of the class", ylabel=title)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _scatter(look, axes, runs, counts, measure)
+    legend_below(figure, _scatter(look, axes, runs, counts, measure))
     return figure
 
 
 def against_accuracy(look: Look, runs: Sequence[Measurement], measure: str, title: str) -> Figure:
     """A measure of each class over its test accuracy."""
-    figure, axes = new_axes(look, (5.6, 4.2))
+    figure, axes = new_axes(look, (5.6, 4))
     axes.set(xlabel="test accuracy of the class (%)", ylabel=title)
-    _scatter(look, axes, runs, None, measure)
+    legend_below(figure, _scatter(look, axes, runs, None, measure))
     return figure
 
 
 def lines(look: Look, runs: Sequence[Measurement], group: str, extent: float) -> Figure:
     """Increase of the loss of a group along one filter-normalised direction."""
-    figure, axes = new_axes(look, (4.2, 3.4))
+    figure, axes = new_axes(look, (4.2, 3.2))
+    drawn: list[Line2D] = []
     for index, run in enumerate(runs):
         values = run.line[run.measured_groups[group]].mean(axis=0)
         at = offsets(len(values), extent)
         style = {"color": _colour(look, index), "linestyle": _dash(index)}
-        axes.plot(at, values - values[len(values) // 2], linewidth=1.8, label=printable(run.name), **style)
+        drawn += axes.plot(at, values - values[len(values) // 2], linewidth=1.8, label=printable(run.name), **style)
     axes.set(xlabel="offset, in norms of the filters", ylabel="increase of the loss")
     axes.set_title(_title(runs[0], group), fontsize=10)
     if len(runs) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        legend_below(figure, drawn)
     return figure
 
 
@@ -81,8 +82,10 @@ def planes(look: Look, runs: Sequence[Measurement], group: str, extent: float) -
     return figure
 
 
-def _scatter(look: Look, axes: Axes, runs: Sequence[Measurement], counts: np.ndarray | None, measure: str) -> None:
-    """Points in the colours of the groups, with one marker a run, and a legend of both."""
+def _scatter(
+    look: Look, axes: Axes, runs: Sequence[Measurement], counts: np.ndarray | None, measure: str
+) -> list[Line2D]:
+    """Points in the colours of the groups, with one marker a run; gives the entries of a legend of both."""
     for index, run in enumerate(runs):
         values = run.measures[measure]
         places = 100 * run.accuracies if counts is None else counts
@@ -106,7 +109,7 @@ def _scatter(look: Look, axes: Axes, runs: Sequence[Measurement], counts: np.nda
             filled = look.ink if index == len(runs) - 1 else "none"
             style = {"color": look.ink, "marker": MARKERS[index % len(MARKERS)], "markerfacecolor": filled}
             handles.append(Line2D([], [], linestyle="", label=printable(run.name), **style))
-    axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return handles
 
 
 def _colour(look: Look, index: int) -> str:

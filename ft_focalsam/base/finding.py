@@ -35,6 +35,7 @@ def check_repository(what: str, name: str, *, known: Iterable[str] = (), repo_ty
     Raises:
         FileNotFoundError: If there is no such repository, or no connection to see; names the nearest of what is here.
     """
+    cause: Exception
     try:
         if Path(_cache_folder(name, repo_type), "snapshots").is_dir():
             return

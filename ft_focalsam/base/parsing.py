@@ -106,10 +106,10 @@ class _OncePerKey(yaml.SafeLoader):
 
 
 def _yaml_fault(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
         return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    fault = "a tab, where YAML indents by spaces" if "'\\t'" in error.problem else error.problem
+    fault = "a tab, where YAML indents by spaces" if "'\\t'" in problem else problem
     return f"line {mark.line + 1}, column {mark.column + 1}: {fault}"
 
 

@@ -61,7 +61,7 @@ def check_numbers(arguments: Any, further: Mapping[str, Range] = {}) -> None:
         kinds = {hint, *typing.get_args(hint)}
         if not kinds & {int, float} or value is None or value == field.default:
             continue
-        allowed = further.get(field.name) or (ranges or [Range()])[0]
+        allowed: Any = further.get(field.name) or next(iter(ranges), Range())
         is_whole = float not in kinds
         for number in value if isinstance(value, (list, tuple)) else [value]:
             is_number = isinstance(number, Integral if is_whole else Real) and not isinstance(number, bool)

@@ -27,6 +27,8 @@ class _ModelArguments:
             mean or pooler; needed for architectures that are not in `BACKBONE_FAMILIES`.
         attn_implementation (`str`, *optional*): How the backbone computes attention: eager, sdpa, flash_attention_2 or
             flash_attention_3, of transformers; its own choice by default.
+        batch_norm_eval (`bool`): Keep the batch normalisations of a pretrained backbone in evaluation mode while it
+            trains.
         tuning (`str`, or list of `str` in YAML): Names in `TUNING_METHODS`; several, joined by commas, are combined.
         head (`str`): A name in `HEADS`.
         head_scale (`float`, > 0): Scale of the logits of every head but the linear one.
@@ -65,6 +67,13 @@ class _ModelArguments:
             "help": "How a backbone of transformers computes attention, by default sdpa where it can; eager is faster "
             "in bf16 on a CPU with small images.",
             "choices": list(ATTENTION_IMPLEMENTATIONS),
+        },
+    )
+    batch_norm_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the batch normalisations of a pretrained backbone in evaluation mode while it trains: their "
+            "running statistics stay, and Focal-SAM needs no third backward pass."
         },
     )
     tuning: str = field(

@@ -32,6 +32,7 @@ from ..models import (
     choose_head_start,
     encode_images,
     init_head,
+    keep_batch_norms_in_eval,
     load_image_processor,
     read_prompt_names,
     set_attention,
@@ -86,6 +87,8 @@ def build_model(
     ).to(args.device)
     if model_args.attn_implementation is not None:
         set_attention(model, model_args.attn_implementation)
+    if model_args.batch_norm_eval:
+        keep_batch_norms_in_eval(model)
     reading = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     reading["collate"] = collate
     cache = None

@@ -50,7 +50,7 @@ def plot_class_counts(path: Path, inspection: Inspection, *, many: int, few: int
     for group, classes in frequency_groups(counts, many=many, few=few).items():
         axes.bar(classes, counts[classes], width=1.0, color=GROUP_COLOURS[group], label=f"{group} ({len(classes)})")
     axes.set(yscale="log", xlabel="class, by frequency", ylabel="training images")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

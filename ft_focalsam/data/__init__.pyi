@@ -91,6 +91,12 @@ from .prepare import (
 from .prepare import (
     prepare_images as prepare_images,
 )
+from .preprocessing import (
+    Preprocessing as Preprocessing,
+)
+from .preprocessing import (
+    read_preprocessing as read_preprocessing,
+)
 from .resized_cache import (
     resize_into_cache as resize_into_cache,
 )
@@ -146,13 +152,7 @@ from .transforms import (
     AUGMENTATIONS as AUGMENTATIONS,
 )
 from .transforms import (
-    Preprocessing as Preprocessing,
-)
-from .transforms import (
     eval_transform as eval_transform,
-)
-from .transforms import (
-    read_preprocessing as read_preprocessing,
 )
 from .transforms import (
     register_augmentation as register_augmentation,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from .labels import IGNORED
-from .transforms import Normalise, Preprocessing
+from .preprocessing import Normalise, Preprocessing
 
 
 class ByteCollator:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from .columns import label_array
 from .images import StoredImage, undecoded
 from .multi_label import as_label_tensor
+from .preprocessing import Decode, Normalise, Preprocessing
 from .training_sets import seed_of
-from .transforms import Decode, Normalise, Preprocessing
 
 # Augmentation of `transforms.py` -> by how much of a side it shifts images, and whether it flips them.
 DEVICE_AUGMENTATIONS = {"none": (0, False), "cifar": (1 / 8, True)}

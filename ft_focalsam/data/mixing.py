@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,7 +97,7 @@ class MixingCollator:
         seed (`int`): Of the random numbers.
     """
 
-    def __init__(self, collate: Callable, mixing: Mixing, class_counts: Sequence[int], *, seed: int = 0):
+    def __init__(self, collate: Callable, mixing: Mixing, class_counts: Sequence[int] | np.ndarray, *, seed: int = 0):
         self.collate = collate
         self.mixing = mixing
         self.class_counts = torch.as_tensor(class_counts, dtype=torch.float64)

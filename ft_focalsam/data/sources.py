@@ -186,6 +186,18 @@ def read_splits(
 
 
 @contextmanager
+def absence_told(name: str, what: str) -> Iterator[None]:
+    """Turn what `datasets` raises where a data set is not found into one sentence, which says `what` is so."""
+    try:
+        yield
+    except (FileNotFoundError, ConnectionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"The data set '{name}' {what} ({reason}); check its name, or the connection."
+        ) from error
+
+
+@contextmanager
 def damage_told(name: str) -> Iterator[None]:
     """Turn what `datasets` raises on damaged files into one sentence; `OSError`s and missing packages stay."""
     try:
@@ -280,15 +292,10 @@ def _read_splits(
         refuse_without_classes(path)
     elif not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
         check_repository("The data set", name, known=(*SOURCES, *TORCHVISION), repo_type="dataset")
-    try:
-        with damage_told(name):
-            return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
-    except (FileNotFoundError, ConnectionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise FileNotFoundError(
-            f"The data set '{name}' is no registered source ({', '.join(sorted(SOURCES))}) and could not be read from "
-            f"a file, a folder or the Hub ({reason}); check its name, or the connection."
-        ) from error
+    sources = ", ".join(sorted(SOURCES))
+    what = f"is no registered source ({sources}) and could not be read from a file, a folder or the Hub"
+    with absence_told(name, what), damage_told(name):
+        return datasets.load_dataset(str(path) if path.is_dir() else name, config_name)
 
 
 def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -18,7 +18,7 @@ from .image_folder import read_image_folder
 from .list_files import read_prompt_names
 from .multi_label import holds_lists
 from .paths import refuse_paths_outside
-from .sources import SOURCES, damage_told, own_folders
+from .sources import SOURCES, absence_told, damage_told, own_folders
 from .splits import TEST_SPLITS
 
 SHARDS = 64  # of a folder of images, for worker processes and training processes to share
@@ -153,16 +153,9 @@ def _open(args: DataArguments) -> datasets.IterableDatasetDict:
         return datasets.IterableDatasetDict(
             {split: part.to_iterable_dataset(num_shards=min(len(part), SHARDS)) for split, part in images.items()}
         )
-    try:
-        name = str(path) if path.is_dir() else args.dataset
-        with damage_told(args.dataset):
-            return datasets.load_dataset(name, args.dataset_config, streaming=True)
-    except (FileNotFoundError, ConnectionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise FileNotFoundError(
-            f"The data set '{args.dataset}' could not be opened as a stream ({reason}); check its name, or the "
-            f"connection."
-        ) from error
+    name = str(path) if path.is_dir() else args.dataset
+    with absence_told(args.dataset, "could not be opened as a stream"), damage_told(args.dataset):
+        return datasets.load_dataset(name, args.dataset_config, streaming=True)
 
 
 def _test_split(args: DataArguments, available: list[str]) -> str:

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import BaseImageProcessor
 
 from ..base.registry import Registry
-from ..data.transforms import CenterCrop, Preprocessing, read_preprocessing
+from ..data.preprocessing import CenterCrop, Preprocessing, read_preprocessing
 
 # Views are a function (preprocessing, side of a patch in pixels) -> transforms of a uint8 tensor (3, H, W), the last
 # of which gives a tuple of tensors (3, height, width).

@@ -3,7 +3,7 @@
 from torchvision.transforms import InterpolationMode
 from transformers import BaseImageProcessor, CLIPImageProcessor
 
-from ..data.transforms import Preprocessing, read_preprocessing
+from ..data.preprocessing import Preprocessing, read_preprocessing
 from ..models import LongTailClassifier, load_image_processor
 
 RESAMPLE = {  # PIL's numbers

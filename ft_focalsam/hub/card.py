@@ -27,7 +27,7 @@ from ..evaluation.report.tables import distinct_notes
 from ..losses import LOSSES
 from ..models import HEADS
 from ..models.backbones import is_pretrained
-from ..models.classifier import MULTI_LABEL
+from ..models.classifier_config import MULTI_LABEL
 from ..sharpness import DIRECTIONS, EVALUATIONS, SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ..sharpness.hyperparameters import hyperparameters_of
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml

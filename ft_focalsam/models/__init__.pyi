@@ -34,10 +34,13 @@ from .backbones import (
 from .backbones import (
     register_library as register_library,
 )
+from .batch_norm import (
+    keep_batch_norms_in_eval as keep_batch_norms_in_eval,
+)
 from .classifier import (
     LongTailClassifier as LongTailClassifier,
 )
-from .classifier import (
+from .classifier_config import (
     LongTailClassifierConfig as LongTailClassifierConfig,
 )
 from .encoding import (

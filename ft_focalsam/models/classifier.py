@@ -12,7 +12,7 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -26,6 +26,7 @@ from .backbones import (
     load_backbone,
 )
 from .checkpoints import check_has_weights, find_folder, load_tensors, save_tensors
+from .classifier_config import MULTI_LABEL, LongTailClassifierConfig
 from .heads import HEADS, full_precision_logits, make_head
 from .inserted import add_inserted, choose_inserted, read_inserted
 from .peft_adapter import read_adapter_config, save_peft_adapter, wrap_with_peft
@@ -33,60 +34,8 @@ from .precision import raise_to_float32
 from .saved_config import damage_as_value_error, read_object, read_saved_config
 from .text_head import TextHead
 
-MULTI_LABEL = "multi_label_classification"  # the problem_type of a config, in the terms of transformers
 TEXT_MODEL = "head.tower.model"  # the text tower of a `TextHead`, where there is one
 TEXT_ADAPTER_FOLDER = "text_adapter"
-
-
-class LongTailClassifierConfig(PreTrainedConfig):
-    """What is needed to build a `LongTailClassifier` again, around its backbone.
-
-    Args:
-        backbone (`str`): Name of the backbone, as in `load_backbone`.
-        backbone_family (`str`): Its architecture, as in `choose_family`.
-        backbone_features (`str`, *optional*): "cls", "mean" or "pooler", as in `choose_family`.
-        feature_size (`int`): D, length of a feature vector.
-        head (`str`): A name in `HEADS`: "linear", "cosine", "l2_normalized" or "layer_norm".
-        head_scale (`float`, > 0): Scale of the heads that have one, all but "linear".
-        head_options (`dict`, *optional*): Hyperparameters of a head that has others, by name.
-        image_size (`int`, *optional*): Side of the images in pixels where it is not the backbone's own.
-        backbone_dtype (`str`): Of the frozen weights: "float32", "bfloat16" or "float16".
-        prompt_templates, prompt_names (`list[str]`, *optional*): Prompts with {} where the class name goes, and the
-            names there, where they are not those of `id2label`; what the head was started from or is computed from.
-        inserted (`dict`, *optional*): What `LongTailClassifier.insert` put into the backbone, see `inserted.py`.
-    """
-
-    model_type = "long_tail_classifier"
-
-    def __init__(
-        self,
-        backbone: str = "tiny_clip",
-        backbone_family: str = "clip",
-        feature_size: int = 64,
-        head: str = "cosine",
-        head_scale: float = 25.0,
-        image_size: int | None = None,
-        backbone_dtype: str = "float32",
-        backbone_features: str | None = None,
-        prompt_templates: list[str] | None = None,
-        prompt_names: list[str] | None = None,
-        inserted: dict | None = None,
-        head_options: dict | None = None,
-        **kwargs,
-    ):
-        self.backbone = backbone
-        self.backbone_family = backbone_family
-        self.feature_size = feature_size
-        self.head = head
-        self.head_scale = head_scale
-        self.image_size = image_size
-        self.backbone_dtype = backbone_dtype
-        self.backbone_features = backbone_features
-        self.prompt_templates = prompt_templates
-        self.prompt_names = prompt_names
-        self.inserted = inserted
-        self.head_options = head_options
-        super().__init__(**kwargs)
 
 
 class LongTailClassifier(PreTrainedModel):
@@ -104,6 +53,7 @@ class LongTailClassifier(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    batch_norm_eval = False  # set by `keep_batch_norms_in_eval`
 
     def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
         super().__init__(config)
@@ -227,6 +177,15 @@ class LongTailClassifier(PreTrainedModel):
         elif labels is not None:
             loss = nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def train(self, mode: bool = True) -> "LongTailClassifier":
+        """As of every module, but for batch normalisation that is kept in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm_eval:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         """Activation checkpointing of the backbone, by the switch of its library."""

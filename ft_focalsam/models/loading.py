@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from .backbones import has_text_tower, load_image_processor, quiet_loading, resolve_name, split_name
 from .backbones.transformers_models import read_image_processor
 from .checkpoints import refuse_pickles
-from .classifier import MULTI_LABEL, LongTailClassifier, LongTailClassifierConfig
+from .classifier import LongTailClassifier
+from .classifier_config import MULTI_LABEL, LongTailClassifierConfig
 from .foreign_config import check_model_config
 from .text import DEFAULT_TEMPLATE, readable_names, text_features
 

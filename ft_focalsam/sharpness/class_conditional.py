@@ -10,9 +10,9 @@ so that rare classes get the larger radius. The features that reach the classifi
 the batch are perturbed together, by `torch.func.vmap`, and one backward pass goes through the backbone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from .classifier_input import ClassifierInput
+from .constants import Constant
 from .evaluations import Run
 from .hyperparameters import Hyperparameter, check_hyperparameters
-from .passes import LossContractError
+from .passes import LossContractError, check_per_sample
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .weights import as_class_counts, register_sharpness_method
@@ -70,8 +71,7 @@ class ClassConditionalSAM:
         self.rho = rho
         self.ratio = ratio
         self.statistics = StepStatistics()
-        self._rarity = (as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25
-        self._rarity_there = self._rarity  # where and as the classifier needs it
+        self._rarity = Constant((as_class_counts(class_counts) - 1).clamp(min=1) ** -0.25)
         self.was_used = False
         self._input = ClassifierInput(model, trained=True)
 
@@ -99,6 +99,9 @@ class ClassConditionalSAM:
         """Nothing is carried from step to step."""
         return {}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing is."""
+
     def losses(self, logits: Tensor, labels: Tensor, losses_of: Callable[[Tensor], Tensor]) -> Tensor:
         """(1 - r) l_n(w) + r l_n(w + eps_{y_n}) of each sample.
 
@@ -121,32 +124,30 @@ class ClassConditionalSAM:
             )
         self.was_used = True
         plain = losses_of(logits)
-        if plain.shape != labels.shape:
-            raise ValueError(
-                f"The losses have shape {tuple(plain.shape)} for {len(labels)} labels; return one loss per sample "
-                '(reduction="none").'
-            )
-        features = self._features(logits)
+        check_per_sample(plain, len(labels))
+        classifier, features = self._classifier_and_input(logits)
         signals = torch.autograd.grad(plain.sum(), logits, retain_graph=True)[0]  # d l_n / d logits_n, (B, C)
-        perturbed_logits, radii = self._perturbed_logits(features, signals, labels)
+        perturbed_logits, radii = self._perturbed_logits(classifier, features, signals, labels)
         perturbed = losses_of(perturbed_logits.to(logits.dtype))
         self.statistics.add_perturbation([radii.mean()])
         self.statistics.add_sharpness((perturbed - plain).detach().mean())
         return (1 - self.ratio) * plain + self.ratio * perturbed
 
-    def _features(self, logits: Tensor) -> Tensor:
-        """Input of the classifier in the watched pass; finds the classifier in the first one."""
+    def _classifier_and_input(self, logits: Tensor) -> tuple[nn.Module, Tensor]:
+        """The classifier, which the first watched pass finds, and its input in this one."""
         features = self._input.find(logits)
-        if features is None:
+        if features is None or self._input.classifier is None:
             raise ValueError(
                 "No module with trained parameters gives the model's logits as its output; CC-SAM perturbs such a "
                 "classifier, so let one train, or choose another method."
             )
-        return features
+        return self._input.classifier, features
 
-    def _perturbed_logits(self, features: Tensor, signals: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _perturbed_logits(
+        self, classifier: nn.Module, features: Tensor, signals: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits at w + eps_{y_n}, (B, C), and the radius of each class that is present, (K,)."""
-        weights = {name: p for name, p in self._input.classifier.named_parameters() if p.requires_grad}
+        weights: dict[str, Tensor] = {name: p for name, p in classifier.named_parameters() if p.requires_grad}
         classes, group, sizes = labels.unique(return_inverse=True, return_counts=True)
         # Samples sorted into rows of one class each, (K, m); places that stay empty hold sample 0 with no signal.
         order = group.argsort(stable=True)
@@ -157,11 +158,10 @@ class ClassConditionalSAM:
         shares = torch.zeros_like(samples, dtype=signals.dtype)
         shares[group, column] = 1 / sizes[group].to(signals.dtype)
         features = features.to(next(iter(weights.values())).dtype)
-        if (self._rarity_there.device, self._rarity_there.dtype) != (features.device, features.dtype):
-            self._rarity_there = self._rarity.to(features.device, features.dtype)
-        one_class = partial(_one_class, self._input.classifier, weights, self.rho)
+        rarity = self._rarity.on(features.device, features.dtype)[classes]
+        one_class = partial(_one_class, classifier, weights, self.rho)
         logits, radii = vmap(one_class, randomness="different")(
-            features[samples], (signals[samples] * shares[..., None]).to(features.dtype), self._rarity_there[classes]
+            features[samples], (signals[samples] * shares[..., None]).to(features.dtype), rarity
         )
         return logits[group, column], radii
 
@@ -177,9 +177,9 @@ def _one_class(
         rarity (`Tensor`): (n_i - 1)^(-1/4).
     """
     at_w = {name: value.detach() for name, value in weights.items()}
-    _, pull_back = vjp(lambda w: functional_call(classifier, w, (features.detach(),)), at_w)
+    pull_back = vjp(lambda w: functional_call(classifier, w, (features.detach(),)), at_w)[1]
     (gradient,) = pull_back(signals)
-    norm, norm_of_weights = (sum((t * t).sum() for t in d.values()).sqrt() for d in (gradient, at_w))
+    norm, norm_of_weights = (reduce(torch.add, ((t * t).sum() for t in d.values())).sqrt() for d in (gradient, at_w))
     radius = rho * rarity * (norm_of_weights / norm).sqrt()
     usable = torch.isfinite(radius) & torch.isfinite(norm)
     moved = {

@@ -8,7 +8,7 @@ from torch import nn
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model without the wrappers of data parallelism and compilation."""
     while isinstance(model, (nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
-        model = model.module if hasattr(model, "module") else model._orig_mod
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
     return model
 
 

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -115,10 +116,9 @@ class _Average(Direction):
         self.average = dict(state)
 
     def _parts(self, target: Target) -> Parts | None:
-        known = {tensor: self.average.get(name) for tensor, name in target.names.items()}
-        if any(m is None or m.shape != tensor.shape for tensor, m in known.items()):
+        if any(name not in self.average or self.average[name].shape != t.shape for t, name in target.names.items()):
             return None  # nothing was learned yet, or other tensors are perturbed now
-        return {tensor: m.to(tensor.device) for tensor, m in known.items()}
+        return {tensor: self.average[name].to(tensor.device) for tensor, name in target.names.items()}
 
 
 class Friendly(_Average):
@@ -136,6 +136,7 @@ class Friendly(_Average):
         self.sigma = sigma
 
     def choose(self, target: Target, gradients: Parts | None) -> Parts | None:
+        assert gradients is not None  # the direction is not known before
         super().learn(target, gradients)
         return {t: g - self.sigma * self.average[target.names[t]] for t, g in gradients.items()}
 
@@ -171,8 +172,7 @@ class Gaussian(Direction):
         device = next(iter(target.names)).device
         generator = torch.Generator(device).manual_seed((self.seed << 32) + self.draws)
         self.draws += 1
-        values = {weight: layer.base_layer.weight for layer, weight in target.layers.items()}
-        return {tensor: _row_noise(values.get(tensor, tensor).detach(), generator) for tensor in target.names}
+        return {tensor: _row_noise(values, generator) for tensor, values in target.values().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"draws": torch.tensor(self.draws)}
@@ -230,7 +230,7 @@ def unit_direction(parts: Parts, *, adaptive: bool = False) -> tuple[Parts, Tens
         The direction, and the norm it was divided by (a float tensor without dimensions). Where that norm is 0 or not
         finite, the direction is 0.
     """
-    tensors, values = list(parts), list(parts.values())
+    tensors, values = list(parts), tuple(parts.values())
     if adaptive:
         magnitudes = torch._foreach_abs([tensor.detach() for tensor in tensors])
         values = torch._foreach_mul(magnitudes, values)
@@ -241,6 +241,25 @@ def unit_direction(parts: Parts, *, adaptive: bool = False) -> tuple[Parts, Tens
     if adaptive:
         values = torch._foreach_mul(magnitudes, values)
     return dict(zip(tensors, values, strict=True)), norm
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """
+    Attributes:
+        parts (`Parts`): epsilon, 0 where it is not usable.
+        is_usable (`Tensor` without dimensions): Whether epsilon could be formed: ||d|| is finite and above 0.
+    """
+
+    parts: Parts
+    is_usable: Tensor
+
+    @classmethod
+    def along(cls, direction: Parts, *, rho: float, adaptive: bool = False) -> "Perturbation":
+        """epsilon = rho d / ||d||, or ASAM's, see `unit_direction`."""
+        unit, norm = unit_direction(direction, adaptive=adaptive)
+        parts = dict(zip(unit, torch._foreach_mul(list(unit.values()), rho), strict=True))
+        return cls(parts, torch.isfinite(norm) & (norm > 0))
 
 
 def _without_nan(values: Sequence[Tensor], usable: Tensor) -> list[Tensor]:

@@ -7,14 +7,16 @@ evaluation says how often, on which samples, and with what in between. CC-SAM ha
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .collectives import average_over_ranks, world_size
 from .compiled import refuse_compiled
 from .directions import Direction
+from .gradient_sync import no_sync
 from .gradients.base import sum_of
 from .passes import WeightedPass
 from .per_sample import NotPerSampleError, agree, owners_by_type, perturbed_per_sample, random_perturbation
@@ -189,11 +191,11 @@ class OnePass(Evaluation):
         step = self.step
         if not self._is_begun:
             step.start()
-            step.foresee()
+            step.perturb_along(step.direction.choose(step.target, None))
         self._is_begun = True
         if not self._is_verified:
             self._verify(labels, run)
-        with step.evaluated_once(labels):
+        with no_sync(step.model), self._moved(labels):
             if step.direction.learns:
                 step.verify_gradients(labels, run.whole)
                 with step.first_pass(labels):
@@ -201,8 +203,24 @@ class OnePass(Evaluation):
             else:
                 loss = run.whole()
         if is_last:
-            step.learn()
+            step.learn_direction()
+            self._average_gradients()
         return loss
+
+    def _moved(self, labels: Tensor) -> AbstractContextManager[None]:
+        """Inside, sample n is run at w + c(n) epsilon; at w as long as no direction is known."""
+        step = self.step
+        if step.perturbation is None:
+            return nullcontext()
+        return perturbed_per_sample(step.bare_model, step.target, step.perturbation.parts, step.sample_weights(labels))
+
+    def _average_gradients(self) -> None:
+        """Over processes, which has not happened in the passes."""
+        if world_size() > 1:
+            parameters = self.step.parameters
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            for parameter, gradient in zip(parameters, average_over_ranks(gradients), strict=True):
+                parameter.grad = gradient
 
     def _end(self) -> None:
         super()._end()
@@ -214,9 +232,9 @@ class OnePass(Evaluation):
         step, target = self.step, self.step.target
         result = self._agrees(labels, run, target.names)
         if result is False:
-            owners = [] if step.batch_norms else owners_by_type(step.bare_model, target)
+            owners = [] if step.info.batch_norms else owners_by_type(step.bare_model, target)
             wrong = (module for module, tensors in owners if self._agrees(labels, run, tensors) is False)
-            raise NotPerSampleError(step.bare_model, next(wrong, *step.batch_norms[:1] or [step.bare_model]))
+            raise NotPerSampleError(step.bare_model, next(wrong, *step.info.batch_norms[:1] or [step.bare_model]))
         self._is_verified = result is True and len(labels) > 1
 
     def _agrees(self, labels: Tensor, run: Run, tensors: Iterable[Tensor]) -> bool | None:
@@ -225,7 +243,7 @@ class OnePass(Evaluation):
         step, model, target = self.step, self.step.bare_model, self.step.target
         kept = set(tensors)
         epsilon = {t: e if t in kept else torch.zeros_like(e) for t, e in random_perturbation(target).items()}
-        state = random_state(step.accelerators)
+        state = random_state(step.info.accelerators)
         weights = step.sample_weights(labels)
         radii = torch.ones_like(weights)
         radii[::2] = 0.5

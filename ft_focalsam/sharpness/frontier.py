@@ -12,7 +12,7 @@ from then on.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,11 +142,11 @@ class FrozenPrefix:
             return
         numbers: dict[nn.Module, int] = {}
         with ExitStack() as stack:
-            for module in {module: None for module, _ in self.calls}:
-                own = vars(module).get("forward")  # where something else stands in for it already
-                stack.callback(delattr, module, "forward") if own is None else stack.callback(
-                    setattr, module, "forward", own
-                )
+            for module in _modules_of(self.calls):
+                if "forward" in vars(module):  # something else stands in for it already
+                    stack.callback(setattr, module, "forward", module.forward)
+                else:
+                    stack.callback(delattr, module, "forward")
                 module.forward = partial(self._replay, module, module.forward, record, numbers)
             yield
 
@@ -168,16 +168,15 @@ class FrozenPrefix:
 
         def end(module, args, output):
             _, inner, before = begun.pop()
-            number = numbers.get(module, 0)
-            numbers[module] = number + 1
+            call = _count_call(module, numbers)
             tensors = _tensors(output)
             if not tensors or any(tensor.requires_grad for tensor in tensors) or not torch.is_grad_enabled():
                 return
             if any(p.requires_grad for p in module.parameters()):
                 return  # whatever it is, it may come to depend on them
-            for call in list(record.outputs)[inner:]:
-                del record.outputs[call]
-            record.keep((module, number), output)
+            for inside in list(record.outputs)[inner:]:
+                del record.outputs[inside]
+            record.keep(call, output)
             self._draws |= not is_same_state(before, random_state(self._accelerators))
 
         for module in self._modules():
@@ -189,8 +188,7 @@ class FrozenPrefix:
         numbers: dict[nn.Module, int] = {}
 
         def end(module, args, output):
-            call = module, numbers.get(module, 0)
-            numbers[module] = call[1] + 1
+            call = _count_call(module, numbers)
             is_frozen = not any(tensor.requires_grad for tensor in _tensors(output))
             if call not in self.calls or not is_frozen:
                 return
@@ -198,14 +196,13 @@ class FrozenPrefix:
             if self._draws:
                 record.random_states[call] = random_state(self._accelerators)
 
-        for module in {module: None for module, _ in self.calls}:
+        for module in _modules_of(self.calls):
             stack.callback(module.register_forward_hook(end).remove)
 
     # ---- the second pass ----
 
     def _replay(self, module, forward, record, numbers, *args, **kwargs):
-        call = module, numbers.get(module, 0)
-        numbers[module] = call[1] + 1
+        call = _count_call(module, numbers)
         if call not in record.outputs:
             return forward(*args, **kwargs)
         if self._draws:
@@ -225,8 +222,7 @@ class FrozenPrefix:
                 watch.depth += 1
 
         def end(module, args, output):
-            call = module, numbers.get(module, 0)
-            numbers[module] = call[1] + 1
+            call = _count_call(module, numbers)
             if call not in record.outputs:
                 return
             seen.append(call)
@@ -237,7 +233,7 @@ class FrozenPrefix:
             watch.note(call, _tensors(output))
 
         with ExitStack() as stack:
-            for module in {module: None for module, _ in record.outputs}:
+            for module in _modules_of(record.outputs):
                 stack.callback(module.register_forward_pre_hook(begin).remove)
                 stack.callback(module.register_forward_hook(end).remove)
             with watch:
@@ -254,7 +250,7 @@ class FrozenPrefix:
 class _Consumers(Pausable, TorchDispatchMode):
     """Notes which tensors are read by operations outside frozen calls."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.depth = 0
         self.consumed: set[Call] = set()
@@ -271,6 +267,18 @@ class _Consumers(Pausable, TorchDispatchMode):
                 if id(tensor) in self._calls:
                     self.consumed.add(self._calls[id(tensor)])
         return operation(*args, **(kwargs or {}))
+
+
+def _modules_of(calls: Iterable[Call]) -> list[nn.Module]:
+    """Each module once."""
+    return list(dict.fromkeys(module for module, _ in calls))
+
+
+def _count_call(module: nn.Module, numbers: dict[nn.Module, int]) -> Call:
+    """The call of a module that is under way; `numbers` has how many there were before."""
+    number = numbers.get(module, 0)
+    numbers[module] = number + 1
+    return module, number
 
 
 def _tensors(structure: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ def no_sync(model: nn.Module) -> Iterator[None]:
     the next backward pass that exchanges.
     """
     if not isinstance(model, FSDPModule):
-        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+        with getattr(model, "no_sync", nullcontext)():
             yield
         return
     model.set_requires_gradient_sync(False)

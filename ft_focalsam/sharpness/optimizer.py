@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from .passes import LossContractError
 from .schedules import check_rho
 from .step import SharpnessStep
 from .weights import class_weights as weights_of
+
+T = TypeVar("T")
 
 # Of what FocalSAM adds to the base optimizer's state.
 STATE_KEY = "sharpness"
@@ -176,7 +178,7 @@ class FocalSAM(torch.optim.Optimizer):
             super().__setstate__(state)
             return
         own = state.pop(STATE_KEY)
-        self.__init__(state.pop("base_optimizer"), state.pop("model"), **state)
+        type(self).__init__(self, state.pop("base_optimizer"), state.pop("model"), **state)
         self._load_own_state(own)
 
     def set_class_weights(self, class_weights: Tensor) -> None:
@@ -203,7 +205,13 @@ class FocalSAM(torch.optim.Optimizer):
             )
         self.sharpness_step.set_class_weights(class_weights)
 
-    def step(self, closure: Callable[..., Tensor] | None = None, labels: Tensor | None = None) -> Tensor | None:
+    @overload
+    def step(self, closure: None = None, labels: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], T], labels: None = None) -> T: ...
+    @overload
+    def step(self, closure: Callable[[], Tensor], labels: Tensor) -> Tensor: ...
+    def step(self, closure: Callable[[], Any] | None = None, labels: Tensor | None = None) -> Any:
         """One update with `labels`; without, the base optimizer's step on what the passes left in `p.grad`.
 
         Args:
@@ -215,15 +223,21 @@ class FocalSAM(torch.optim.Optimizer):
         Returns:
             With `labels`, a `Tensor` without dimensions: the mean loss at w (with "one_pass", where the samples were
             evaluated), detached; without, what the closure returned.
+
+        Raises:
+            ValueError: If there are labels and no closure.
+            LossContractError: If there are no labels, and the passes before it are not complete.
         """
         loss = None
-        if labels is not None:
-            loss = self._whole_update(closure, labels)
-        elif closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         if labels is None:
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
             self._check_passes()
+        elif closure is None:
+            raise ValueError("FocalSAM.step got labels without a closure; give it one that returns their losses.")
+        else:
+            loss = self._whole_update(closure, labels)
         self._begin_anew()
         self._counts["steps"] += 1
         if not self.sharpness_step.drop_if_not_finite():
@@ -318,7 +332,7 @@ class FocalSAM(torch.optim.Optimizer):
             self._settings = settings
         step.start()
         stepped = {p for group in self.param_groups for p in group["params"]}
-        left_out = [name for name, p in step.named_trained_parameters() if p not in stepped]
+        left_out = [n for n, p in step.bare_model.named_parameters() if p.requires_grad and p not in stepped]
         if left_out:
             raise ValueError(
                 f"The base optimizer of FocalSAM has not {left_out[0]!r} and {len(left_out) - 1} more parameters that "

@@ -19,19 +19,33 @@ class LossContractError(ValueError):
     """What was differentiated in a pass is not made of the losses of its samples; the message says what to do."""
 
 
+def check_per_sample(losses: Tensor, batch_size: int) -> None:
+    """Raise a `LossContractError` unless there is one loss per sample, shape (B,)."""
+    if losses.shape != (batch_size,):
+        raise LossContractError(
+            f"The losses have shape {tuple(losses.shape)} for {batch_size} labels; return one loss per sample "
+            '(reduction="none").'
+        )
+
+
 class Pass(ABC):
     """One forward and backward pass over a batch.
 
     Args:
         weights (`Tensor` of shape (B,)): What the samples are weighted by.
         count (`Tensor` or `float`): What sums over samples are divided by, unless `reduce` is told otherwise.
+
+    Attributes:
+        factor (`Tensor` without dimensions): What multiplied its loss, once it is finished.
     """
+
+    factor: Tensor
+    _handle: Tensor  # what the driver differentiates, as long as there is a batch
 
     def __init__(self, weights: Tensor, count: Tensor | float):
         self.weights = weights
         self.count = count
         self._batch: BatchLosses | None = None
-        self._handle: Tensor | None = None
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
         """The loss of the pass, to be differentiated.
@@ -46,11 +60,7 @@ class Pass(ABC):
         Raises:
             LossContractError: If there is not one loss per sample, they have no graph, or it is the second call.
         """
-        if losses.shape != self.weights.shape:
-            raise LossContractError(
-                f"The losses have shape {tuple(losses.shape)} for {len(self.weights)} labels; return one loss per "
-                'sample (reduction="none").'
-            )
+        check_per_sample(losses, len(self.weights))
         if not losses.requires_grad:
             raise LossContractError("The losses depend on no trained parameter; compute them with gradients enabled.")
         if self._batch is not None:
@@ -67,16 +77,17 @@ class Pass(ABC):
         Raises:
             LossContractError: If nothing of the loss of the pass was differentiated.
         """
-        if self._batch is None or self._handle.grad is None:
+        batch = self._batch
+        if batch is None or self._handle.grad is None:
             raise LossContractError(
                 "The loss that was differentiated is not made of one loss per sample, which a sharpness step needs: "
                 "with FocalSAMTrainer, let compute_loss call super().compute_loss(...) or give a compute_loss_func "
                 "that returns losses of shape (B,); with FocalSAM, call backward on reduce(losses) inside the block; "
                 "or set sharpness to 'none'."
             )
-        self._batch.factor = self._handle.grad
+        self.factor = batch.factor = self._handle.grad
         try:
-            self._differentiate(self._batch)
+            self._differentiate(batch)
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 raise
@@ -100,11 +111,9 @@ class FirstPass(Pass):
 
     Attributes:
         loss (`Tensor` without dimensions): L_c(w), detached.
-        factor (`Tensor` without dimensions): What multiplied L.
     """
 
     loss: Tensor
-    factor: Tensor
 
     def __init__(self, weights: Tensor, count: Tensor | float, gradients: GradientPair):
         super().__init__(weights, count)
@@ -115,9 +124,8 @@ class FirstPass(Pass):
         return batch.mean()
 
     def _differentiate(self, batch: BatchLosses) -> None:
-        self.factor = batch.factor
         self._gradients.backward(batch)
-        self._batch = self._handle = None  # the graph and its memory
+        self._batch = None  # the graph and its memory
 
 
 class VerificationPass(FirstPass):
@@ -154,7 +162,7 @@ class SecondPass(Pass):
         return loss
 
     def finish(self) -> None:
-        if self._handle is not None and self._handle.grad is None:
+        if self._batch is not None and self._handle.grad is None:
             self._handle.grad = self._first.factor.to(self._handle.dtype)
         super().finish()
 

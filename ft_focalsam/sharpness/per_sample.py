@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .collectives import total_norm
-from .gradients.rules import rows_per_sample, spread
+from .gradients.rules import inherited_rule, rows_per_sample, spread
 from .gradients.tolerances import tolerances
 from .model_info import CONTAINERS, enclosing
 from .targets import Target, layer_input, plus_product
@@ -51,7 +51,8 @@ def perturbed_per_sample(
     """
     with ExitStack() as stack:
         for module, parts in _owners(model, epsilon).items():
-            hook = partial(_move_output, model, _rule_of(module), parts, weights)
+            rule = inherited_rule(PER_SAMPLE_RULES, module) or linear_in_weights
+            hook = partial(_move_output, model, rule, parts, weights)
             handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)  # of the output as it is
             stack.callback(handle.remove)
         for layer, weight in target.layers.items():
@@ -81,13 +82,6 @@ def _owners(model: nn.Module, epsilon: Mapping[Tensor, Tensor]) -> dict[nn.Modul
             owner = enclosing(model, owner) or ""
         found.setdefault(model.get_submodule(owner), {})[name[len(owner) :].lstrip(".")] = epsilon[parameter]
     return found
-
-
-def _rule_of(module: nn.Module) -> PerSampleRule:
-    for parent in type(module).__mro__:
-        if parent in PER_SAMPLE_RULES:
-            return PER_SAMPLE_RULES[parent] if type(module).forward is parent.forward else linear_in_weights
-    return linear_in_weights
 
 
 def _move_output(model, rule, parts, weights, module, args, kwargs, output) -> Tensor:
@@ -126,12 +120,10 @@ def random_perturbation(target: Target) -> dict[Tensor, Tensor]:
     """A perturbation that is large enough to show in gradients, of weights that are 0 too; it touches no global random
     state."""
     generator = torch.Generator().manual_seed(0)
-    values = {weight: layer.base_layer.weight for layer, weight in target.layers.items()}
     found = {}
-    for tensor in target.names:
-        value = values.get(tensor, tensor).detach()
+    for tensor, values in target.values().items():
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
-        found[tensor] = noise * (0.3 * value.to(tensor.dtype).square().mean().sqrt() + 0.02)
+        found[tensor] = noise * (0.3 * values.to(tensor.dtype).square().mean().sqrt() + 0.02)
     return found
 
 

@@ -11,7 +11,6 @@ move, `directions.py` where else it may point.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +19,21 @@ from .batch_statistics import kept_broadcast, kept_running_statistics
 from .choices import check_choices, check_sharded
 from .collectives import average_over_ranks, is_sharded, world_size
 from .compiled import refuse_compiled
-from .directions import Direction, Gradient, Parts, unit_direction
-from .frontier import FrozenPrefix, PrefixRecord
+from .constants import Constant
+from .directions import Direction, Gradient, Parts, Perturbation
+from .frontier import FrozenPrefix
 from .gradient_check import GradientCheck
 from .gradient_sync import first_pass_sync, no_sync
 from .gradients import GradientPair, ScaledGradient, WeightedGradient
 from .gradients.base import gradients_apart
-from .model_info import inspect_model, refuse_wrapped
+from .micro_batches import GradientSeal, MicroBatch
+from .model_info import ModelInfo, inspect_model, refuse_wrapped
 from .passes import FirstPass, LossContractError, Pass, SecondPass, VerificationPass
-from .per_sample import perturbed_per_sample
 from .randomness import RandomState, drawing_from, is_same_state, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .targets import Target, perturbed
 from .weights import IGNORED, sample_weights
-
-# Up to this share of a batch with c(n) > 0, the second pass runs over these samples alone.
-FEW_ROWS = 0.6
-
-
-@dataclass
-class _MicroBatch:
-    """What the second pass over a batch needs to know of the first."""
-
-    first: FirstPass
-    random_state: RandomState
-    prefix: PrefixRecord | None
-    draws: bool  # whether the model drew random numbers
 
 
 class SharpnessStep:
@@ -86,6 +73,7 @@ class SharpnessStep:
     Attributes:
         separate_reason (`str` or `None`): Why a separate backward pass is used for L_c; None while one is enough, as
             it always is where all classes have the same weight (SAM).
+        perturbation (`Perturbation` or `None`): epsilon of the step under way, once it is formed.
 
     Raises:
         ValueError: If an argument is out of range, two of them do not go together, or the model is wrapped in
@@ -125,10 +113,9 @@ class SharpnessStep:
         self._check = GradientCheck(model)
         self._prefix = FrozenPrefix(model, is_off=not reuse_prefix)
         self._has_looked = False  # at the model, in the optimizer step under way
-        self._micro_batches: list[_MicroBatch] = []
-        self._left: list[tuple[Tensor, Tensor, int]] = []  # gradients as the first passes left them
-        self._epsilon: Parts | None = None
-        self._is_usable: Tensor | None = None  # whether epsilon could be formed
+        self._micro_batches: list[MicroBatch] = []
+        self._seal = GradientSeal()
+        self.perturbation: Perturbation | None = None
         self._pass: Pass | None = None
         self._gradients: GradientPair
         self._scaled: ScaledGradient | None = None
@@ -143,8 +130,7 @@ class SharpnessStep:
         if torch.equal(class_weights, self.class_weights):
             return
         self.class_weights = class_weights
-        self._class_weights = class_weights  # where and as the model needs them
-        self._has_weights = bool(class_weights.any())
+        self._class_weights = Constant(class_weights)
         if (class_weights == class_weights[0]).all():
             self._scaled = self._scaled or ScaledGradient(self.model, perturb=self.perturb)
             self._scaled.weight = float(class_weights[0])
@@ -175,14 +161,9 @@ class SharpnessStep:
         return self._gradients.target
 
     @property
-    def accelerators(self) -> list[torch.device]:
-        """The devices that draw random numbers of their own beside the CPU."""
-        return self._gradients.info.accelerators
-
-    @property
-    def batch_norms(self) -> list[nn.Module]:
-        """Batch normalisations in training mode, which make samples interact."""
-        return self._gradients.info.batch_norms
+    def info(self) -> ModelInfo:
+        """What is known of the model, as of the step under way."""
+        return self._gradients.info
 
     @property
     def backward_passes(self) -> int:
@@ -192,16 +173,12 @@ class SharpnessStep:
     @property
     def is_plain(self) -> bool:
         """Whether the update is that of plain training (c = 0 or rho = 0), for which one pass does."""
-        return self.rho == 0 or not self._has_weights
+        return self.rho == 0 or not bool(self.class_weights.any())
 
     @property
     def num_micro_batches(self) -> int:
         """First passes so far in the step under way."""
         return len(self._micro_batches)
-
-    def named_trained_parameters(self) -> list[tuple[str, Tensor]]:
-        """The trained parameters with their names in the model without its wrappers."""
-        return [(name, p) for name, p in self._gradients.model.named_parameters() if p.requires_grad]
 
     def weighted_gradient(self) -> list[Tensor]:
         """Gradient of L_c at w for each of `parameters`, on this process, after the first passes."""
@@ -223,8 +200,8 @@ class SharpnessStep:
     def forget(self) -> None:
         """Give up what first passes have collected, until the next `start`."""
         self._micro_batches.clear()
-        self._left.clear()
-        self._epsilon = self._is_usable = None
+        self._seal.take_off()
+        self.perturbation = None
         self._gradients.release()
 
     def verify_gradients(self, labels: Tensor, run: Callable[[], object]) -> None:
@@ -240,7 +217,7 @@ class SharpnessStep:
         """
         if not self._gradients.needs_verification(len(labels)):
             return
-        weights, state = self.sample_weights(labels), self._random_state()
+        weights, state = self.sample_weights(labels), random_state(self.info.accelerators)
         while self._gradients.needs_verification(len(labels)):
             under_way = VerificationPass(weights, len(labels), self._gradients)
             with self.rehearsal(state), self._gradients.reaching_frozen(), self._watched(under_way):
@@ -253,8 +230,8 @@ class SharpnessStep:
         with (
             kept_broadcast(self.model),
             no_sync(self.model),
-            drawing_from(state or self._random_state(), self.accelerators),
-            kept_running_statistics(self.batch_norms),
+            drawing_from(state or random_state(self.info.accelerators), self.info.accelerators),
+            kept_running_statistics(self.info.batch_norms),
             gradients_apart(self.parameters) as found,
         ):
             yield found
@@ -280,9 +257,9 @@ class SharpnessStep:
         Raises:
             LossContractError: If what is differentiated inside the block is not made of the losses of the samples.
         """
-        self._check_untouched()
+        self._seal.check()
         first = FirstPass(self.sample_weights(labels), len(labels), self._gradients)
-        state = self._random_state()
+        state = random_state(self.info.accelerators)
         with (
             first_pass_sync(self.model, is_separate=self.separate_reason is not None),
             self._gradients.reaching_frozen(),
@@ -290,9 +267,9 @@ class SharpnessStep:
             self._prefix.first() as prefix,
         ):
             yield
-        draws = not is_same_state(state, self._random_state())
-        self._micro_batches.append(_MicroBatch(first, state, prefix, draws))
-        self._left = [(p, p.grad, p.grad._version) for p in self.parameters if p.grad is not None]
+        draws = not is_same_state(state, random_state(self.info.accelerators))
+        self._micro_batches.append(MicroBatch(first, state, prefix, draws))
+        self._seal.put_on(self.parameters)
 
     def ascend(self) -> None:
         """Turn the collected gradient of L_c into epsilon, and take it out of `p.grad`.
@@ -303,38 +280,36 @@ class SharpnessStep:
         Raises:
             LossContractError: If gradients were changed since the first passes.
         """
-        self._check_untouched()
-        self._left.clear()
+        self._seal.check()
+        self._seal.take_off()
         collected = self._gradients.gradients()
         ascent = self._averaged(collected)
-        chosen = self.direction.choose(self.target, ascent)
-        self._take_direction(chosen)
+        self.perturb_along(self.direction.choose(self.target, ascent))
         self.direction.learn(self.target, ascent)
-        if self._is_usable is None:
+        if self.perturbation is None:
             return
-        taken = [
-            (p.grad, torch.where(self._is_usable, collected[p], 0)) for p in self.parameters if p.grad is not None
-        ]
+        is_usable = self.perturbation.is_usable
+        taken = [(p.grad, torch.where(is_usable, collected[p], 0)) for p in self.parameters if p.grad is not None]
         if taken:
             torch._foreach_sub_(*map(list, zip(*taken, strict=True)))
         self._gradients.release()
 
+    def perturb_along(self, direction: Parts | None) -> None:
+        """Form epsilon along a direction; None leaves the step without one."""
+        if direction is not None:
+            self.perturbation = Perturbation.along(direction, rho=self.rho, adaptive=self.adaptive)
+            self.statistics.add_perturbation(list(self.perturbation.parts.values()), self.perturbation.is_usable)
+
+    def learn_direction(self) -> None:
+        """Let the direction take note of the gradient of L_c that first passes have collected."""
+        if self.direction.learns:
+            self.direction.learn(self.target, self._averaged(self._gradients.gradients()))
+
     def rows_of_second_pass(self, index: int) -> Tensor | None:
         """The samples of micro-batch `index` that the second pass need only run over, those with c(n) > 0 (ImbSAM);
-        None for all of them.
-
-        All are needed where samples interact, where the model draws random numbers, which would be others for fewer
-        samples, and where the frozen prefix is still looked for.
-        """
-        batch = self._micro_batches[index]
-        is_known = batch.prefix is None or not batch.prefix.is_whole
-        if bool((self.class_weights > 0).all()) or batch.draws or not is_known or self._interacts():
-            return None
-        rows = batch.first.weights.nonzero().flatten()
-        if len(rows) > FEW_ROWS * len(batch.first.weights):
-            return None
-        is_alone = world_size() == 1
-        return rows if len(rows) or is_alone else rows.new_zeros(1)  # every process takes part in the all-reduce
+        None for all, as where samples interact. See `MicroBatch.rows`."""
+        interact = self._given_reason or self.separate_reason or self.info.batch_norms
+        return None if interact or bool((self.class_weights > 0).all()) else self._micro_batches[index].rows()
 
     @contextmanager
     def second_pass(self, index: int, rows: Tensor | None = None) -> Iterator[None]:
@@ -350,16 +325,17 @@ class SharpnessStep:
         """
         batch = self._micro_batches[index]
         is_last = index == len(self._micro_batches) - 1
-        second = SecondPass(batch.first, self.statistics, rows=rows, usable=self._is_usable)
+        moved = self.perturbation
+        second = SecondPass(batch.first, self.statistics, rows=rows, usable=None if moved is None else moved.is_usable)
         prefix = None if rows is not None else batch.prefix
         with (
-            drawing_from(batch.random_state, self.accelerators),
-            kept_running_statistics(self.batch_norms),
+            drawing_from(batch.random_state, self.info.accelerators),
+            kept_running_statistics(self.info.batch_norms),
             nullcontext() if is_last else no_sync(self.model),
-            nullcontext() if self._epsilon is None else perturbed(self.target, self._epsilon),
+            nullcontext() if moved is None else perturbed(self.target, moved.parts),
             self.under_way(second),
         ):
-            replayed = self._prefix.second(prefix, is_perturbed=self._epsilon is not None)
+            replayed = self._prefix.second(prefix, is_perturbed=moved is not None)
             with gradients_apart(self.parameters) as added, replayed:
                 yield
             batch.prefix = None  # and its memory
@@ -368,31 +344,6 @@ class SharpnessStep:
                     "In the second pass a term beside reduce(losses) was differentiated, which several processes "
                     "would sum up twice; call backward on reduce(losses) alone there."
                 )
-
-    # ---- one pass, where the direction is known before the batch ----
-
-    def foresee(self) -> None:
-        """Form epsilon before the first batch of a step; there is none as long as no direction is known."""
-        self._take_direction(self.direction.choose(self.target, None))
-
-    @contextmanager
-    def evaluated_once(self, labels: Tensor) -> Iterator[None]:
-        """Inside the block, sample n is run at w + c(n) epsilon; gradients are not synchronised."""
-        with no_sync(self.model):
-            if self._epsilon is None:
-                yield
-                return
-            with perturbed_per_sample(self.bare_model, self.target, self._epsilon, self.sample_weights(labels)):
-                yield
-
-    def learn(self) -> None:
-        """After the passes of a step: let the direction take note of the gradient, and average over processes."""
-        if self.direction.learns:
-            self.direction.learn(self.target, self._averaged(self._gradients.gradients()))
-        if world_size() > 1:
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            for parameter, gradient in zip(self.parameters, average_over_ranks(gradients), strict=True):
-                parameter.grad = gradient
 
     def reduce(self, losses: Tensor, count: Tensor | float | None = None) -> Tensor:
         """The loss whose backward pass the driver is to run: that of the pass under way, else the mean.
@@ -427,33 +378,11 @@ class SharpnessStep:
     def _averaged(self, collected: Parts) -> Parts:
         """grad L_c of what is perturbed, over all processes where the scope is global; without loss scaling where it
         is kept."""
-        tensors = list(self.target.names)
-        found = [collected[tensor] for tensor in tensors]
+        found: list[Tensor] | tuple[Tensor, ...] = [collected[tensor] for tensor in self.target.names]
         if self.direction.learns:
             found = torch._foreach_div(found, self._micro_batches[-1].first.factor)
-        return dict(zip(tensors, average_over_ranks(found) if self.scope == "global" else found, strict=True))
-
-    def _take_direction(self, chosen: Parts | None) -> None:
-        if chosen is None:
-            return
-        direction, norm = unit_direction(chosen, adaptive=self.adaptive)
-        self._is_usable = torch.isfinite(norm) & (norm > 0)
-        self._epsilon = dict(zip(direction, torch._foreach_mul(list(direction.values()), self.rho), strict=True))
-        self.statistics.add_perturbation(list(self._epsilon.values()), self._is_usable)
-
-    def _interacts(self) -> bool:
-        """Whether the loss or batch normalisation may make the samples of a batch interact."""
-        return bool(self._given_reason or self.separate_reason or self.batch_norms)
-
-    def _check_untouched(self) -> None:
-        """That gradients are as the first passes left them."""
-        if all(p.grad is gradient and gradient._version == version for p, gradient, version in self._left):
-            return
-        self._left.clear()
-        raise LossContractError(
-            "The gradients changed between the passes of a step; clear, clip or unscale them before the first pass or "
-            "after the second one."
-        )
+        found = average_over_ranks(found) if self.scope == "global" else found
+        return dict(zip(self.target.names, found, strict=True))
 
     @contextmanager
     def _watched(self, first: FirstPass) -> Iterator[None]:
@@ -464,16 +393,11 @@ class SharpnessStep:
     def sample_weights(self, labels: Tensor) -> Tensor:
         """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored.
         Where all classes have the same weight, as in SAM, every sample has it, those of no class too."""
-        parameter = next(iter(self._gradients.info.trained), None)
+        parameter = next(iter(self.info.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        if (self._class_weights.device, self._class_weights.dtype) != (parameter.device, dtype):
-            self._class_weights = self.class_weights.to(parameter.device, dtype)
         labels = labels.to(parameter.device)
-        if labels.ndim == 2 and self._gradients is self._scaled:
+        if labels.ndim == 2 and self._scaled is not None and self._gradients is self._scaled:
             return (labels != IGNORED).any(dim=1).to(dtype) * self._scaled.weight
-        return sample_weights(self._class_weights, labels)
-
-    def _random_state(self) -> RandomState:
-        return random_state(self.accelerators)
+        return sample_weights(self._class_weights.on(parameter.device, dtype), labels)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,11 @@ class Target:
 
     names: dict[Tensor, str] = field(default_factory=dict)
     layers: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def values(self) -> dict[Tensor, Tensor]:
+        """Each tensor with its values; a merged weight has those of the adapted layer's own weight."""
+        own = {weight: base_layer(layer).weight for layer, weight in self.layers.items()}
+        return {tensor: own.get(tensor, tensor).detach() for tensor in self.names}
 
 
 TARGETS: dict[str, Callable[[nn.Module], Target]] = {}
@@ -82,7 +88,7 @@ def merged(model: nn.Module) -> Target:
         )
     inside = {p for module in layers.values() for p in module.parameters()}
     rest = {p: name for name, p in model.named_parameters() if p.requires_grad and p not in inside}
-    weights = {module: _merged_weight(module.base_layer) for module in layers.values()}
+    weights = {module: _merged_weight(base_layer(module)) for module in layers.values()}
     return Target(rest | {weights[module]: f"{name}.merged" for name, module in layers.items()}, weights)
 
 
@@ -110,7 +116,12 @@ def _adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _merged_weight(layer: nn.Module) -> Tensor:
+def base_layer(layer: nn.Module) -> nn.Linear:
+    """The linear layer that an adapted layer adapts; a quantised one, of another type, has the same attributes."""
+    return cast(nn.Linear, layer.base_layer)
+
+
+def _merged_weight(layer: nn.Linear) -> Tensor:
     weight = layer.weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return torch.zeros((), dtype=dtype, device=weight.device).expand(layer.out_features, layer.in_features)

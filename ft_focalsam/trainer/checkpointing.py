@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
@@ -50,7 +51,7 @@ def put_in_place(run_folder: Path, step: int) -> Path:
     return target
 
 
-def remove_old(run_folder: Path, limit: int | None, *, keep: list[str | None]) -> None:
+def remove_old(run_folder: Path, limit: int | None, *, keep: Sequence[str | Path | None]) -> None:
     """Remove the oldest checkpoints beyond `limit`, none of `keep`; each is gone by its name before it is emptied."""
     if limit is None or limit <= 0:
         return
@@ -92,7 +93,8 @@ def number_of(checkpoint: Path) -> int | None:
 def find_newest(run_folder: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of the run that wrote to a folder last, None where there is none, and a sentence
     on each newer one that is not taken. Damaged ones are set aside under another name."""
-    warnings, run = [], None
+    warnings: list[str] = []
+    run = None
     for path in checkpoints(run_folder):
         manifest = _manifest_or_none(path)
         if run is not None and (manifest is None or manifest.run != run):

@@ -1,34 +1,37 @@
 """What a `FocalSAMTrainer` checks before it trains: its model, its training set and the samples of each class."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
-from transformers import Trainer
 
 from ..data.labels import LABEL_KEYS, LabelCounts, count_labels
 from ..sharpness.class_conditional import CC_SAM
 from .learning_rates import has_own_rates, learning_rates
 from .multi_label import has_several_classes, problem_type_of
 
+if TYPE_CHECKING:
+    from .trainer import FocalSAMTrainer
 
-def label_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> LabelCounts | None:
+
+def label_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | None) -> LabelCounts | None:
     """Class counts as given, or counted from the training set; None where there is neither.
 
     Raises:
         ValueError: If they do not fit the model, a class has no sample, or labels are no classes.
     """
     num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
-    if given is None:
-        if trainer.train_dataset is None:
-            return None
-        keys = tuple(dict.fromkeys([*trainer.args.label_names, *LABEL_KEYS]))
-        found = count_labels(trainer.train_dataset, num_classes=num_labels, keys=keys)
-    else:
+    if given is not None:
         found = _given_counts(trainer, np.asarray(given))
+    elif trainer.train_dataset is None:
+        return None
+    else:
+        keys = tuple(dict.fromkeys([*(trainer.args.label_names or ()), *LABEL_KEYS]))
+        found = count_labels(trainer.train_dataset, num_classes=num_labels, keys=keys)
     counts = found.counts
     if num_labels is not None and len(counts) != num_labels:
         raise ValueError(
@@ -40,16 +43,17 @@ def label_counts_of(trainer: Trainer, given: Sequence[int] | Tensor | None) -> L
     return found
 
 
-def _given_counts(trainer: Trainer, counts: np.ndarray) -> LabelCounts:
+def _given_counts(trainer: "FocalSAMTrainer", counts: np.ndarray) -> LabelCounts:
     """Counts that were given: the config of the model says whether images have several classes, and then their number
     is the length of the training set, where it has one."""
     if not has_several_classes(trainer, None):
         return LabelCounts(counts, int(counts.sum()), is_multi_label=False)
-    is_stored = hasattr(trainer.train_dataset, "__len__")
-    return LabelCounts(counts, len(trainer.train_dataset) if is_stored else int(counts.sum()), is_multi_label=True)
+    dataset = trainer.train_dataset
+    number = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else int(counts.sum())
+    return LabelCounts(counts, number, is_multi_label=True)
 
 
-def refuse_what_is_not_exact(trainer: Trainer) -> None:
+def refuse_what_is_not_exact(trainer: "FocalSAMTrainer") -> None:
     """Raise a `ValueError` for a model, a training set or a way to share the work that the step cannot be exact in."""
     args, dataset = trainer.args, trainer.train_dataset
     problem_type_of(trainer)
@@ -74,7 +78,7 @@ def refuse_what_is_not_exact(trainer: Trainer) -> None:
         _refuse_sharding(trainer)
 
 
-def _check_learning_rates(trainer: Trainer) -> None:
+def _check_learning_rates(trainer: "FocalSAMTrainer") -> None:
     """Raise a `ValueError` where learning rates by layer would come to nothing, or the model has no layers to tell."""
     args = trainer.args
     if not has_own_rates(args) or trainer.model is None:
@@ -92,7 +96,7 @@ def _check_learning_rates(trainer: Trainer) -> None:
     learning_rates(trainer.model, args)
 
 
-def _refuse_sharding(trainer: Trainer) -> None:
+def _refuse_sharding(trainer: "FocalSAMTrainer") -> None:
     """FSDP2 leaves the gradient of each backward pass in `p.grad`. Other ways to shard do not, and some methods need
     more than that."""
     args = trainer.args
@@ -134,7 +138,7 @@ def _refuse_sharding(trainer: Trainer) -> None:
             )
 
 
-def _refuse_raw_images(trainer: Trainer) -> None:
+def _refuse_raw_images(trainer: "FocalSAMTrainer") -> None:
     """A data set of the Hub gives PIL images until it has a transform, and the usual collator makes no tensors."""
     dataset = trainer.train_dataset
     is_usual = getattr(trainer.data_collator, "__module__", "").startswith("transformers.")

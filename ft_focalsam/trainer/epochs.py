@@ -1,4 +1,4 @@
-"""What of a training depends on its epoch, told which one it is."""
+"""Callback that passes the epoch to the data set and the sampler."""
 
 from transformers import TrainerCallback
 
@@ -9,7 +9,7 @@ class SetEpoch(TrainerCallback):
     """Tells the training set and a sampler the epoch, also where Accelerate does not: with several processes it tells
     a training set nothing, and a sampler nothing in the epoch they resume in."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset) -> None:
         self.dataset = dataset
         self.sampler: ClassSampler | None = None
         self.passes = 0  # over a stream, whose epochs the Trainer does not know

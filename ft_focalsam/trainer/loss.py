@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import IGNORED
 from ..losses import PerSampleLoss
+from ..sharpness import ClassConditionalSAM, Evaluation, SharpnessStep
 from ..sharpness.classifier_input import ClassifierInput
+from ..sharpness.passes import check_per_sample
+from .multi_label import check_multi_hot
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -75,18 +79,23 @@ class TrainerLoss:
     Args:
         loss (`PerSampleLoss` or `Callable`): A function takes (outputs, labels), and `num_items_in_batch` if it has a
             third argument. It returns losses of shape (B,), or, for plain training, a scalar.
+        multi_label (`bool`): Whether labels have a 1 for each of several classes.
     """
 
-    def __init__(self, loss: PerSampleLoss | Callable):
+    def __init__(self, loss: PerSampleLoss | Callable, *, multi_label: bool = False):
         self.loss = loss if isinstance(loss, PerSampleLoss) else None
-        self.function = loss
+        self.function: Callable = loss
         self.takes_count = self.loss is None and _takes_count(loss)
         self._input: ClassifierInput | None = None
+        self._has_rows = multi_label
+        self._has_checked_rows = False
 
     @property
-    def samples_interact(self) -> bool:
-        """Whether the loss is known to depend on the rest of the batch."""
-        return self.loss is not None and self.loss.samples_interact
+    def interaction(self) -> str | None:
+        """Why the samples of a batch interact; None where the loss is not known to make them."""
+        if self.loss is None or not self.loss.samples_interact:
+            return None
+        return f"the loss {self.loss.name!r} makes the samples of a batch interact"
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -98,6 +107,55 @@ class TrainerLoss:
             self._input = ClassifierInput(model)
         with self._input.watch():
             yield
+
+    def reduced(
+        self,
+        outputs: Any,
+        labels: Tensor,
+        *,
+        progress: float,
+        count: Tensor | int | None,
+        evaluation: Evaluation | ClassConditionalSAM | None,
+    ) -> Tensor:
+        """The loss of a batch, reduced as the pass under way asks for; samples with the label -100 are left out.
+
+        Args:
+            outputs, labels, progress, count: As for a call.
+            evaluation (`Evaluation` or `ClassConditionalSAM`, *optional*): None for plain training.
+
+        Returns:
+            `Tensor` without dimensions.
+
+        Raises:
+            ValueError: If the labels are no classes, or class probabilities that do not sum to 1.
+            LossContractError: If a sharpness step would be trained on something else than one loss per sample.
+        """
+        labels = as_targets(labels)
+        is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch, or of the data
+        kept = labels.masked_fill(is_left_out, 0)
+        if (labels.ndim == 2 or self._has_rows) and not self._has_checked_rows:
+            check_multi_hot(kept) if self._has_rows else check_probabilities(labels)
+            self._has_checked_rows = True
+        if isinstance(evaluation, ClassConditionalSAM) and evaluation.is_watching:
+            losses = evaluation.losses(
+                logits_of(outputs), kept, lambda z: self(with_logits(outputs, z), kept, progress=progress, count=count)
+            )
+        else:
+            losses = self(outputs, kept, progress=progress, count=count)
+        is_left_out = is_left_out.reshape(len(labels), -1).all(dim=1)
+        divisor: Tensor | float | None = count
+        if count is not None and labels.ndim == 2:
+            divisor = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
+        if losses.ndim == 0 and evaluation is None:
+            if divisor is None or self.takes_count:
+                return losses
+            return losses * (~is_left_out).sum().to(losses.dtype) / divisor  # the share of a mean in that of the step
+        check_per_sample(losses, len(labels))
+        losses = losses.masked_fill(is_left_out, 0)
+        step: SharpnessStep | None = getattr(evaluation, "step", None)
+        if step is not None:
+            return step.reduce(losses, divisor)
+        return losses.sum() / (losses.numel() if divisor is None else divisor)
 
     def __call__(self, outputs: Any, labels: Tensor, *, progress: float, count=None) -> Tensor:
         """Losses of the samples, shape (B,), or what the user's function returns instead.
@@ -112,6 +170,7 @@ class TrainerLoss:
             return self.function(outputs, labels, count) if self.takes_count else self.function(outputs, labels)
         logits, features = logits_of(outputs), None
         if self.loss.needs_features:
+            assert self._input is not None  # a watched pass has made it
             features = self._input.find(logits)
             if features is None:
                 raise ValueError(

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainingArguments
 from ..base.registry import listed
 from ..data.labels import LabelCounts
 from ..losses import is_multi_label, same_kind
-from ..models.classifier import MULTI_LABEL
+from ..models.classifier_config import MULTI_LABEL
 from ..sharpness.class_conditional import CC_SAM
 
 SINGLE_LABEL = "single_label_classification"

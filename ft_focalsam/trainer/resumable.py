@@ -12,13 +12,15 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from ..base.errors import first_fault, one_line
 from ..base.files import give_ordinary_permissions
 from ..hub import HubMixin
+from .arguments import FocalSAMTrainingArguments
 from .checkpointing import (
     STATE_NAME,
     CheckpointError,
@@ -60,9 +62,10 @@ class Resumption:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-class ResumableTrainer(HubMixin, Trainer):
+class ResumableTrainer(HubMixin, Trainer):  # type: ignore[misc]  # whose arguments for the card are fewer
     """Writes checkpoints whole or not at all, resumes from complete ones only, and stops in good order at SIGTERM."""
 
+    args: FocalSAMTrainingArguments
     _aside: Path | None = None  # where a checkpoint is being written
     _resumption = Resumption()
     _options: Sequence[Any] = ()  # of the script, see `describe_run_by`
@@ -213,7 +216,7 @@ class ResumableTrainer(HubMixin, Trainer):
         folder = run_folder / f"checkpoint-{best}"
         if best == step or folder.exists():
             self.state.best_model_checkpoint = str(folder)
-        if self.args.should_save:
+        if self.args.should_save and self._aside is not None:
             self.state.save_to_json(str(self._aside / f"checkpoint-{step}" / STATE_NAME))
 
     def _refuse_to_go_on(self, run_folder: Path, fault: str) -> None:
@@ -232,7 +235,8 @@ class ResumableTrainer(HubMixin, Trainer):
         """What to resume from, the same on all processes."""
         if isinstance(request, str) and request.lower() in ("true", "false"):
             request = request.lower() == "true"
-        run_folder, answer, settings = Path(self.args.output_dir).expanduser(), [None, None], self.run_settings
+        run_folder, settings = Path(self.args.output_dir).expanduser(), self.run_settings
+        answer: list[Any] = [None, None]  # what to resume from, and what is wrong
         if self.args.should_save:
             try:
                 tidy(run_folder)
@@ -331,6 +335,21 @@ class ResumableTrainer(HubMixin, Trainer):
                 f"The optimizer's state in '{checkpoint}' does not fit this run ({one_line(error)}); set the "
                 "optimizer and what trains back, or begin anew in another --output_dir."
             ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
+        memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
+        model = self.model if model is None else model
+        if not (isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers.")):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        """As above, for `load_best_model_at_end`."""
+        best = self.state.best_model_checkpoint
+        if best is None or not type(self.model).__module__.startswith("transformers."):
+            return super()._load_best_model()
+        self._load_from_checkpoint(best)
 
     def _end_at(self, number: int, run_folder: Path) -> None:
         message = (

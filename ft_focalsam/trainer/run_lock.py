@@ -13,7 +13,7 @@ from ..base.errors import first_fault, one_line
 try:
     import fcntl
 except ImportError:  # on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 

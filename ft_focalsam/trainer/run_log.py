@@ -47,7 +47,7 @@ def run_log(
     path = Path(folder).expanduser() / LOG_NAME
     to_file = _ToFile(path, mode="a" if appends else "w", encoding="utf-8")
     to_file.setFormatter(_Lines())
-    handlers = {_TOLD: [to_file], _PACKAGE: [to_file]}
+    handlers: dict[logging.Logger, list[logging.Handler]] = {_TOLD: [to_file], _PACKAGE: [to_file]}
     if not (_PACKAGE.handlers or logging.getLogger().handlers):  # else Python's last resort, which has no more say
         handlers[_PACKAGE] = [to_file, _AboveBar()]
     for logger, new in handlers.items():

@@ -10,6 +10,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.fsdp import StateDictType
 
 from ..models import LongTailClassifier
 
@@ -51,6 +52,16 @@ def shard_without_optimizer(accelerator: Accelerator, model: nn.Module) -> nn.Mo
     model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
     accelerator._optimizers.clear()  # of which there was none
     return model
+
+
+@contextmanager
+def saved_whole(plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
+    """Inside the block, a model is saved as one file, also where checkpoints are sharded."""
+    layout, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = layout
 
 
 @contextmanager

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from ..averaging.ema import WeightEMACallback
 from ..base.files import check_writable
 from ..data.batches import RenamedLabels, finished, select_samples, without_padding
-from ..data.labels import IGNORED, dataset_labels
+from ..data.labels import dataset_labels
 from ..data.mixing import MixingCollator
 from ..data.samplers import ClassSampler
 from ..evaluation import LongTailMetrics, MultiLabelMetrics
@@ -24,7 +23,6 @@ from ..sharpness import (
     ClassConditionalSAM,
     Evaluation,
     GradientCheck,
-    LossContractError,
     SharpnessStep,
 )
 from ..sharpness.evaluations import Run
@@ -33,12 +31,12 @@ from .arguments import FocalSAMTrainingArguments
 from .checks import label_counts_of, refuse_what_is_not_exact
 from .epochs import SetEpoch
 from .learning_rates import has_own_rates, learning_rates, split_groups
-from .loss import TrainerLoss, as_targets, check_probabilities, logits_of, with_logits
-from .multi_label import check_multi_hot, has_several_classes, refuse_other_kind
-from .nonfinite import NonFiniteSteps
+from .loss import TrainerLoss, as_targets, logits_of
+from .multi_label import has_several_classes, refuse_other_kind
+from .nonfinite import NonFiniteSteps, finite_loss
 from .progress import ProgressLines
 from .resumable import ResumableTrainer
-from .sharding import choose_layers_to_shard, frozen_without_state, shard_without_optimizer
+from .sharding import choose_layers_to_shard, frozen_without_state, saved_whole, shard_without_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +85,8 @@ class FocalSAMTrainer(ResumableTrainer):
             losses of the samples.
     """
 
-    args: FocalSAMTrainingArguments
     model: nn.Module
+    _gradient_check: GradientCheck  # of the run under way
 
     def __init__(
         self,
@@ -127,7 +125,7 @@ class FocalSAMTrainer(ResumableTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            model_init=model_init,
+            model_init=model_init,  # type: ignore[arg-type]  # it makes any module
             compute_loss_func=self._reduced_loss,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -154,8 +152,9 @@ class FocalSAMTrainer(ResumableTrainer):
         self.is_multi_label = has_several_classes(self, found)
         refuse_other_kind(args, multi_label=self.is_multi_label, own_loss=compute_loss_func is not None)
         self._makes_loss = compute_loss_func is None and self.class_counts is not None
-        self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
-        self._has_checked_probabilities = False
+        self._loss = (
+            None if compute_loss_func is None else TrainerLoss(compute_loss_func, multi_label=self.is_multi_label)
+        )
         if compute_loss_func is not None:
             args.check_loss_is_default()
         if self._makes_loss:
@@ -169,7 +168,6 @@ class FocalSAMTrainer(ResumableTrainer):
         self._nonfinite_steps = NonFiniteSteps(self)
         self._trained_model: nn.Module | None = None  # with its wrappers, in the run under way or the latest one
         self._evaluation: Evaluation | ClassConditionalSAM | None = None  # None for plain training
-        self._gradient_check: GradientCheck | None = None
         self._statistics = StepStatistics()
         self._resumed_from: str | None = None
         self._ema: WeightEMACallback | None = None
@@ -223,7 +221,7 @@ class FocalSAMTrainer(ResumableTrainer):
             return self._end_step(whole(), inputs)
         if "labels" not in inputs:
             raise ValueError(f"A batch has {sorted(inputs)} and no 'labels'; let the data collator keep the classes.")
-        self._follow_schedules()
+        self._follow_schedules(self._evaluation)
         loss = self._evaluation.micro_batch(
             as_targets(inputs["labels"]),
             Run(whole, forward, takes_rows=True),
@@ -269,10 +267,9 @@ class FocalSAMTrainer(ResumableTrainer):
             self.data_collator = collate
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        args = self.args
-        if args.train_sampler == "instance":
+        args, train_dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
+        if args.train_sampler == "instance" or train_dataset is None:
             return super()._get_train_sampler(train_dataset)
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = args.seed if args.data_seed is None else args.data_seed
         self._set_epoch.sampler = ClassSampler(
             dataset_labels(train_dataset), args.train_sampler, seed=seed, beta=args.effective_number_beta
@@ -300,7 +297,7 @@ class FocalSAMTrainer(ResumableTrainer):
                 logs = {**logs, "skipped_steps": statistics["skipped_steps"]}
             else:
                 logs = {**logs, "rho": self._evaluation.rho, **statistics}
-            if self.args.schedules_weights:
+            if self.args.schedules_weights and self.sharpness_step is not None:
                 logs["mean_class_weight"] = float(self.sharpness_step.class_weights.mean())
         super().log(logs, start_time)
 
@@ -319,8 +316,8 @@ class FocalSAMTrainer(ResumableTrainer):
             save_file({n: t.contiguous() for n, t in direction.items()}, Path(output_dir) / DIRECTION_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        is_sharded = checkpoint is not None and self.accelerator.is_fsdp2
-        with frozen_without_state(self.model, Path(checkpoint)) if is_sharded else nullcontext():
+        is_whole = checkpoint is None or not self.accelerator.is_fsdp2
+        with nullcontext() if is_whole else frozen_without_state(self.model, Path(str(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
         self._trained_model = self._evaluation = None  # every run begins with a step of its own
         self._resumed_from = checkpoint
@@ -339,29 +336,11 @@ class FocalSAMTrainer(ResumableTrainer):
         """As the Trainer does; one whole model also where checkpoints are sharded, where it would write nothing."""
         if not self.accelerator.is_fsdp2 or _internal_call:
             super().save_model(output_dir, _internal_call)
-            if _internal_call and self._ema is not None and self.args.should_save:  # into a checkpoint
+            if output_dir and _internal_call and self._ema is not None and self.args.should_save:  # into a checkpoint
                 self._ema.save(Path(output_dir))
             return
-        plugin = self.accelerator.state.fsdp_plugin
-        layout, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
-        try:
+        with saved_whole(self.accelerator.state.fsdp_plugin):
             super().save_model(output_dir)
-        finally:
-            plugin.state_dict_type = layout
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load as `from_pretrained` does: transformers saves some of its models under other names than they have in
-        memory (ViT, as of 5.23), which the Trainer's own loading leaves behind as missing and unexpected keys."""
-        model = self.model if model is None else model
-        if not (isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers.")):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
-
-    def _load_best_model(self) -> None:
-        """As above, for `load_best_model_at_end`."""
-        if not type(self.model).__module__.startswith("transformers."):
-            return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # ---- details ----
 
@@ -373,7 +352,7 @@ class FocalSAMTrainer(ResumableTrainer):
     def _make_loss(self) -> None:
         head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
         loss = self.args.make_loss(self.class_counts, head_scale=head_scale, num_samples=self.num_samples)
-        self._loss = TrainerLoss(loss)
+        self._loss = TrainerLoss(loss, multi_label=self.is_multi_label)
 
     def _reduced_loss(self, outputs, labels: Tensor | None, num_items_in_batch=None) -> Tensor:
         """The Trainer's `compute_loss_func`: losses per sample, reduced as the pass under way asks for."""
@@ -381,44 +360,15 @@ class FocalSAMTrainer(ResumableTrainer):
             raise ValueError("A batch has no 'labels'; let the data collator keep the classes.")
         if self._loss is None:
             raise ValueError("Without a training set the loss needs class_counts; give them to FocalSAMTrainer.")
-        labels, count = as_targets(labels), num_items_in_batch
-        if (labels.ndim == 2 or self.is_multi_label) and not self._has_checked_probabilities:
-            (check_multi_hot if self.is_multi_label else check_probabilities)(labels.masked_fill(labels == IGNORED, 0))
-            self._has_checked_probabilities = True
-        is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch, or of the data
-        losses = self._losses(outputs, labels.masked_fill(is_left_out, 0), num_items_in_batch)
-        is_left_out = is_left_out.reshape(len(labels), -1).all(dim=1)
-        if count is not None and labels.ndim == 2:
-            count = count / labels.shape[1]  # the Trainer counts entries, and a soft label has C of them
-        if losses.ndim == 0 and self._evaluation is None:
-            if count is None or self._loss.takes_count:
-                return losses
-            return losses * (~is_left_out).sum().to(losses.dtype) / count  # the share of a mean in that of the step
-        if losses.shape != labels.shape[:1]:
-            raise LossContractError(
-                f"The losses have shape {tuple(losses.shape)} for {len(labels)} labels; return one loss per sample "
-                '(reduction="none").'
-            )
-        losses = losses.masked_fill(is_left_out, 0)
-        if self.sharpness_step is None:
-            return losses.sum() / (losses.numel() if count is None else count)
-        return self.sharpness_step.reduce(losses, count)
-
-    def _losses(self, outputs, labels: Tensor, count) -> Tensor:
-        loss, progress = self._loss, self._progress()
-        assert loss is not None  # as `_reduced_loss` has seen
-
-        def losses_of(logits: Tensor) -> Tensor:
-            return loss(with_logits(outputs, logits), labels, progress=progress, count=count)
-
-        if isinstance(self._evaluation, ClassConditionalSAM) and self._evaluation.is_watching:
-            return self._evaluation.losses(logits_of(outputs), labels, losses_of)
-        return loss(outputs, labels, progress=progress, count=count)
+        return self._loss.reduced(
+            outputs, labels, progress=self._progress(), count=num_items_in_batch, evaluation=self._evaluation
+        )
 
     def _make_evaluation(self, model: nn.Module) -> None:
         self._trained_model, self._statistics = model, StepStatistics()
         self._gradient_check = GradientCheck(model)
-        self._evaluation = self.args.make_evaluation(model, self.class_counts, separate_reason=self._interaction())
+        reason = None if self._loss is None else self._loss.interaction
+        self._evaluation = self.args.make_evaluation(model, self.class_counts, separate_reason=reason)
         if self._evaluation is None:
             return
         self._evaluation.statistics = self._statistics
@@ -426,18 +376,12 @@ class FocalSAMTrainer(ResumableTrainer):
         if path is not None and path.is_file():
             self._evaluation.load_state_dict(load_file(path))
 
-    def _follow_schedules(self) -> None:
+    def _follow_schedules(self, evaluation: Evaluation | ClassConditionalSAM) -> None:
         """Take rho and the class weights of this moment of training."""
         progress = self._progress()
-        self._evaluation.rho = self.args.rho_at(progress)
-        if self.args.schedules_weights:
+        evaluation.rho = self.args.rho_at(progress)
+        if self.args.schedules_weights and self.sharpness_step is not None:
             self.sharpness_step.set_class_weights(self.args.class_weights_at(progress, self.class_counts))
-
-    def _interaction(self) -> str | None:
-        """Why the samples of a batch interact, if the loss makes them."""
-        if not self._loss.samples_interact:
-            return None
-        return f"the loss {self._loss.loss.name!r} makes the samples of a batch interact"
 
     def _progress(self) -> float:
         """Share of training that is done, 0 to 1."""
@@ -446,7 +390,7 @@ class FocalSAMTrainer(ResumableTrainer):
     def _end_step(self, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
         """After the passes over a batch: when the optimizer is about to step, see that it has something to step on."""
         if not self.accelerator.sync_gradients:
-            return self._finite(loss)
+            return finite_loss(self, loss)
         # Loss scaling has to see what overflowed, to shrink.
         is_scaled = self.accelerator.scaler is not None
         if self.sharpness_step is None:
@@ -460,12 +404,4 @@ class FocalSAMTrainer(ResumableTrainer):
                 " at this loss scale" if is_scaled else "; the learning rate may be too high",
             )
         self._nonfinite_steps.add(not is_skipped, loss, inputs.get("labels"))
-        return self._finite(loss)
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        """The loss, or, where it is not finite, the mean of those since the latest log: what the Trainer's
-        `logging_nan_inf_filter` makes of it, without waiting for the device."""
-        if not hasattr(self, "_tr_loss"):  # outside of `train`
-            return loss
-        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
-        return torch.where(torch.isfinite(loss), loss, mean.to(loss))
+        return finite_loss(self, loss)

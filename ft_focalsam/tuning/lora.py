@@ -64,6 +64,11 @@ def lora(model: LongTailClassifier, options: LoraOptions) -> None:
     """Low-rank updates of linear layers, by default of the query and value projections, and of the key's too where
     the three are one layer."""
     names = linear_layers(model.backbone)
+    if not names:
+        raise ValueError(
+            f"The backbone '{model.config.backbone}' has no linear layers for lora to act on; choose another tuning "
+            "method, or name its convolutions in peft_config with tuning 'peft'."
+        )
     targets = options.lora_target_modules or [name for name in QUERY_AND_VALUE if name in names]
     unknown = [name for name in targets if name.rpartition(".")[2] not in names]
     if unknown or not targets:

@@ -6,6 +6,7 @@ The layers are those of the paper: linear ones, normalisations and the patch emb
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..models import LongTailClassifier, register_inserted
@@ -19,7 +20,7 @@ class ScaleAndShift(nn.Module):
     Args:
         size (`int`): Number of channels D.
         channel_dim (`int`): Where the channels of x are: -1 in (B, T, D), 1 in the images (B, D, H, W) of a
-            convolution.
+            convolution and of the norms of a convolutional network.
     """
 
     def __init__(self, size: int, *, channel_dim: int = -1):
@@ -49,7 +50,10 @@ def _channels(layer: nn.Module) -> tuple[int, int] | None:
         return layer.out_features, -1
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, 1
-    return (layer.weight.numel(), -1) if is_norm(layer) else None
+    if not is_norm(layer):
+        return None
+    of_images = isinstance(layer, (_BatchNorm, nn.GroupNorm)) or type(layer).__name__.endswith("2d")  # timm's
+    return layer.weight.numel(), 1 if of_images else -1
 
 
 @torch.no_grad()

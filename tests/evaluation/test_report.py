@@ -5,10 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from scipy.stats import binomtest
 
-from ft_focalsam.data import exponential_counts
+from ft_focalsam.data import exponential_counts, frequency_groups
 from ft_focalsam.evaluation import (
     format_table,
     from_cell,
@@ -17,6 +18,8 @@ from ft_focalsam.evaluation import (
     read_train_counts,
     write_per_class_csv,
 )
+from ft_focalsam.evaluation.report.frequency import frequency_figure
+from ft_focalsam.evaluation.report.plots import LIGHT, curve
 
 NAMES = ["Größe, „eins“", "cat", "dog"]
 COUNTS = np.array([200, 50, 5])
@@ -147,6 +150,34 @@ def test_drawing_is_a_png(tmp_path, recwarn, counts, runs):
         assert image.format == "PNG" and image.width >= 1200
         assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert not [str(warning.message) for warning in recwarn.list if "matplotlib" in str(warning.filename)]
+
+
+def _drawn(figure):
+    """The figure's own box, and those of its axes with their texts and of its legend, in pixels, once laid out."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (legend,) = figure.legends
+    return figure.bbox, [axes.get_tightbbox(renderer) for axes in figure.axes], legend.get_window_extent(renderer)
+
+
+@pytest.mark.parametrize("name_length", [5, 30])
+@pytest.mark.parametrize("num_runs", [1, 3, 6])
+@pytest.mark.parametrize("size", [(5.2, 4), (9, 4.7)], ids=["narrow", "wide"])
+def test_the_legend_of_accuracy_by_frequency_meets_nothing_and_is_whole(size, num_runs, name_length):
+    counts = exponential_counts(8, 500, imbalance_factor=100)
+    accuracies = {f"{index} {'x' * name_length}": np.linspace(0, 1, 8) for index in range(num_runs)}
+    names, groups = [f"class {index} of a long name" for index in range(8)], frequency_groups(counts)
+    figure = frequency_figure(LIGHT, counts, accuracies=accuracies, class_names=names, groups=groups, size=size)
+    whole, axes, legend = _drawn(figure)
+    assert not any(legend.overlaps(box) for box in axes)
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1 and whole.y0 <= legend.y0
+
+
+def test_the_legend_of_a_training_curve_meets_nothing():
+    lines = {f"loss {index}": [(step, index + 1 / step) for step in range(1, 30)] for index in range(4)}
+    whole, axes, legend = _drawn(curve(LIGHT, lines, "loss"))
+    assert not any(legend.overlaps(box) for box in axes)
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1 and whole.y0 <= legend.y0
 
 
 def test_errors_name_what_does_not_fit(tmp_path):

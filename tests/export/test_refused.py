@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor
 
 from ft_focalsam.base.files import new_folder
 from ft_focalsam.cli.main import main
-from ft_focalsam.data.transforms import read_preprocessing
+from ft_focalsam.data.preprocessing import read_preprocessing
 from ft_focalsam.export import TARGETS, export_onnx, export_open_clip, export_transformers
 from ft_focalsam.export.class_vectors import CLASS_VECTORS, class_vectors
 from ft_focalsam.export.onnx_export import run_graph

@@ -23,12 +23,13 @@ def gradients(implementation: str | None) -> tuple[torch.Tensor, dict[str, torch
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_changes_nothing_but_its_cost(implementation):
+    """Up to what the softmax of transformers' eager attention rounds, which is in float32."""
     logits, by_default = gradients(None)
     same_logits, same = gradients(implementation)
-    torch.testing.assert_close(same_logits, logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(same_logits, logits, rtol=1e-5, atol=1e-5)
     assert by_default.keys() == same.keys() and by_default
     for name, gradient in by_default.items():
-        torch.testing.assert_close(same[name], gradient, rtol=1e-8, atol=1e-10, msg=name)
+        torch.testing.assert_close(same[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_attention_that_is_not_installed_is_refused():

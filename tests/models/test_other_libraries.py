@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from other_libraries import OPEN_CLIP, TIMM, save_others, side_of
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from ft_focalsam import LongTailClassifier, TuningOptions, apply_tuning
@@ -293,6 +294,7 @@ def test_split_biases_are_those_of_the_checkpoint(names, name):
         ("timm:resnet50@gone.safetensors", r"'gone.safetensors' of the backbone .* do not exist; check the path"),
         ("timn:resnet50", r"'timn:resnet50' begins with 'timn:'; the libraries of backbones are .*timm:"),
         ("timm:/no/such/folder", r"The backbone folder '/no/such/folder' does not exist; check the path"),
+        ("timm:no/folder", r"The backbone folder 'no/folder' does not exist; .* or write timm:hf-hub:no/folder"),
         (
             "open_clip:ViT-B-17@openai",
             r"no usable model 'ViT-B-17@openai': it has no 'ViT-B-17' \(but .*; open_clip.list_pretrained",
@@ -302,8 +304,8 @@ def test_split_biases_are_those_of_the_checkpoint(names, name):
         ("open_clip:ViT-B-16@/no/file.safetensors", r"'/no/file.safetensors' does not exist; check the path"),
     ],
     ids=[
-        "timm_name", "scratch", "scratch_own", "timm_tag", "timm_file", "library", "timm_folder", "open_clip_name",
-        "open_clip_weights", "open_clip_tag", "open_clip_file",
+        "timm_name", "scratch", "scratch_own", "timm_tag", "timm_file", "library", "timm_folder",
+        "timm_short_folder", "open_clip_name", "open_clip_weights", "open_clip_tag", "open_clip_file",
     ],
 )  # fmt: skip
 def test_names_that_lead_nowhere(name, message):
@@ -328,9 +330,19 @@ def test_running_statistics_that_move_are_saved(names, tmp_path):
     assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model.eval()(images).logits)
 
 
-def test_image_size_of_a_model_that_takes_one_only(names):
+@pytest.mark.parametrize("name", ["timm_resnet", "timm_convnext"])
+@torch.no_grad()
+def test_convolutional_networks_take_images_of_any_size(names, tmp_path, name):
+    model, images = LongTailClassifier.from_backbone(names[name], NAMES, image_size=48).eval(), make_images(48)
+    assert_same(model.features(images), plain_timm(names[name])(images))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LongTailClassifier.from_pretrained(tmp_path)(images).logits, model(images).logits)
+
+
+def test_image_size_of_a_model_that_takes_one_only(tmp_path):
+    save_for_hf(timm.create_model("mixer_s32_224", num_classes=0), tmp_path, safe_serialization=True)
     with pytest.raises(ValueError, match=r"image_size is 64, and .* takes no other size than its own; leave"):
-        LongTailClassifier.from_backbone(names["timm_resnet"], NAMES, image_size=64)
+        LongTailClassifier.from_backbone(f"timm:{tmp_path}", NAMES, image_size=64)
 
 
 def test_weights_that_a_folder_does_not_hold(names, tmp_path):
@@ -351,6 +363,44 @@ def test_without_blocks_there_are_no_adapters_but_other_methods(names, name, kin
     apply_tuning(model, "bias")
     model(make_images(side_of(name)), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+
+
+def test_without_linear_layers_there_is_no_lora(names):
+    model = LongTailClassifier.from_backbone(names["timm_resnet"], NAMES)
+    with pytest.raises(ValueError, match=r"has no linear layers for lora to act on; .*name its convolutions in peft"):
+        apply_tuning(model, "lora")
+    apply_tuning(model, "peft", TuningOptions(peft_config={"peft_type": "LORA", "target_modules": ["conv2"]}))
+    model(make_images(32), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+
+
+@pytest.mark.parametrize("name", ["timm_resnet", "timm_convnext"])
+@torch.no_grad()
+def test_scale_and_shift_act_on_the_channels_of_convolutional_networks(names, name):
+    model, plain, images = (
+        LongTailClassifier.from_backbone(names[name], NAMES),
+        plain_timm(names[name]),
+        make_images(32),
+    )
+    apply_tuning(model, "ssf")
+    for place, layer in plain.named_modules():
+        kind = type(layer).__name__
+        if kind not in ("Conv2d", "BatchNorm2d", "LayerNorm2d", "LayerNorm", "Linear"):
+            assert not hasattr(model.backbone.get_submodule(place), "ssf"), place
+            continue
+        ssf = model.backbone.get_submodule(place).ssf
+        ssf.weight += 0.3 * torch.randn_like(ssf.weight)
+        ssf.bias += 0.3 * torch.randn_like(ssf.bias)
+        equation = "bdhw,d->bdhw" if kind.endswith("2d") else "...d,d->...d"
+
+        def replace(module, args, output, ssf=ssf, equation=equation):
+            return torch.einsum(equation, output, ssf.weight) + torch.einsum(
+                equation, torch.ones_like(output), ssf.bias
+            )
+
+        layer.register_forward_hook(replace)
+    features = model.eval().features(images)
+    assert (features - plain_timm(names[name])(images)).abs().max() > 0.1
+    assert_same(features, plain(images), atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("timm_mean", "mean of its tokens"), ("timm_beit", "position bias")])

@@ -231,6 +231,12 @@ def test_an_optimizer_over_something_else_than_what_trains_is_refused():
         more.step(lambda: losses_of(model, x, y) * scale.sum(), labels=y)
 
 
+def test_labels_without_a_closure_are_refused():
+    model = make_model("vit", "lora")
+    with pytest.raises(ValueError, match="got labels without a closure; give it one"):
+        build(model).step(labels=make_batch()[1])
+
+
 def test_an_optimizer_that_needs_closures_of_its_own_is_refused():
     model = make_model("vit", "lora")
     with pytest.raises(ValueError, match="LBFGS evaluates the model several times a step"):

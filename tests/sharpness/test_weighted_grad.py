@@ -394,6 +394,37 @@ def test_both_gradients_are_exact_in_every_step(body):
     assert collector.backward_passes == 1
 
 
+class Shifted(nn.Sequential):
+    """A container with a forward pass and a parameter of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, C))
+        self.shift = nn.Parameter(torch.zeros(8))
+        self.body = None
+
+    def forward(self, x):
+        return super().forward(x + self.shift)
+
+
+def test_a_container_with_a_parameter_of_its_own_gets_exact_gradients():
+    torch.manual_seed(0)
+    model = Shifted().double()
+    collector = WeightedGradient(model)
+    x, y, weights = torch.randn(6, 8, dtype=torch.float64), torch.arange(6) % C, torch.rand(6, dtype=torch.float64)
+    for _ in range(2):
+        _, weighted = collect(collector, model, x, y, weights)
+        expected = naive(model, x, y, weights)
+        assert weighted.keys() == expected.keys() and "shift" in expected
+        for name, value in expected.items():
+            torch.testing.assert_close(weighted[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_compiled_model_is_unwrapped_to_itself_whatever_its_modules_are_called():
+    model = nn.Module()
+    model.module = nn.Linear(8, C)
+    assert WeightedGradient(torch.compile(model)).model is model
+
+
 @pytest.mark.parametrize("body", ["wide linear", "layer norm", "attention"])
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_gradients(body):

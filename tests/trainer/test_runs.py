@@ -91,6 +91,13 @@ def test_changed_settings_are_taken_when_asked_for_and_kept_in_the_checkpoints(c
     assert again.changes == changes
 
 
+def test_a_method_without_a_direction_leaves_a_saved_one(cut):
+    assert (cut / "checkpoint-4" / "sharpness_direction.safetensors").is_file()
+    trainer = begin(cut, sharpness="cc_sam", ascent="gradient", resume_changed=True)
+    trainer.train(True)
+    assert trainer.state.global_step == 6 and trainer.changes[0]["changed"]["sharpness"] == ["focal_sam", "cc_sam"]
+
+
 def test_what_does_not_fit_is_refused_whatever_is_asked_for(cut):
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*trained_parameters was"):
         begin(cut, tuning="full", resume_changed=True).train(True)

@@ -165,7 +165,7 @@ def _frequency_plot(runs: Mapping[str, EvalResult]) -> Plot | None:
             class_names=names,
             groups=groups,
             test_counts=tests,
-            size=(5.2, 5),
+            size=(5.2, 4),
         ),
         "Accuracy of each class against its number of training images",
         "Accuracy of each class against its number of training images. Whiskers: 95 % intervals of the last run, wide "

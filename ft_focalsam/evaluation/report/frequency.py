@@ -15,7 +15,7 @@ from ..estimates import Estimate
 from ..intervals import accuracy_interval
 from ..metrics import group_means
 from .formats import plural
-from .plots import LIGHT, Look, colors_of, new_axes
+from .plots import LIGHT, Look, colors_of, legend_below, new_axes
 
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P")
 MOST_NAMED_CLASSES = 12
@@ -80,10 +80,11 @@ def frequency_figure(
     class_names: Sequence[str],
     groups: Mapping[str, np.ndarray],
     test_counts: np.ndarray | None = None,
-    size: tuple[float, float] = (9, 5.2),
+    size: tuple[float, float] = (9, 4.7),
     score: str = "accuracy",
 ) -> Figure:
-    """The drawing of [`plot_accuracy_by_frequency`] in a look and a size (width, height) in inches.
+    """The drawing of [`plot_accuracy_by_frequency`] in a look; `size` is its (width, height) in inches, and the legend
+    comes below it.
 
     Raises:
         ValueError: As [`plot_accuracy_by_frequency`].
@@ -109,9 +110,7 @@ def frequency_figure(
         _draw_run(axes, counts, np.asarray(accuracy), groups, look=look, marker=marker, filled=filled)
     if len(counts) <= MOST_NAMED_CLASSES:
         _name_classes(axes, counts, class_names)
-    handles = _legend_handles(look, accuracies, groups)
-    columns = max(1, len(handles) // 2) if size[0] > 8 else 1
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    legend_below(figure, _legend_handles(look, accuracies, groups))
     return figure
 
 
@@ -122,7 +121,7 @@ def difference_figure(
     *,
     groups: Mapping[str, np.ndarray],
     ylabel: str,
-    size: tuple[float, float] = (5.2, 4),
+    size: tuple[float, float] = (5.2, 3.8),
 ) -> Figure:
     """Difference of each class in points with its interval, over its number of training images."""
     counts = np.asarray(class_counts)
@@ -130,15 +129,17 @@ def difference_figure(
     figure, axes = new_axes(look, size)
     _prepare_axes(axes, counts)
     axes.axhline(0, color=look.ink, linewidth=1)
+    drawn = []
     for group, members in groups.items():
         tested = [index for index in members if differences[index] is not None]
         low, high = 100 * np.array([differences[index].interval for index in tested]).reshape(-1, 2).T
         means = [100 * differences[index].mean for index in tested]
         axes.vlines(counts[tested], low, high, color=look.groups[group], linewidth=3, alpha=0.3)
-        axes.scatter(counts[tested], means, s=22, color=look.groups[group], zorder=3, label=f"{group}-shot")
+        points = axes.scatter(counts[tested], means, s=22, color=look.groups[group], zorder=3, label=f"{group}-shot")
+        drawn.append(points)
     axes.autoscale(axis="y")
     axes.set_ylabel(_shortened(ylabel, "axis"))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    legend_below(figure, drawn)
     return figure
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ...base.errors import printable
 from ..estimates import Estimate, estimate, estimate_classes
@@ -22,7 +23,7 @@ from .formats import TITLES, count_cell, describe_seeds, estimate_cell, format_i
 from .frequency import RUN_MARKERS, difference_figure
 from .markdown import markdown_table
 from .page import write_blocks
-from .plots import Look, new_axes
+from .plots import Look, legend_below, new_axes
 from .tables import COLUMNS, distinct_notes
 
 
@@ -177,7 +178,8 @@ def _notes(methods: Sequence[MethodRuns]) -> list[str]:
 
 def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[str, float], metric: str) -> Figure:
     """A metric with its interval over the time of training, one mark a method."""
-    figure, axes = new_axes(look, (5.2, 4.2))
+    figure, axes = new_axes(look, (5.2, 3.9))
+    marks: list[Line2D] = []
     colors = list(dict.fromkeys([look.ink, look.accent, look.second, *look.groups.values()]))
     places = _spread([costs[method.name] for method in methods])
     for index, (method, place) in enumerate(zip(methods, places, strict=True)):
@@ -185,10 +187,10 @@ def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[s
         low, high = found.interval
         axes.vlines(place, 100 * low, 100 * high, color=color, linewidth=1.4)
         marker = RUN_MARKERS[index % len(RUN_MARKERS)]
-        axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=printable(method.name))
+        marks += axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=printable(method.name))
     axes.margins(x=0.15)
     axes.set(xlabel=f"time of training / {printable(methods[0].name)}", ylabel=f"{TITLES[metric]} (%)")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    legend_below(figure, marks)
     return figure
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -57,6 +59,8 @@ DARK = Look(
     groups={"many": "#6cb2ee", "medium": "#5fcf9f", "few": "#f2808d"},
 )
 
+LEGENDS = ((3, 9), (2, 9), (1, 9), (1, 8), (1, 7))  # (columns, size of the letters), the best one first
+
 # A drawing is a function from a look to a figure.
 Drawing = Callable[[Look], Figure]
 
@@ -78,6 +82,26 @@ def new_axes(look: Look, size: tuple[float, float]) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend below the axes, in columns and letters that fit. The figure grows by it, and the axes keep their size.
+
+    Args:
+        figure (`Figure`): With all but the legend.
+        handles (sequence of `Artist`): What to name, each with a label.
+    """
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns, letters in LEGENDS:
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=letters
+        )
+        extent = legend.get_window_extent(renderer)
+        if extent.width <= figure.bbox.width or (columns, letters) == LEGENDS[-1]:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + extent.height / figure.dpi)
 
 
 def data_uri(draw: Drawing, look: Look) -> str:
@@ -115,13 +139,15 @@ def reliability(look: Look, tally: ClassCounts) -> Figure:
 
 def curve(look: Look, lines: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> Figure:
     """What was logged over the steps of training: name -> (step, value) pairs; the first two have a colour each."""
-    figure, axes = new_axes(look, (5.2, 3.6))
+    figure, axes = new_axes(look, (5.2, 3.4))
     styles = [(look.accent, "-"), (look.second, "-"), (look.ink, (0, (4, 2))), (look.faint, (0, (1, 1)))]
+    drawn = []
     for (color, style), (name, pairs) in zip(styles, lines.items(), strict=False):
         marker = "o" if len(pairs) < 12 else None
-        axes.plot(*zip(*pairs, strict=True), color=color, linestyle=style, marker=marker, markersize=4, label=name)
+        points = zip(*pairs, strict=True)
+        drawn += axes.plot(*points, color=color, linestyle=style, marker=marker, markersize=4, label=name)
     axes.set(xlabel="optimizer step", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        legend_below(figure, drawn)
     return figure

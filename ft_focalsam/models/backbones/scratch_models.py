@@ -39,12 +39,10 @@ class ResNet32Family(BackboneFamily):
 
 
 class RandomTimmFamily(TimmFamily):
-    """timm's architectures with random weights, channels last."""
+    """timm's architectures with random weights."""
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        model = create_timm(name, pretrained=False)
-        if model.pretrained_cfg.get("fixed_input_size", True):
-            resize(model, name, image_size)
+        model = resize(create_timm(name, pretrained=False), name, image_size)
         return model.to(dtype=dtype, memory_format=torch.channels_last)
 
 

@@ -21,10 +21,14 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's nu
 
 
 class TimmFamily(BackboneFamily):
-    """timm models, whose pooled features in front of their classifier are the feature vector of an image."""
+    """timm models, whose pooled features in front of their classifier are the feature vector of an image.
+
+    Their memory has the layout that convolutions are fastest in (channels last).
+    """
 
     def load(self, name: str, *, dtype: torch.dtype, image_size: int | None) -> nn.Module:
-        return call_qkv_layers(resize(create_timm(name, pretrained=True), name, image_size)).to(dtype)
+        model = call_qkv_layers(resize(create_timm(name, pretrained=True), name, image_size))
+        return model.to(dtype=dtype, memory_format=torch.channels_last)
 
     def features(self, backbone: nn.Module, pixel_values: Tensor, *, resized: bool) -> Tensor:
         return backbone(pixel_values)
@@ -70,18 +74,19 @@ class TimmFamily(BackboneFamily):
 
 
 def resize(model: nn.Module, name: str, image_size: int | None) -> nn.Module:
-    """The model set to images of `image_size` pixels a side if given.
+    """The model set to images of `image_size` pixels a side if given; convolutional networks take any as they are.
 
     Raises:
         ValueError: If it takes no other size than its own.
     """
     if image_size is not None:
-        if not hasattr(model, "set_input_size"):
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=(image_size, image_size))
+        elif model.pretrained_cfg.get("fixed_input_size", True):
             raise ValueError(
                 f"image_size is {image_size}, and '{name}', a {type(model).__name__}, takes no other size than its "
                 "own; leave image_size out."
             )
-        model.set_input_size(img_size=(image_size, image_size))
     return model
 
 
@@ -196,6 +201,11 @@ def check_timm_name(name: str, *, pretrained: bool, others: tuple[str, ...] = ()
         check_repository("The backbone", model.removeprefix(HUB))
     if ":" in model or Path(check_path(model)).is_dir():
         return
+    if "/" in model:
+        raise FileNotFoundError(
+            f"The backbone folder '{model}' does not exist; check the path, or write timm:{HUB}{model} for a "
+            "repository of the Hub."
+        )
     architecture, tag = models.split_model_name_tag(model)
     names = models.list_models(architecture + "*", pretrained=True)
     tags = [other.partition(".")[2] for other in names if other.partition(".")[0] == architecture]

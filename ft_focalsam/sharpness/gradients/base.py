@@ -62,7 +62,7 @@ class GradientPair(ABC):
         pair.gradients()                                           # grad L_c
 
     where `watch` and `backward` may come several times, for gradient accumulation, before `gradients` gives the sum.
-    As long as `needs_verification` says so, such a forward pass is to be given to `WeightedGradient.verify` first.
+    As long as `needs_verification` says so, such a forward pass is to be given to `verify` first.
     Sums are float32 at least.
 
     Args:
@@ -124,7 +124,7 @@ class GradientPair(ABC):
         self._sums.clear()
 
     def watch(self, weights: Tensor) -> AbstractContextManager[None]:
-        """Watch a forward pass; `backward`, or `WeightedGradient.verify`, is to be called inside the block.
+        """Watch a forward pass; `backward`, or `verify`, is to be called inside the block.
 
         Args:
             weights (`Tensor` of shape (B,)): c(n).
@@ -136,8 +136,12 @@ class GradientPair(ABC):
         return nullcontext()
 
     def needs_verification(self, batch_size: int) -> bool:
-        """Whether a batch of this size is to be given to `WeightedGradient.verify` before it counts."""
+        """Whether a batch of this size is to be given to `verify` before it counts."""
         return False
+
+    def verify(self, batch: BatchLosses) -> None:
+        """Compare the ways to the gradient of L_c on a watched pass, of which nothing remains."""
+        return
 
     @abstractmethod
     def backward(self, batch: BatchLosses) -> None:
@@ -169,8 +173,8 @@ class GradientPair(ABC):
                 stack.callback(layer.register_forward_hook(partial(watched_output, weight), with_kwargs=True).remove)
             yield
 
-    def _add(self, found: dict[Tensor, Tensor]) -> None:
-        add_to(self._sums, {p: gradient.to(sum_dtype(p)) for p, gradient in found.items()})
+    def _add(self, found: Mapping[Tensor, Tensor]) -> None:
+        add_to(self._sums, {p: gradient.to(sum_dtype(p)) for p, gradient in found.items() if p in self.names})
 
 
 @contextmanager
@@ -200,8 +204,6 @@ def add_to(sums: dict[Tensor, Tensor], gradients: Mapping[Tensor, Tensor]) -> No
 
 def sum_of(a: Tensor | None, b: Tensor | None, *, like: Tensor) -> Tensor:
     """a + b where None is 0."""
-    if a is not None and b is not None:
-        return a + b
-    if a is None and b is None:
-        return torch.zeros_like(like)
-    return b if a is None else a
+    if a is None:
+        return torch.zeros_like(like) if b is None else b
+    return a if b is None else a + b

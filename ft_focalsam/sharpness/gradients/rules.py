@@ -44,11 +44,15 @@ def weighted_grad_rule(module_type: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 def find_rule(module: nn.Module) -> Rule | None:
     """The rule for a module; None where its type has none, or overrides or patches the forward a rule stands for."""
-    if "forward" in vars(module):
-        return None
+    return None if "forward" in vars(module) else inherited_rule(WEIGHTED_GRAD_RULES, module)
+
+
+def inherited_rule(rules: Mapping[type[nn.Module], Rule], module: nn.Module) -> Rule | None:
+    """The rule for the type of a module or its nearest parent that has one; None where none has, or where the type
+    overrides the forward that the rule stands for."""
     for parent in type(module).__mro__:
-        if parent in WEIGHTED_GRAD_RULES:
-            return WEIGHTED_GRAD_RULES[parent] if type(module).forward is parent.forward else None
+        if issubclass(parent, nn.Module) and parent in rules:
+            return rules[parent] if type(module).forward is parent.forward else None
     return None
 
 

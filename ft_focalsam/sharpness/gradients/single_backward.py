@@ -17,6 +17,7 @@ kinds of rule do so:
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ from .rules import find_rule, is_buffer_of, make_buffer, rows_per_sample, spread
 
 # Name of a module that collects, and the rows that each sample has in what it sees
 Layout = tuple[str, int]
+
+
+class _Places(NamedTuple):
+    forwards: dict[nn.Module, Callable]  # modules with a rule -> what stands in for forward
+    without_rule: dict[nn.Module, tuple[str, list[Tensor]]]  # those that the general rule collects at
 
 
 class SingleBackward(Pausable):
@@ -58,10 +64,10 @@ class SingleBackward(Pausable):
         self.layouts: set[Layout] = set()
         self.reduced_precision = False
         merged_weights = set(layers.values())
-        self._owners = {p: enclosing(model, name) for p, name in names.items() if p not in merged_weights}
-        self._forwards: dict[nn.Module, Callable] | None = None  # modules with a rule -> what stands in for forward
-        self._without_rule: dict[nn.Module, tuple[str, list[Tensor]]] = {}  # those that the general rule collects at
-        self._weights: Tensor | None = None  # of the pass under way
+        owners = {p: enclosing(model, name) for p, name in names.items() if p not in merged_weights}
+        self._owners = {p: owner for p, owner in owners.items() if owner is not None}
+        self._places: _Places | None = None  # where each parameter is collected for
+        self._weights = torch.empty(0)  # of the latest pass
 
     def fits(self, names: dict[Tensor, str]) -> bool:
         """Whether these are still what is collected for, as it was."""
@@ -83,11 +89,11 @@ class SingleBackward(Pausable):
         """Let the enclosing module collect for each parameter; returns one that only the whole model encloses, or
         that has no other place."""
         for parameter in parameters:
-            owner = self._owners.get(parameter) and enclosing(self.model, self._owners[parameter])
+            owner = enclosing(self.model, self._owners.get(parameter, ""))
             if not owner:
                 return parameter
             self._owners[parameter] = owner
-        self._forwards = None
+        self._places = None
         return None
 
     @contextmanager
@@ -97,40 +103,38 @@ class SingleBackward(Pausable):
         Args:
             weights (`Tensor` of shape (B,)): What they weigh the samples by.
         """
-        if self._forwards is None:
-            self._choose_rules()
+        if self._places is None:
+            self._places = self._choose_rules()
         self.lost.clear()
         self.layouts.clear()
         self._weights = weights
         with ExitStack() as stack:
-            for module, forward in self._forwards.items():
+            for module, forward in self._places.forwards.items():
                 module.forward = forward
                 stack.callback(delattr, module, "forward")
-            for module, (owner, parameters) in self._without_rule.items():
+            for module, (owner, parameters) in self._places.without_rule.items():
                 hook = partial(self._by_local_backward, stack, weights, owner, parameters)
                 stack.callback(module.register_forward_hook(hook).remove)
             for layer in self.layers:
                 stack.callback(layer.register_forward_hook(self._at_adapted_layer, with_kwargs=True).remove)
-            try:
-                yield
-            finally:
-                self._weights = None
+            yield
 
-    def _choose_rules(self) -> None:
+    def _choose_rules(self) -> _Places:
         """Sort the modules that collect into those with a rule of their own, and those for the general one."""
         groups: dict[str, list[Tensor]] = {}
         for parameter, owner in self._owners.items():
             groups.setdefault(owner, []).append(parameter)
-        self._forwards, self._without_rule = {}, {}
+        places = _Places({}, {})
         for owner, parameters in groups.items():
             module = self.model.get_submodule(owner)
-            own = {p: name for name, p in module.named_parameters(recurse=False)}
+            own: dict[Tensor, str] = {p: name for name, p in module.named_parameters(recurse=False)}
             rule = find_rule(module)
             if rule is not None and all(p in own for p in parameters):
                 buffers = {own[p]: self.buffers[p] for p in parameters}
-                self._forwards[module] = partial(self._by_rule, rule, module, buffers, owner, parameters)
+                places.forwards[module] = partial(self._by_rule, rule, module, buffers, owner, parameters)
             else:
-                self._without_rule[module] = owner, parameters
+                places.without_rule[module] = owner, parameters
+        return places
 
     def _by_rule(self, rule, module, buffers, owner, parameters, input, *args, **kwargs):
         if not self._has_batch(owner, input, self._weights):

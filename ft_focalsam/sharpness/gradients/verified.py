@@ -82,16 +82,16 @@ class WeightedGradient(GradientPair):
     @contextmanager
     def watch(self, weights: Tensor) -> Iterator[None]:
         self._compares = self.needs_verification(len(weights))
-        has_rules = self.separate_reason is None and (self._compares or not self._is_due)
-        self._rule_weights = (random_weights(weights) if self._compares else weights) if has_rules else None
-        self._interacting = None
+        self._rule_weights = self._interacting = None
+        if self.separate_reason is None and (self._compares or not self._is_due):
+            self._rule_weights = random_weights(weights) if self._compares else weights
         try:
             with ExitStack() as stack:
-                if has_rules:
+                if self._rule_weights is None:
+                    stack.enter_context(self._merged_weights_watched())
+                else:
                     stack.enter_context(self._single.rules(self._rule_weights))
                     self._watch_batch_norms(stack)
-                else:
-                    stack.enter_context(self._merged_weights_watched())
                 yield
         finally:
             self._rule_weights = None
@@ -108,11 +108,8 @@ class WeightedGradient(GradientPair):
             self._by_second_backward(batch)
         elif self._compares:
             found = weighted_gradient(batch, self._leaves())
-            reference = self._reference(batch)
-            with gradients_apart(self._single.buffers.values()) as collected:
-                batch.backward(batch.mean())
-            self._draw_consequences(reference, collected)
-            self._add({p: g for p, g in found.items() if p in self._single.names})
+            self._draw_consequences(self._reference(batch), self._collect(batch))
+            self._add(found)
             self.backward_passes = 3
         elif self._single.lost:
             self._hand_over(list(self._single.lost))
@@ -124,7 +121,6 @@ class WeightedGradient(GradientPair):
             self._by_both(batch)
 
     def verify(self, batch: BatchLosses) -> None:
-        """Compare the two ways to the gradient on a watched pass; nothing of it remains."""
         if self._interacting:
             self._separate(self._interacting)
             return
@@ -199,23 +195,26 @@ class WeightedGradient(GradientPair):
         with self._single.paused():
             return weighted_gradient(batch, self._leaves(), weights=self._rule_weights)
 
+    def _collect(self, batch: BatchLosses) -> dict[Tensor, Tensor]:
+        """p.grad += grad L; gives what arrived in the buffers, which are left as they were."""
+        with gradients_apart(self._single.buffers.values()) as collected:
+            batch.backward(batch.mean())
+        return collected
+
     def _by_second_backward(self, batch: BatchLosses) -> None:
         with self._single.paused():
             found = weighted_gradient(batch, self._leaves())
-        with gradients_apart(self._single.buffers.values()):
-            batch.backward(batch.mean())
-        self._add({p: g for p, g in found.items() if p in self._single.names})
+        self._collect(batch)
+        self._add(found)
         self.backward_passes = 2
 
     def _by_both(self, batch: BatchLosses) -> None:
         """A layout that was not compared yet: believe the rules where they agree with autograd for these weights, and
         compare for random ones as soon as it appears again."""
-        reference = self._reference(batch)
-        with gradients_apart(self._single.buffers.values()) as collected:
-            batch.backward(batch.mean())
+        reference, collected = self._reference(batch), self._collect(batch)
         wrong = self._disagreeing(reference, collected, self._single.names)[1]
         if wrong is None or wrong:
-            self._add({p: g for p, g in reference.items() if p in self._single.names})
+            self._add(reference)
             self._hand_over(wrong or [])
         else:
             for buffer, gradient in collected.items():

@@ -101,7 +101,7 @@ def check_optimizer(args: TrainingArguments) -> None:
 
     parameters, name = [torch.nn.Parameter(torch.zeros(1))], OptimizerNames(args.optim).value
     try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(1, 1))  # type: ignore[arg-type]  # a module will do
         if name in PLAIN_OPTIMIZERS:
             kind(parameters, **options)
             if name == "sgd":  # the others read no optim_args, and may find those of an inherited file
@@ -120,7 +120,7 @@ def check_optimizer(args: TrainingArguments) -> None:
             torch.optim.SGD(parameters, lr=args.learning_rate),
             num_warmup_steps=0,
             num_training_steps=1,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # no string any more
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -199,7 +199,8 @@ class _SharpnessArguments(TrainingArguments):
         final = self._weights_of(self.sharpness, {}, class_counts)
         if not self.schedules_weights:
             return final
-        initial = self._weights_of(self.sharpness_initial, self.sharpness_initial_values or {}, class_counts)
+        values = cast(dict[str, float], self.sharpness_initial_values or {})  # as the check has read them
+        initial = self._weights_of(self.sharpness_initial, values, class_counts)
         return scheduled_weights(
             self.sharpness_schedule, final, progress=progress, initial=initial, step_at=self.sharpness_step_at
         )

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch.utils.data import Dataset
@@ -39,6 +39,9 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
     Raises:
         ValueError: If a choice is unknown or a value is out of range.
     """
+
+    if TYPE_CHECKING:
+        output_dir: str  # in the end
 
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop columns that the model's forward does not name, before transforms run."}
