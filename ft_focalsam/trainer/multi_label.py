@@ -1,13 +1,18 @@
 """Training sets whose images have several classes each, and which arguments are for one class an image."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from ..base.registry import listed
 from ..data.labels import LabelCounts
 from ..losses import is_multi_label, same_kind
 from ..models.classifier_config import MULTI_LABEL
 from ..sharpness.class_conditional import CC_SAM
+
+if TYPE_CHECKING:
+    from .arguments import FocalSAMTrainingArguments
 
 SINGLE_LABEL = "single_label_classification"
 
@@ -49,7 +54,7 @@ def has_several_classes(trainer: Trainer, found: LabelCounts | None) -> bool:
     return found.is_multi_label
 
 
-def refuse_other_kind(args: TrainingArguments, *, multi_label: bool, own_loss: bool = False) -> None:
+def refuse_other_kind(args: "FocalSAMTrainingArguments", *, multi_label: bool, own_loss: bool = False) -> None:
     """Raise a `ValueError` where an argument is for one class an image and these have several, or the other way round.
 
     Args:

@@ -152,10 +152,9 @@ class FocalSAMTrainer(ResumableTrainer):
         self.is_multi_label = has_several_classes(self, found)
         refuse_other_kind(args, multi_label=self.is_multi_label, own_loss=compute_loss_func is not None)
         self._makes_loss = compute_loss_func is None and self.class_counts is not None
-        self._loss = (
-            None if compute_loss_func is None else TrainerLoss(compute_loss_func, multi_label=self.is_multi_label)
-        )
+        self._loss: TrainerLoss | None = None
         if compute_loss_func is not None:
+            self._loss = TrainerLoss(compute_loss_func, multi_label=self.is_multi_label)
             args.check_loss_is_default()
         if self._makes_loss:
             self._make_loss()
