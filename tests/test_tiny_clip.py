@@ -107,6 +107,7 @@ def test_loss_of_perfect_matches_is_lower(recipe):
     assert recipe.contrastive_loss(right, labels) < recipe.contrastive_loss(right.roll(1, dims=1), labels)
 
 
+@pytest.mark.slow
 def test_script_end_to_end(recipe, tokenizer, tmp_path, capsys):
     recipe.main(["--output", str(tmp_path), "--steps", "2", "--batch_size", "16"])
     assert "zero-shot accuracy" in capsys.readouterr().out

@@ -18,6 +18,8 @@ from ft_focalsam.data import eval_transform, load_image_data
 from ft_focalsam.models import load_image_processor
 from ft_focalsam.sharpness.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--max_train_per_class", "12", "--imbalance_factor", "6", "--max_test_per_class", "4", "--max_steps", "3"]
 GROUPS = ["--many_shot_threshold", "8", "--few_shot_threshold", "4"]
 QUICK = ["--trace_probes", "2", "--line_points", "3", "--plane_points", "3", "--ascent_steps", "2"]

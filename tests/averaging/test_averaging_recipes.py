@@ -16,6 +16,8 @@ from ft_focalsam.data import label_array
 from ft_focalsam.data.sources import SOURCES
 from ft_focalsam.evaluation import Predictions
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     *("--max_steps", "3", "--imbalance_factor", "10", "--max_train_per_class", "20"),
     *("--learning_rate", "0.05", "--disable_tqdm", "true"),

@@ -21,6 +21,8 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "pretend"
 COUNTS = [100, 40, 20, 8, 2]
 METHODS = ("sam", "focal_sam", "imbsam", "cc_sam")
