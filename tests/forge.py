@@ -64,7 +64,7 @@ def run(argv: list[str], *, log: str, events: str | None, strike: list | None, f
     """The recipe without its reports, which take longer than all the rest; returns the exit status."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1), os.dup2(output, 2)
-    train.write_page = train.write_report = lambda *args, **kwargs: None
+    train.write_page = train.write_results = lambda *args, **kwargs: None
     seen = Events(argv[argv.index("--output_dir") + 1], strike)
     sys.addaudithook(seen)
     if file_limit is not None:  # what a full disk does to a file

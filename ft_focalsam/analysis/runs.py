@@ -114,9 +114,15 @@ class SavedRun:
                 f"The run in '{folder}' is not complete (predictions and settings in {RUN_NAME}); train it again with "
                 "recipes/finetune.py."
             )
+        predictions = Predictions.load(paths[0])
+        if predictions.is_multi_label:
+            raise ValueError(
+                f"The images of '{folder}' have several classes each, and the sharpness of a class is measured on "
+                "images of that class alone; analyse a run with one class an image."
+            )
         thresholds = {name: record["data"][f"{name}_shot_threshold"] for name in ("many", "few")}
         counts = np.array(record["data"]["class_counts"])
-        return cls(folder, record, EvalResult(Predictions.load(paths[0]), counts, **thresholds))
+        return cls(folder, record, EvalResult(predictions, counts, **thresholds))
 
     @property
     def name(self) -> str:

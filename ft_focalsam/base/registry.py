@@ -44,7 +44,7 @@ class Registry(dict[str, T]):
         return self[name]
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], *, last: str = "or") -> str:
     """ "lora, norms or full"."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end

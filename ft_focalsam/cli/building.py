@@ -83,6 +83,7 @@ def build_model(
         image_size=data_args.image_size,
         dtype=model_args.backbone_dtype,
         features=model_args.backbone_features,
+        multi_label=data.is_multi_label,
     ).to(args.device)
     if model_args.attn_implementation is not None:
         set_attention(model, model_args.attn_implementation)

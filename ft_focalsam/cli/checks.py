@@ -6,9 +6,10 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..base.errors import first_fault, unknown
 from ..data import DataArguments
-from ..evaluation import METRICS
+from ..evaluation import METRICS, MULTI_LABEL_METRICS
 from ..hub import read_run
 from ..hub.run_file import RUN_NAME
+from ..losses import is_multi_label
 from ..trainer import FocalSAMTrainingArguments
 from ..trainer.checkpointing import checkpoints
 from ..trainer.run_settings import describe_differences, differences, settings_of
@@ -31,7 +32,10 @@ def refuse_what_cannot_be_meant(
                     f"{key} is {getattr(args, key):g}, which mixes images anew in every batch, and cache_features "
                     f"computes the features of each image once; set {key} to 0, or cache_features to false."
                 )
-    metric, known = (args.metric_for_best_model or "loss").removeprefix("eval_"), ("loss", *METRICS)
+    metric, known = (
+        (args.metric_for_best_model or "loss").removeprefix("eval_"),
+        ("loss", *(MULTI_LABEL_METRICS if is_multi_label(args.loss) else METRICS)),
+    )
     if metric not in known:
         raise ValueError(unknown("metric_for_best_model", metric, known))
     values = args.to_dict()
@@ -47,6 +51,17 @@ def refuse_what_cannot_be_meant(
                 f"{key} is {values[key]!r}, which chooses by the images that are evaluated on, and these are the test "
                 "set; put some aside with --validation_fraction 0.1 (of each class), or leave the key out."
             )
+
+
+def refuse_several_classes(args: FocalSAMTrainingArguments, what: str) -> None:
+    """Raise a `ValueError` where the loss is one for several classes an image.
+
+    Args:
+        args (`FocalSAMTrainingArguments`): Of a run.
+        what (`str`): What is for one class an image, and what to do instead.
+    """
+    if is_multi_label(args.loss):
+        raise ValueError(f"loss is {args.loss!r}, for several classes an image, and {what}.")
 
 
 def refuse_overwriting(options: tuple) -> None:

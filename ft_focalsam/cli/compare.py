@@ -41,11 +41,13 @@ from ..evaluation.report.method_names import method_title
 from ..hub.run_file import RUN_NAME
 from .arguments import TYPES
 from .automatic import settings_of_folder
+from .checks import refuse_several_classes
 from .config import parse_config
 from .finished_runs import FINISHED, describe, is_finished, run
 from .parsers import command_parser
 
 Key = tuple[str, int]  # method and seed
+NO_INTERVALS = "the intervals of a comparison are of accuracies; train and compare the mAP in metrics.json"
 METHODS = ("none", "sam", "imbsam", "cc_sam", "focal_sam")
 FIXED = ("--save_strategy", "no", "--overwrite", "true")
 FURTHER = TYPES  # keys that go to every run
@@ -187,7 +189,9 @@ def plan_runs(args: argparse.Namespace, further: list[str]) -> dict[Key, Planned
             folder = args.output_dir / name
             line = [*words, *FIXED, *further, *own, "--output_dir", str(folder)]
             command = portable([*words, *own])
-            plans[method, seed] = Planned(name, folder, line, describe(parse_config(TYPES, line)), command)
+            options = parse_config(TYPES, line)
+            refuse_several_classes(options[-1], NO_INTERVALS)
+            plans[method, seed] = Planned(name, folder, line, describe(options), command)
     return plans
 
 

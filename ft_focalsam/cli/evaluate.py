@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test_fraction", type=float, help="test on the share that a run with this test_fraction had cut off")
     add("--image_column", help="column of the images; found by default")
     add("--label_column", help="column of the classes; found by default")
+    add("--label_separator", help='what separates the classes of an image in a cell of a table, as "|" in "cat|dog"')
     add("--dataset_config", help="configuration of a Hub data set that has several")
     add("--class_index", help='JSON of what else the model\'s classes are called: {"0": ["n01440764", "tench"], ...}')
     add("--train_counts", help="CSV (name, train_images) or JSON of training images; by default the run's own")
@@ -136,6 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 def load_datasets(args: argparse.Namespace) -> list[EvalDataset]:
     """The test sets, each with a name of its own."""
     columns = {"image_column": args.image_column, "label_column": args.label_column}
+    columns["label_separator"] = args.label_separator
     which = {"split": args.split, "test_fraction": args.test_fraction, "config_name": args.dataset_config}
     tests = [load_eval_dataset(name, **which, **columns) for name in args.datasets]
     names = [file_name(test.name) for test in tests]

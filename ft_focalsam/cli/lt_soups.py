@@ -36,6 +36,7 @@ from ..tuning import apply_tuning
 from . import train
 from .arguments import TYPES
 from .automatic import settings_of_folder
+from .checks import refuse_several_classes
 from .config import parse_config
 from .finished_runs import describe, is_finished
 from .finished_runs import run as run_once
@@ -105,7 +106,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     say = print if PartialState().is_main_process else lambda *_: None
     words, _ = settings_of_folder([args.config, *further])
     common = [*words, "--save_strategy", "no", "--overwrite", "true", *further]
-    data_args, model_args, tuning_options, _ = parse_config(TYPES, [*common, "--output_dir", str(args.output_dir)])
+    options = parse_config(TYPES, [*common, "--output_dir", str(args.output_dir)])
+    data_args, model_args, tuning_options, run_args = options
+    refuse_several_classes(run_args, "LT-Soups takes images away class by class; average runs by ft-focalsam soup")
     with PartialState().main_process_first():
         data = prepare_images(data_args, say=say)
     counts = class_counts(label_array(data.train), data.num_classes)

@@ -87,6 +87,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     state = join_processes()
     say = print if state.is_main_process else lambda *_: None
     model = LongTailClassifier.from_pretrained(args.run).to(state.device)
+    if model.is_multi_label:
+        raise ValueError(
+            f"The images of '{args.run}' have several classes each, and second stages are for one class an image; "
+            "train it again with --loss distribution_balanced instead."
+        )
     method.check(model)
     images = data_of_runs(
         [args.run], further=further, needs_validation=method.needs_validation, otherwise="give --tau"

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..base.files import atomic_dir
 from ..data import DataArguments, ImageData, label_array, prepare_images
 from ..data.long_tail import class_counts
@@ -19,7 +17,7 @@ from ..evaluation import (
     run_folder,
     short_name,
     write_page,
-    write_report,
+    write_results,
 )
 from ..hub import read_run, write_run
 from ..models import Classifier, LongTailClassifier, load_image_processor
@@ -29,7 +27,7 @@ SECTIONS = ("method", "settings", "resolved")  # of run.json: of an average, wha
 # Settings that decide which images are held out to choose by.
 HELD_OUT = (
     *("dataset", "train_split", "test_split", "test_fraction", "validation_fraction", "dataset_config"),
-    *("validation_split", "class_names", "image_root", "test_dataset"),
+    *("validation_split", "class_names", "image_root", "test_dataset", "label_separator"),
 )
 
 
@@ -125,22 +123,12 @@ def write_average(
         results (mapping): Name of a row of the report -> [`EvalResult`] on the test images; that of the model last.
         section (`str`): "average" or "retraining".
     """
-    counts = class_counts(label_array(data.train), data.num_classes)
     result = list(results.values())[-1]
     with atomic_dir(folder) as aside:
         model.save_pretrained(aside)
         load_image_processor(model.config.backbone).save_pretrained(aside)
         result.predictions.save(aside / PREDICTIONS / file_name(short_name(data.name), ".safetensors"))
-        write_report(
-            aside,
-            {row: each.record() for row, each in results.items()},
-            accuracies={row: each.class_accuracies for row, each in results.items()},
-            class_names=data.class_names,
-            class_counts=counts,
-            test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
-            many=result.many,
-            few=result.few,
-        )
+        write_results(aside, {row: each.record() for row, each in results.items()}, results)
         title = f"{description['kind']} on {short_name(data.name)}"
         write_page(aside, results, title=title, images={short_name(data.name): data.test})
         write_run(aside, _describe(names, {section: dict(description)}))

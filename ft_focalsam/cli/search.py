@@ -24,7 +24,8 @@ from transformers.integrations import is_optuna_available
 from ..base.files import check_writable
 from ..base.ranges import Range, check_numbers
 from ..data import prepare_images
-from ..evaluation import METRICS
+from ..evaluation import METRICS, MULTI_LABEL_METRICS
+from ..losses import is_multi_label
 from ..sharpness import SHARPNESS_METHODS
 from .arguments import TYPES as RUN_TYPES
 from .automatic import settings_of_folder
@@ -46,13 +47,14 @@ class _SearchArguments:
         default=20, metadata={"help": "Runs, those of earlier calls included."}
     )
     objective: str = field(
-        default="mean_class_accuracy", metadata={"help": "Metric that is searched for, of the held-out images."}
+        default="mean_class_accuracy",
+        metadata={"help": "Metric that is searched for, of the held-out images; for several classes an image, mAP."},
     )
 
     def __post_init__(self):
         check_numbers(self)
-        if self.objective not in METRICS:
-            raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)}.")
+        if self.objective not in (*METRICS, *MULTI_LABEL_METRICS):
+            raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(METRICS)} or mAP.")
         check_ranges(self)
 
 
@@ -67,9 +69,15 @@ def make_parser() -> HfArgumentParser:
     return config_parser(TYPES)
 
 
-def refuse_what_cannot_be_searched(options: tuple) -> None:
+def refuse_what_cannot_be_searched(search: SearchArguments, options: tuple) -> None:
     """Raise a `ValueError` before any image is read."""
     data_args, *_, args = options
+    known = MULTI_LABEL_METRICS if is_multi_label(args.loss) else METRICS
+    if search.objective not in known:
+        raise ValueError(
+            f"objective is {search.objective!r}, which is not measured with the loss {args.loss!r}; set it to one of "
+            f"{', '.join(known)}."
+        )
     if not searchable(options):
         fitting = ", ".join(name for name, method in SHARPNESS_METHODS.items() if method.hyperparameters)
         raise ValueError(f"sharpness is {args.sharpness!r}, which has nothing to search; set one of {fitting}.")
@@ -145,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     data_args, _, _, args = options
     if not data_args.has_validation:
         data_args.validation_fraction = VALIDATION_FRACTION
-    refuse_what_cannot_be_searched(options)
+    refuse_what_cannot_be_searched(search, options)
     from optuna.samplers import TPESampler
 
     folder = Path(args.output_dir)

@@ -47,7 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN", help="folders of runs or of checkpoints, two or more")
     add("--output", required=True, help="folder to make; it must not exist, or be empty")
     add("--kind", choices=list(SOUPS), default="uniform", help="which of the runs are averaged; uniform by default")
-    add("--metric", choices=METRICS, default=METRICS[0], help="what greedy compares on the held-out images")
+    add(
+        "--metric",
+        choices=METRICS,
+        default=METRICS[0],
+        help="what greedy compares on the held-out images; of several classes an image, mAP",
+    )
     add("--rank", type=int, help="cut LoRA updates to this rank; by default they are exact")
     add("--merged", action="store_true", help="average and save plain weights, with all that was tuned folded in")
     add("--batch_size", type=int, default=64, help="images at a time")
@@ -58,7 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def score(model: LongTailClassifier, *, data: ImageData, options: EvalConfig, metric: str) -> float:
     """A metric on the held-out images, 0 to 1."""
-    tally = evaluate_on(model, data, "validation", options).outcomes.tally()
+    result = evaluate_on(model, data, "validation", options)
+    if data.is_multi_label:
+        return result.metrics["mAP"]
+    tally = result.outcomes.tally()
     return float(np.nanmean(tally.class_accuracies) if metric == METRICS[0] else tally.hits.sum() / tally.images.sum())
 
 

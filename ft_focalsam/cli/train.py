@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -30,24 +29,26 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..base.errors import one_line
 from ..base.files import atomic_dir, check_writable
-from ..data import ImageData, StreamedData, describe_groups, label_array
+from ..data import ImageData, StreamedData, describe_groups
 from ..evaluation import (
     PREDICTIONS,
-    EvalResult,
     Predictions,
+    Result,
     file_name,
     format_table,
     image_ids,
+    make_result,
     short_name,
     title_name,
     write_page,
-    write_report,
+    write_results,
 )
 from ..hub import describe_run, write_run
 from ..models import choose_head_start
 from ..models.backbones import find_family
 from ..trainer import FocalSAMTrainer
 from ..trainer.checkpointing import check_checkpoint, checkpoints
+from ..trainer.multi_label import refuse_other_kind
 from ..trainer.run_config import CONFIG_NAME, write_config
 from ..trainer.run_lock import one_writer
 from ..trainer.run_log import run_log, tell
@@ -77,11 +78,12 @@ def make_parser() -> HfArgumentParser:
 
 def train_and_evaluate(
     trainer: FocalSAMTrainer, data: ImageData | StreamedData, test: Dataset, *, before: str, say: Callable
-) -> tuple[dict[str, dict[str, float]], dict[str, EvalResult]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Result]]:
     """Metrics and results on the test images by name of the row: `before`, and after training if anything trains."""
     args, name = trainer.args, short_name(data.name)
     thresholds = {"many": args.many_shot_threshold, "few": args.few_shot_threshold}
-    say(describe_groups(trainer.class_counts, **thresholds))
+    counted = "labels" if trainer.is_multi_label else "images"
+    say(describe_groups(trainer.class_counts, **thresholds, counted=counted))
     say(describe_parameters(trainer.model))
     metrics, results = {}, {}
     trains = any(parameter.requires_grad for parameter in trainer.model.parameters())
@@ -97,7 +99,7 @@ def train_and_evaluate(
             class_names=data.class_names,
             dataset=name,
         )
-        results[row] = EvalResult(predictions, trainer.class_counts, **thresholds)
+        results[row] = make_result(predictions, trainer.class_counts, **thresholds)
         say(f"\n{format_table({name: result.record() for name, result in results.items()})}\n")
     return metrics, results
 
@@ -107,7 +109,7 @@ def save(
     weights: dict[str, Tensor],
     data: ImageData | StreamedData,
     metrics: dict,
-    results: dict[str, EvalResult],
+    results: dict[str, Result],
     record: dict,
 ) -> None:
     """Write the model with these weights, its predictions, and the report on the run of this record to the output
@@ -119,30 +121,22 @@ def save(
         trainer.processing_class.save_pretrained(folder)
         predictions = list(results.values())[-1].predictions
         predictions.save(Path(folder, PREDICTIONS, file_name(name, ".safetensors")))
-        write_report(
-            folder,
-            records,
-            accuracies={row: result.class_accuracies for row, result in results.items()},
-            class_names=data.class_names,
-            class_counts=trainer.class_counts,
-            test_counts=np.bincount(label_array(data.test), minlength=data.num_classes),
-            many=args.many_shot_threshold,
-            few=args.few_shot_threshold,
-        )
+        write_results(folder, records, results)
         title = f"{title_name(trainer.model.config.backbone)} on {title_name(data.name)}"
         images, log = {name: data.test}, trainer.state.log_history
         write_page(folder, results, title=title, images=images, log_history=log, run=record)
 
 
-def describe_next(folder: str) -> str:
+def describe_next(folder: str, *, is_multi_label: bool = False) -> str:
     """Where the results of a run are, and what to do with them."""
     config, others = shlex.quote(f"{folder}/config.yaml"), shlex.quote(f"{folder}_methods")
+    comparison = f"  ft-focalsam compare {config} --output_dir {others} --methods none sam focal_sam"
     return "\n".join(
         [
             f"The model, metrics.json and per_class.csv are in {folder}; the report is {folder}/report.html.",
             "Next:",
             f"  ft-focalsam predict {shlex.quote(folder)} path/to/new/images --output predictions.csv",
-            f"  ft-focalsam compare {config} --output_dir {others} --methods none sam focal_sam",
+            *([] if is_multi_label else [comparison]),
         ]
     )
 
@@ -231,9 +225,11 @@ def run(
     with args.main_process_first(desc="loading the images"):
         data = load_data(data_args, args, say=say if data_args.streaming else note)
     set_seed(args.seed)
+    refuse_other_kind(args, multi_label=data.is_multi_label)
 
     aside = "" if not data_args.has_validation else f", {len(data.validation):,} put aside for validation"
-    sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {data.num_classes} classes"
+    classes = f"{data.num_classes} classes" + (", several an image" if data.is_multi_label else "")
+    sizes = f"{data.num_train:,} training and {len(data.test):,} test images, {classes}"
     say(f"\n{data.name}: {sizes}{aside}")
     args.choose_eval_strategy(has_validation=data_args.has_validation)
     if args.eval_strategy != IntervalStrategy.NO and not data_args.has_validation:
@@ -249,7 +245,7 @@ def run(
             record = describe_run(trainer, options=options, **told)
             save(trainer, weights, data, metrics, results, record)
             write_run(args.output_dir, record)
-        say(describe_next(args.output_dir))
+        say(describe_next(args.output_dir, is_multi_label=data.is_multi_label))
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")
     return metrics

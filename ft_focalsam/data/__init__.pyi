@@ -22,6 +22,9 @@ from .device_images import (
 from .device_images import (
     collate_ready as collate_ready,
 )
+from .image_data import (
+    ImageData as ImageData,
+)
 from .image_folder import (
     find_images as find_images,
 )
@@ -117,9 +120,6 @@ from .scan import (
 )
 from .sources import (
     SOURCES as SOURCES,
-)
-from .sources import (
-    ImageData as ImageData,
 )
 from .sources import (
     load_image_data as load_image_data,

@@ -24,6 +24,8 @@ class DataArguments:
         class_names (`str`, *optional*): File of class names in index order: one a line, or a JSON list.
         dataset_config (`str`, *optional*): Configuration of a Hub data set that has several.
         image_column, label_column (`str`, *optional*): By default found by their types and usual names.
+        label_separator (`str`, *optional*): What separates the classes of an image in a cell of a table, as "|" in
+            "cat|dog"; lists in .jsonl, .parquet and data sets of the Hub need none.
         train_split, test_split (`str`): Splits to train and to test on; the test split is found by default.
         test_fraction (`float`, *optional*): Cut the test set from the training split instead.
         validation_split (`str`, *optional*): Split to evaluate on while training and to choose by, where the data set
@@ -80,6 +82,13 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found by default."})
+    label_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": 'What separates the classes of an image in a cell of a table, as "|" in "cat|dog"; lists in '
+            ".jsonl, .parquet and data sets of the Hub need none."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str | None = field(default=None, metadata={"help": "Split to test on; found by default."})
     test_fraction: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = field(
@@ -197,6 +206,10 @@ class DataArguments:
             raise ValueError(
                 f"validation_split is {self.validation_split!r} and validation_fraction {self.validation_fraction:g}; "
                 "set one of them alone."
+            )
+        if self.label_separator == "":
+            raise ValueError(
+                "label_separator is empty; set it to what separates the classes of an image, or leave it out."
             )
         if self.cache_features:
             self._check_cache_features()

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..base.errors import one_line
 from ..base.files import atomic_open
 from .columns import label_array
+from .multi_label import as_label_tensor
 
 NAME = "image_features"
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -33,7 +34,7 @@ class CachedFeatures(Dataset):
     def __init__(self, dataset: datasets.Dataset, views: Sequence[Tensor]):
         self.targets = label_array(dataset)
         self.views = views
-        self._labels = torch.as_tensor(self.targets)
+        self._labels = as_label_tensor(self.targets)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -44,7 +45,8 @@ class CachedFeatures(Dataset):
         return len(self.targets)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: `"image_features"` of shape (B, D), and `"labels"`, int64 of shape (B,)."""
+        """A batch: `"image_features"` of shape (B, D), and `"labels"`, int64 of shape (B,), or float32 of shape (B,
+        C) for several classes per image."""
         index = torch.as_tensor(indices)
         return {NAME: self._features[index], "labels": self._labels[index]}
 

@@ -6,6 +6,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.errors import printable
+from .multi_label import (
+    class_label_of,
+    flatten,
+    holds_lists,
+    is_nested,
+    multi_hot,
+    refuse_repeated,
+    regroup,
+    rows_of_entries,
+)
 
 LABEL_NAMES = ("labels", "label", "fine_label", "class", "target")
 
@@ -29,8 +39,8 @@ def find_image_column(features: datasets.Features, image_column: str | None = No
 def find_label_column(features: datasets.Features, label_column: str | None = None) -> str:
     """Name of the column that holds the class of each image.
 
-    By default the one `ClassLabel` column (`fine_label` before `coarse_label`), else the one column with a usual name:
-    labels, label, fine_label, class or target.
+    By default the one column of `ClassLabel`s or of lists of them (`fine_label` before `coarse_label`), else the one
+    with a usual name: labels, label, fine_label, class or target.
 
     Args:
         features (`datasets.Features`): Features of the training split.
@@ -41,7 +51,7 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
     """
     if label_column is not None:
         return _check_exists(features, label_column, option="--label_column")
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    found = [name for name, feature in features.items() if isinstance(class_label_of(feature), datasets.ClassLabel)]
     if "fine_label" in found and "coarse_label" in found:
         found.remove("coarse_label")
     if not found:
@@ -52,10 +62,11 @@ def find_label_column(features: datasets.Features, label_column: str | None = No
 def normalise(
     splits: datasets.DatasetDict, *, image_column: str, label_column: str, class_names: list[str] | None = None
 ) -> datasets.DatasetDict:
-    """Reduce every split to the columns `"image"` (decoded on access) and `"labels"` (`ClassLabel`).
+    """Reduce every split to the columns `"image"` (decoded on access) and `"labels"`, `ClassLabel`s or lists of them.
 
     Strings become classes in the order of their sorted names; integers without names are named by their number. The
-    classes are those of the first split, and no image is decoded or copied.
+    classes are those of the first split, and no image is decoded or copied. A column of lists stays one: an image has
+    several classes.
 
     Args:
         splits (`datasets.DatasetDict`): The training split first, then the test split where there is one.
@@ -85,18 +96,28 @@ def normalise(
 def label_array(dataset: datasets.Dataset, column: str = "labels") -> np.ndarray:
     """One column of class labels, read through Arrow without touching the images.
 
+    Of a column of lists without class names, the number of classes is one more than the highest entry.
+
     Args:
         dataset (`datasets.Dataset`): Any data set with that column, whatever its format or transform.
         column (`str`, defaults to `"labels"`): Name of the column.
 
     Returns:
-        `np.ndarray`: int64 of shape (N,).
+        `np.ndarray`: int64 of shape (N,); of a column of lists, a 1 for each class of an image, uint8 of shape (N, C).
     """
-    return _arrow_column(dataset, column).to_numpy().astype(np.int64)
+    stored, feature = _arrow_column(dataset, column), class_label_of(dataset.features[column])
+    classes = flatten(stored).to_numpy().astype(np.int64)
+    if not is_nested(stored):
+        return classes
+    has_names = isinstance(feature, datasets.ClassLabel)
+    if classes.min(initial=0) < 0:
+        raise ValueError(f"The column '{column}' has the class {classes.min()} in a list; number classes from 0.")
+    num_classes = feature.num_classes if has_names else int(classes.max(initial=-1)) + 1
+    return multi_hot(rows_of_entries(stored), classes, size=(len(stored), num_classes))
 
 
 def check_labels(dataset: datasets.Dataset, num_classes: int, *, split: str) -> None:
-    """Check that the column `"labels"` holds nothing but the integers 0..C-1.
+    """Check that the column `"labels"` holds nothing but the integers 0..C-1, or lists of them.
 
     Raises:
         ValueError: With the split, the row (counted from 0), the value and the range.
@@ -104,19 +125,26 @@ def check_labels(dataset: datasets.Dataset, num_classes: int, *, split: str) -> 
     column = _arrow_column(dataset, "labels")
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"Row {row} of split '{split}' has no label; remove the images without a class.")
-    if not pa.types.is_integer(column.type):
+        remedy = "write an empty list" if is_nested(column) else "remove the images without a class"
+        raise ValueError(f"Row {row} of split '{split}' has no label; {remedy}.")
+    values, rows = flatten(column), rows_of_entries(column)
+    if values.null_count:
+        row = rows[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]]
+        raise ValueError(f"Row {row} of split '{split}' has a list of classes with an empty entry; remove it.")
+    if not pa.types.is_integer(values.type):
         raise ValueError(
-            f"The column 'labels' of split '{split}' holds {column.type}, not integers 0..{num_classes - 1}."
+            f"The column 'labels' of split '{split}' holds {values.type}, not integers 0..{num_classes - 1}."
         )
-    labels = column.to_numpy()
+    labels = values.to_numpy()
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
-        row = int(outside[0])
+        first = int(outside[0])
         raise ValueError(
-            f"Row {row} of split '{split}' has the label {labels[row]}, outside 0..{num_classes - 1} for the "
-            f"{num_classes} classes; correct or remove the {outside.size} rows of this kind."
+            f"Row {rows[first]} of split '{split}' has the label {labels[first]}, outside 0..{num_classes - 1} for "
+            f"the {num_classes} classes; correct or remove the {outside.size} rows of this kind."
         )
+    if is_nested(column):
+        refuse_repeated(column, split=split)
 
 
 def check_class_names(names: list[str]) -> list[str]:
@@ -162,10 +190,10 @@ def _listed(names) -> str:
 
 def _class_names(dataset: datasets.Dataset, column: str, *, split: str, given: list[str] | None) -> list[str]:
     """Class names in index order, from the feature where it has them, else as given, else from the values."""
-    feature = dataset.features[column]
+    feature = class_label_of(dataset.features[column])
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
-    values = _arrow_column(dataset, column).unique().drop_null()
+    values = flatten(_arrow_column(dataset, column)).unique().drop_null()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return sorted(values.to_pylist())
     if not pa.types.is_integer(values.type):
@@ -187,8 +215,8 @@ def _class_names(dataset: datasets.Dataset, column: str, *, split: str, given: l
 
 
 def _with_class_label(dataset: datasets.Dataset, column: str, *, names: list[str], split: str) -> datasets.Dataset:
-    """The same data set with `column` as a `ClassLabel` of `names`."""
-    feature = dataset.features[column]
+    """The same data set with `column` as a `ClassLabel` of `names`, or as lists of these."""
+    feature, is_list = class_label_of(dataset.features[column]), holds_lists(dataset.features[column])
     if isinstance(feature, datasets.ClassLabel):
         if feature.names != names:
             raise ValueError(
@@ -196,17 +224,23 @@ def _with_class_label(dataset: datasets.Dataset, column: str, *, names: list[str
                 f"({len(feature.names)} against {len(names)}, or in another order); give both the same names."
             )
         return dataset
-    values = _arrow_column(dataset, column)
+    stored = _arrow_column(dataset, column)
+    if is_list and stored.null_count:
+        row = int(np.flatnonzero(stored.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"Row {row} of split '{split}' has no label; write an empty list.")
+    values = flatten(stored)
     if pa.types.is_integer(values.type):
         labels = values
     else:
         labels = pc.index_in(values, pa.array(names, values.type))
         unknown = np.flatnonzero(pc.and_(labels.is_null(), values.is_valid()).to_numpy(zero_copy_only=False))
         if unknown.size:
-            row = int(unknown[0])
+            first = int(unknown[0])
             raise ValueError(
-                f"Row {row} of split '{split}' has the label '{values[row]}', which no training image has; correct it "
-                f"or remove the row."
+                f"Row {rows_of_entries(stored)[first]} of split '{split}' has the label '{values[first]}', which no "
+                "training image has; correct it or remove the row."
             )
-    labels = labels.cast(pa.int64())
-    return dataset.remove_columns(column).add_column(column, labels, feature=datasets.ClassLabel(names=names))
+    labels, kind = labels.cast(pa.int64()), datasets.ClassLabel(names=names)
+    if is_list:
+        labels, kind = regroup(stored, labels), datasets.List(kind)
+    return dataset.remove_columns(column).add_column(column, labels, feature=kind)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .columns import label_array
 from .images import StoredImage, undecoded
+from .multi_label import as_label_tensor
 from .preprocessing import Decode, Normalise, Preprocessing
 from .training_sets import seed_of
 
@@ -68,7 +69,7 @@ class DeviceImages(Dataset):
         self.device = torch.device(device)
         self.seed = seed
         self.num_views = num_views
-        self._labels = torch.as_tensor(self.targets, device=self.device)
+        self._labels = as_label_tensor(self.targets).to(self.device)
         self._normalise = Normalise(preprocessing)
         self._images = self._load(dataset, preprocessing)  # (N, H + margins, W + margins, 3), uint8
         self.set_epoch(0)

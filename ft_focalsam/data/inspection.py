@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .columns import label_array
+from .image_data import ImageData
 from .long_tail import class_counts, describe_groups
 from .scan import ImageFacts, scan_images
-from .sources import ImageData
 
 EXTREME_RATIO = 5  # longer to shorter side of an image
 EXTREME_SIZE = 8  # an image's shorter side to the median of its split, or the other way round
@@ -30,6 +30,7 @@ class Inspection:
             pixels of another one, shape (C,).
         smallest_sides (`np.ndarray`): Shorter side in pixels of the smallest image of each class, 0 where none can be
             read, shape (C,).
+        num_train, num_test (`int`): Images; where these have several classes, less than the sum of the counts.
         findings (`dict[str, list[str]]`): Heading -> one line a case; a heading without cases is not there.
         sizes (`dict[str, str]`): Split -> what its images measure.
     """
@@ -41,6 +42,8 @@ class Inspection:
     broken: np.ndarray
     duplicates: np.ndarray
     smallest_sides: np.ndarray
+    num_train: int
+    num_test: int
     findings: dict[str, list[str]]
     sizes: dict[str, str]
 
@@ -50,10 +53,12 @@ class Inspection:
         least = int(counts.min())
         ratio = f"{counts.max() / least:.1f}" if least else "without bound"
         lines = [
-            f"{counts.sum():,} training images of {len(counts):,} classes, {counts.max():,} to {least:,} a class "
-            f"(imbalance {ratio}); {self.test_counts.sum():,} test images",
+            f"{self.num_train:,} training images of {len(counts):,} classes, {counts.max():,} to {least:,} a class "
+            f"(imbalance {ratio}); {self.num_test:,} test images",
             "",
-            describe_groups(counts, many=many, few=few),
+            describe_groups(
+                counts, many=many, few=few, counted="images" if counts.sum() == self.num_train else "labels"
+            ),
             "",
             self.class_table(),
             "",
@@ -126,6 +131,8 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
         broken=class_counts(classes[[image.error is not None for image in images]], data.num_classes),
         duplicates=class_counts(classes[[copies[image.pixels] > 1 for image in images]], data.num_classes),
         smallest_sides=_smallest_sides(images, classes, data.num_classes),
+        num_train=len(data.train),
+        num_test=len(data.test),
         findings={heading: cases for heading, cases in findings.items() if cases},
         sizes={split.capitalize(): _sizes(images) for split, images in facts.items()},
     )
@@ -136,7 +143,8 @@ def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray
     train = facts["training"]
 
     def told(split: str, row: int) -> str:
-        return f"{split} image {facts[split][row].name} ({names[labels[split][row]]})"
+        classes = ", ".join(names[index] for index in _classes_of(labels[split][row])) or "no class"
+        return f"{split} image {facts[split][row].name} ({classes})"
 
     same = _rows_by(train, "pixels")
     twice, conflicting, found = [], [], {}
@@ -152,13 +160,18 @@ def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray
         found[f"{split.capitalize()} images that look like training images"] = near
     for rows in same.values():
         for other in rows[1:]:
-            is_conflict = labels["training"][rows[0]] != labels["training"][other]
+            is_conflict = not np.array_equal(labels["training"][rows[0]], labels["training"][other])
             case = f"{told('training', other)} is the same as {told('training', rows[0])}"
             (conflicting if is_conflict else twice).append(case)
     return found | {
         "Training images of several classes": conflicting,
         "Training images that are there twice": twice,
     }
+
+
+def _classes_of(label: np.ndarray) -> np.ndarray:
+    """The classes of an image, by its class or a row of 0 and 1."""
+    return np.atleast_1d(label) if np.ndim(label) == 0 else np.flatnonzero(label)
 
 
 def _rows_by(images: list[ImageFacts], field: str) -> dict[str, list[int]]:
@@ -175,8 +188,8 @@ def _shortest_sides(images: list[ImageFacts]) -> np.ndarray:
 
 def _smallest_sides(images: list[ImageFacts], classes: np.ndarray, num_classes: int) -> np.ndarray:
     smallest = np.zeros(num_classes, dtype=np.int64)
-    for index, image in zip(classes, images, strict=True):
-        if image.error is None:
+    for label, image in zip(classes, images, strict=True):
+        for index in _classes_of(label) if image.error is None else ():
             side = min(image.height, image.width)
             smallest[index] = min(smallest[index] or side, side)
     return smallest

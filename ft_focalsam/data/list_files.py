@@ -19,6 +19,7 @@ from ..base.parsing import parse_json
 from ..base.registry import Registry
 from .columns import LABEL_NAMES
 from .image_folder import EXTENSIONS
+from .multi_label import flatten, is_nested
 from .paths import resolve_paths
 
 _MAX_ARRAYS, _MAX_COMPRESSION = 2**28, 100  # bytes; of more than these, how many a byte of the file may be
@@ -34,11 +35,13 @@ class FileOptions:
     Args:
         image_root (`Path`): Folder that the paths in it are relative to.
         image_column, label_column (`str`, *optional*): Columns of a table; found by usual names by default.
+        label_separator (`str`, *optional*): What separates the classes of an image in a cell of a table.
     """
 
     image_root: Path
     image_column: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
 
 
 # A format is a function from a file and its options to splits with a column of images and one of labels.
@@ -70,7 +73,8 @@ def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """A table with a header, a column of paths, one of labels and, where it has one, the column `split`.
 
     Columns are found by usual names; else paths are the column whose first value ends like an image file, and labels
-    the only column that is left. It is separated by commas; by semicolons or tabs where the header has no comma.
+    the only column that is left. It is separated by commas; by semicolons or tabs where the header has no comma. With
+    a `label_separator` an image has the classes that it separates, or none where the cell is empty.
     """
     text = _text(file)
     blank = len(text) - len(text.lstrip("\r\n"))
@@ -100,7 +104,7 @@ def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
 
 @register_file_format(".jsonl")
 def json_lines(file: Path, options: FileOptions) -> datasets.DatasetDict:
-    """The same as one JSON object a line."""
+    """The same as one JSON object a line; a label may be a list of the classes of an image."""
 
     def rows():
         for line, text in enumerate(_text(file).splitlines(), start=1):
@@ -116,37 +120,50 @@ def json_lines(file: Path, options: FileOptions) -> datasets.DatasetDict:
 @register_file_format(".json")
 def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """iNaturalist's train2018.json and val2018.json (https://github.com/visipedia/inat_comp): the keys `images` (id,
-    file_name), `annotations` (image_id, category_id) and `categories` (id, name), with one annotation an image."""
+    file_name), `annotations` (image_id, category_id) and `categories` (id, name). Where some image has several
+    annotations, as in COCO, images have the classes of theirs, each once."""
     content = _json(_text(file), where=f"'{file}'")
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
         raise ValueError(f"'{file}' has no lists {', '.join(keys)}; give iNaturalist's JSON, or a .csv or .jsonl.")
     try:
         categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
-        category_of = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+        annotations = [(a["image_id"], a["category_id"]) for a in content["annotations"]]
         images = [(image["id"], image["file_name"]) for image in content["images"]]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"An entry of '{file}' has no {error}; give iNaturalist's JSON as it is published."
         ) from error
-    if len(category_of) != len(content["annotations"]):
-        raise ValueError(f"'{file}' gives some image several annotations; one class an image is needed.")
-    unlabelled = [name for index, name in images if category_of.get(index) not in categories]
+    index = {category: position for position, category in enumerate(categories)}
+    names, lines = [name for _, name in images], range(1, len(images) + 1)
+    feature = datasets.ClassLabel(names=_distinct(list(categories.values()), file))
+    category_of = dict(annotations)
+    if len(category_of) != len(annotations):
+        labels = _class_sets(file, [image for image, _ in images], annotations, index)
+        dataset = _from_paths(file, options, names=names, lines=lines, labels=labels, feature=datasets.List(feature))
+        return datasets.DatasetDict({"train": dataset})
+    unlabelled = [name for image, name in images if category_of.get(image) not in categories]
     if unlabelled:
         raise ValueError(
             f"The image '{unlabelled[0]}' of '{file}' has no category ({len(unlabelled):,} of {len(images):,} have "
             f"none); give a file with annotations, such as train2018.json."
         )
-    index = {category: position for position, category in enumerate(categories)}
-    dataset = _from_paths(
-        file,
-        options,
-        names=[name for _, name in images],
-        lines=range(1, len(images) + 1),
-        labels=[index[category_of[image]] for image, _ in images],
-        feature=datasets.ClassLabel(names=_distinct(list(categories.values()), file)),
-    )
+    labels = [index[category_of[image]] for image, _ in images]
+    dataset = _from_paths(file, options, names=names, lines=lines, labels=labels, feature=feature)
     return datasets.DatasetDict({"train": dataset})
+
+
+def _class_sets(file: Path, images: list, annotations: list[tuple], index: dict) -> list[list[int]]:
+    """The classes of each image, in order; none of an image without an annotation."""
+    found = {image: set() for image in images}
+    for image, category in annotations:
+        if category not in index:
+            raise ValueError(
+                f"'{file}' has an annotation of the category {category!r}, which it does not list; correct it."
+            )
+        if image in found:
+            found[image].add(index[category])
+    return [sorted(found[image]) for image in images]
 
 
 @register_file_format(".npz")
@@ -255,15 +272,18 @@ def _from_paths(file: Path, options: FileOptions, *, names, lines, labels, featu
     paths = resolve_paths(names, lines, list_file=file, root=options.image_root)
     if not paths:
         raise ValueError(f"'{file}' lists no image; give one with lines.")
-    values = pa.array(labels)
-    feature = feature or datasets.Value("string" if pa.types.is_string(values.type) else "int64")
+    if feature is None:
+        values = pa.array(labels)
+        feature = datasets.Value("string" if pa.types.is_string(flatten(values).type) else "int64")
+        feature = datasets.List(feature) if is_nested(values) else feature
     features = datasets.Features({"image": datasets.Image(), "labels": feature})
     return datasets.Dataset.from_dict({"image": paths, "labels": labels}, features=features)
 
 
 def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]]) -> datasets.DatasetDict:
     """Splits from (line, row) pairs; labels are numbers where all of them are, else names."""
-    splits: dict[str, list[tuple[int, str, str]]] = {}
+    splits: dict[str, list[tuple[int, str, str | list[str]]]] = {}
+    separator = options.label_separator
     columns = None
     for line, row in rows:
         if columns is None:
@@ -273,19 +293,42 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
             label = _column(file, row, options.label_column, LABEL_NAMES, others, option="--label_column")
             columns = path, label
         path, label = (row.get(column) for column in columns)
-        if path in (None, "") or label in (None, ""):
+        if path in (None, "") or label is None or (label == "" and separator is None):
             raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
-        splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append((line, str(path), str(label)))
+        splits.setdefault(str(row.get(SPLIT_NAME) or "train"), []).append(
+            (line, str(path), _classes(label, separator))
+        )
     if columns is None:
         raise ValueError(f"'{file}' lists no image; give one with lines.")
-    are_numbers = all(label.isascii() and label.isdigit() for entries in splits.values() for *_, label in entries)
+    found = [label for entries in splits.values() for *_, label in entries]
+    are_lists = any(isinstance(label, list) for label in found)
+    names = [name for label in found for name in (label if isinstance(label, list) else [label])]
+    if not names:
+        raise ValueError(f"No image of '{file}' has a class; check --label_column and --label_separator.")
+    are_numbers = all(name.isascii() and name.isdigit() for name in names)
     result = datasets.DatasetDict()
     for split, entries in splits.items():
         lines, names, labels = zip(*entries, strict=True)
+        labels = [[label] if are_lists and isinstance(label, str) else label for label in labels]
         if are_numbers:
-            labels = [_class_number(label, line, file) for label, line in zip(labels, lines, strict=True)]
+            labels = [_class_numbers(label, line, file) for label, line in zip(labels, lines, strict=True)]
         result[split] = _from_paths(file, options, names=names, lines=lines, labels=list(labels))
     return result
+
+
+def _classes(label: object, separator: str | None) -> str | list[str]:
+    """What a cell says: one class, or a list of them."""
+    if isinstance(label, list):
+        return [str(name) for name in label]
+    if separator is None:
+        return str(label)
+    return [name.strip() for name in str(label).split(separator) if name.strip()]
+
+
+def _class_numbers(label: str | list[str], line: int, file: Path) -> int | list[int]:
+    if isinstance(label, str):
+        return _class_number(label, line, file)
+    return [_class_number(name, line, file) for name in label]
 
 
 def _class_number(text: str, line: int, file: Path) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ..base.registry import Registry
+from .multi_label import stratified_split_of_sets
 
 _ROUNDING_SLACK = 1e-6  # images; lifts 49.999999999 to 50 before the count is cut to an integer
 
@@ -141,7 +142,8 @@ def stratified_split(
     """Split indices into train and test, class by class; every class keeps at least one training image.
 
     Args:
-        labels (`np.ndarray`): int of shape (N,), values 0..C-1.
+        labels (`np.ndarray`): int of shape (N,), values 0..C-1; or 0 and 1, of shape (N, C), for several classes per
+            image, see [`stratified_split_of_sets`].
         num_classes (`int`): C.
         test_fraction (`float`): Share of each class that goes to the test side, inside (0, 1).
         seed (`int`): Seed of the draw.
@@ -156,7 +158,10 @@ def stratified_split(
         raise ValueError(f"test_fraction={test_fraction} must be larger than 0 and smaller than 1.")
     counts = class_counts(labels, num_classes)
     test_counts = np.clip(np.rint(test_fraction * counts).astype(np.int64), 0, np.maximum(counts - 1, 0))
-    test = _first_per_class(labels, test_counts, seed)
+    if np.ndim(labels) == 2:
+        test = stratified_split_of_sets(labels, test_fraction=test_fraction, seed=seed)[1]
+    else:
+        test = _first_per_class(labels, test_counts, seed)
     if test.size == 0:
         raise ValueError(
             f"test_fraction={test_fraction} leaves no test image: the largest class has {counts.max()} images, and "
@@ -169,7 +174,7 @@ def class_counts(labels: np.ndarray | Sequence[int], num_classes: int) -> np.nda
     """Count the images of every class.
 
     Args:
-        labels (`np.ndarray` or `Sequence[int]`): int of shape (N,), values 0..C-1.
+        labels (`np.ndarray` or `Sequence[int]`): int of shape (N,), values 0..C-1; or 0 and 1, of shape (N, C).
         num_classes (`int`): C.
 
     Returns:
@@ -179,6 +184,8 @@ def class_counts(labels: np.ndarray | Sequence[int], num_classes: int) -> np.nda
         ValueError: If a label is outside 0..C-1.
     """
     labels = np.asarray(labels, dtype=np.int64)
+    if labels.ndim == 2:
+        return labels.sum(axis=0)
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
         first = int(outside[0])
@@ -217,14 +224,17 @@ def frequency_groups(
     }
 
 
-def describe_groups(class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20) -> str:
+def describe_groups(
+    class_counts: np.ndarray | Sequence[int], *, many: int = 100, few: int = 20, counted: str = "images"
+) -> str:
     """Table of the many/medium/few-shot groups: thresholds, number of classes, number of training images.
 
-    Takes the arguments of [`frequency_groups`] and returns a text of four lines, ready to print.
+    Takes the arguments of [`frequency_groups`], and `counted`, what the counts add up to: of several classes an image
+    these are labels. Returns a text of four lines, ready to print.
     """
     counts = np.asarray(class_counts)
     thresholds = {"many": f"> {many}", "medium": f"{few}..{many}", "few": f"< {few}"}
-    lines = [f"{'group':<8}{'images a class':>16}{'classes':>10}{'images':>12}"]
+    lines = [f"{'group':<8}{'images a class':>16}{'classes':>10}{counted:>12}"]
     for group, classes in frequency_groups(counts, many=many, few=few).items():
         lines.append(f"{group:<8}{thresholds[group]:>16}{len(classes):>10}{int(counts[classes].sum()):>12}")
     return "\n".join(lines)

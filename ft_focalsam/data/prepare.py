@@ -9,11 +9,12 @@ import numpy as np
 
 from .arguments import DataArguments
 from .columns import label_array
+from .image_data import ImageData
 from .images import BadImageError, StoredImage, undecoded
 from .long_tail import class_counts
 from .resized_cache import resize_into_cache
 from .scan import find_broken
-from .sources import ImageData, load_image_data
+from .sources import load_image_data
 
 SPLITS = {"train": "training", "test": "test", "validation": "validation"}  # attribute of ImageData -> in sentences
 SAMPLE = 64  # images that stand for a data set
@@ -42,6 +43,7 @@ def prepare_images(args: DataArguments, *, say: Callable[[str], object] = print)
         class_names=args.class_names,
         image_column=args.image_column,
         label_column=args.label_column,
+        label_separator=args.label_separator,
         train_split=args.train_split,
         test_split=args.test_split,
         test_fraction=args.test_fraction,

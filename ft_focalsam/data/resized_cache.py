@@ -12,7 +12,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from ..base.files import atomic_write, check_writable
-from .columns import label_array
 from .images import REDUCTIONS, StoredImage, record_name, upright_size
 from .scan import map_images, record_signature
 
@@ -48,7 +47,8 @@ def resize_into_cache(
     new = {signature: digest for signature, digest in made if signature != digest}
     if new.keys() - known.keys():
         atomic_write(index, json.dumps(known | new).encode())
-    columns = {"image": [str(_path(folder, digest)) for _, digest in made], "labels": label_array(dataset)}
+    labels = dataset.select_columns(["labels"]).with_format(None)["labels"][:]
+    columns = {"image": [str(_path(folder, digest)) for _, digest in made], "labels": labels}
     features = datasets.Features({"image": datasets.Image(), "labels": dataset.features["labels"]})
     return datasets.Dataset.from_dict(columns, features=features)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -16,147 +15,24 @@ from ..base.finding import check_repository, did_you_mean
 from ..base.registry import Registry
 from .cifar import TORCHVISION, binary_cifar_version, read_binary_cifar, read_torchvision_cifar, refuse_pickled_cifar
 from .columns import check_class_names, check_labels, find_image_column, find_label_column, label_array, normalise
+from .image_data import ImageData
 from .image_folder import read_image_folder, refuse_without_classes
 from .images import paths_without_bytes
 from .list_files import FILE_FORMATS, FileOptions, read_prompt_names
-from .long_tail import long_tail_indices, stratified_split, take_per_class
+from .long_tail import stratified_split
+from .multi_label import class_label_of
 from .paths import ForeignFileError, refuse_paths_outside
 from .splits import select_splits
 
 SPLIT_SEED = 0  # a test set cut from the training split is the same one in every run
 
 
-@dataclass
-class ImageData:
-    """Labelled images, ready for a transform and a Trainer.
-
-    Args:
-        train (`datasets.Dataset`): Columns `"image"` (an `Image` feature, decoded on access) and `"labels"` (int64,
-            0..C-1), and no other.
-        test (`datasets.Dataset`): The same columns.
-        class_names (`list[str]`): The C class names in index order, as the data set spells them.
-        name (`str`): What the user called the data set.
-        validation (`datasets.Dataset`, *optional*): The same columns; images to choose by while training, which are
-            neither trained on nor tested on.
-
-    Raises:
-        ValueError: If the columns differ from these two, or a label is outside 0..C-1.
-    """
-
-    train: datasets.Dataset
-    test: datasets.Dataset
-    class_names: list[str]
-    name: str
-    validation: datasets.Dataset | None = None
-
-    def __post_init__(self):
-        for split, dataset in self.parts.items():
-            if sorted(dataset.column_names) != ["image", "labels"]:
-                raise ValueError(f"Split '{split}' has the columns {dataset.column_names}, not 'image' and 'labels'.")
-            check_labels(dataset, self.num_classes, split=split)
-
-    @property
-    def parts(self) -> dict[str, datasets.Dataset]:
-        """The splits that there are, by the names of the attributes."""
-        parts = {"train": self.train, "test": self.test, "validation": self.validation}
-        return {split: dataset for split, dataset in parts.items() if dataset is not None}
-
-    @property
-    def num_classes(self) -> int:
-        """C, the number of classes."""
-        return len(self.class_names)
-
-    @property
-    def num_train(self) -> int:
-        """Training images."""
-        return len(self.train)
-
-    def rename(self, class_names: list[str]) -> "ImageData":
-        """The same data with other names of the classes, in index order.
-
-        Raises:
-            ValueError: If their number is another.
-        """
-        if len(class_names) != self.num_classes:
-            raise ValueError(
-                f"--class_names has {len(class_names)} names and the data set {self.num_classes} classes; name all."
-            )
-        feature = datasets.ClassLabel(names=class_names)
-        parts = {split: part.cast_column("labels", feature) for split, part in self.parts.items()}
-        return replace(self, **parts, class_names=class_names)
-
-    def cut(
-        self,
-        *,
-        imbalance_factor: float | None = None,
-        profile: str = "exponential",
-        max_train_per_class: int | None = None,
-        max_test_per_class: int | None = None,
-        seed: int = 0,
-    ) -> "ImageData":
-        """The same data with fewer images.
-
-        Args:
-            imbalance_factor (`float`, >= 1, *optional*): Ratio of the most frequent to the rarest class of the
-                long-tail profile that the training set is cut to; by default it keeps its own imbalance.
-            profile (`str`, defaults to `"exponential"`): `"exponential"`, `"step"` or `"pareto"`.
-            max_train_per_class (`int`, *optional*): Training images of the most frequent class.
-            max_test_per_class (`int`, *optional*): Test images a class.
-            seed (`int`, defaults to 0): Which images are taken.
-
-        Raises:
-            ValueError: If a value is out of range, or a class has too few images for the profile.
-        """
-        train, test = self.train, self.test
-        labels, num_classes = label_array(train), self.num_classes
-        if imbalance_factor is not None:
-            shape = {"imbalance_factor": imbalance_factor, "profile": profile, "max_count": max_train_per_class}
-            train = train.select(long_tail_indices(labels, num_classes, seed=seed, **shape))
-        elif max_train_per_class is not None:
-            train = train.select(take_per_class(labels, num_classes, per_class=max_train_per_class, seed=seed))
-        if max_test_per_class is not None:
-            labels = label_array(test)
-            test = test.select(take_per_class(labels, num_classes, per_class=max_test_per_class, seed=seed))
-        return replace(self, train=train, test=test)
-
-    def limit_imbalance(self, most: float, *, seed: int = 0) -> "ImageData":
-        """The same data with at most `most` times the training images of the rarest class in each class.
-
-        Args:
-            most (`float`, >= 1): 1 balances the classes.
-            seed (`int`, defaults to 0): Which images are taken.
-
-        Raises:
-            ValueError: If a class has no training image.
-        """
-        labels = label_array(self.train)
-        counts = np.bincount(labels, minlength=self.num_classes)
-        if counts.min() == 0:
-            raise ValueError(
-                f"The class '{self.class_names[int(counts.argmin())]}' has no training image for max_imbalance to "
-                "count by; give it one, or leave max_imbalance out."
-            )
-        rows = take_per_class(labels, self.num_classes, per_class=int(most * counts.min()), seed=seed)
-        return replace(self, train=self.train.select(rows))
-
-    def hold_out(self, fraction: float, *, seed: int = 0) -> "ImageData":
-        """The same data with a part of the training images as validation images, for choices that the test set must
-        not make.
-
-        Args:
-            fraction (`float`): Share of each class, inside (0, 1), rounded; one image of a class stays in training.
-            seed (`int`, defaults to 0): Which images are taken.
-
-        Raises:
-            ValueError: If the fraction is outside (0, 1), or no class can give an image.
-        """
-        kept, held = stratified_split(label_array(self.train), self.num_classes, test_fraction=fraction, seed=seed)
-        return replace(self, train=self.train.select(kept), validation=self.train.select(held))
-
-
 # A source is a function without arguments that returns an ImageData.
 SOURCES: Registry[Callable[[], ImageData]] = Registry("source")
 register_source = SOURCES.register
+
+
+DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 @register_source("digits")
@@ -166,12 +42,37 @@ def digits() -> ImageData:
     They need no download, and they are small enough to train on without an accelerator.
     """
     bunch = load_digits()
-    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "labels": datasets.ClassLabel(names=names)})
-    columns = {"image": [Image.fromarray(image) for image in pixels], "labels": bunch.target}
-    train, test = _cut_test_split(datasets.Dataset.from_dict(columns, features=features), 0.3)
-    return ImageData(train=train, test=test, class_names=names, name="digits")
+    dataset = _grey_images(bunch.images, bunch.target, datasets.ClassLabel(names=DIGIT_NAMES))
+    train, test = _cut_test_split(dataset, 0.3)
+    return ImageData(train=train, test=test, class_names=DIGIT_NAMES, name="digits")
+
+
+@register_source("composed_digits")
+def composed_digits() -> ImageData:
+    """Images of one to three of these digits, 24 x 24 pixels, which have several classes: 600 to train on, of a long
+    tail (zero is drawn with a chance 50 times that of nine), and 300 of other digits to test on, all alike."""
+    bunch, rng, place = load_digits(), np.random.RandomState(0), 12
+    is_train = rng.permutation(len(bunch.target)) < 1200
+    parts = []
+    for number, decay, mask in ((600, 0.65, is_train), (300, 1.0, ~is_train)):
+        chances = decay ** np.arange(10) / (decay ** np.arange(10)).sum()
+        images, sets = np.zeros((number, 2 * place, 2 * place)), []
+        for image in images:
+            sets.append(sorted(rng.choice(10, rng.randint(1, 4), replace=False, p=chances).tolist()))
+            for corner, label in zip(rng.permutation(4), sets[-1], strict=False):
+                top, left = place * (corner // 2) + 2, place * (corner % 2) + 2
+                digit = bunch.images[rng.choice(np.flatnonzero(mask & (bunch.target == label)))]
+                image[top : top + 8, left : left + 8] = digit
+        parts.append(_grey_images(images, sets, datasets.List(datasets.ClassLabel(names=DIGIT_NAMES))))
+    return ImageData(train=parts[0], test=parts[1], class_names=DIGIT_NAMES, name="composed_digits")
+
+
+def _grey_images(values: np.ndarray, labels, feature) -> datasets.Dataset:
+    """A data set of images of values 0 to 16."""
+    pixels = np.rint(values * (255 / 16)).astype(np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "labels": feature})
+    columns = {"image": [Image.fromarray(image) for image in pixels], "labels": labels}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def load_image_data(
@@ -182,6 +83,7 @@ def load_image_data(
     class_names: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     train_split: str = "train",
     test_split: str | None = None,
     test_fraction: float | None = None,
@@ -202,7 +104,9 @@ def load_image_data(
         image_root (`str`, *optional*): Folder that the paths in a file are relative to, by default the file's own.
         class_names (`str`, *optional*): File of class names in index order, see [`read_prompt_names`].
         image_column (`str`, *optional*): By default the one column with an `Image` feature.
-        label_column (`str`, *optional*): By default the one `ClassLabel` column, else the one with a usual name.
+        label_column (`str`, *optional*): By default the one of `ClassLabel`s, or of lists of them, else the one with a
+            usual name.
+        label_separator (`str`, *optional*): What separates the classes of an image in a cell of a table.
         train_split (`str`, defaults to `"train"`): Split to train on.
         test_split (`str`, *optional*): Split to test on, by default `test`, else `validation` or `val`.
         test_fraction (`float`, *optional*): Cut this share of each class from the training split, always the same
@@ -221,6 +125,7 @@ def load_image_data(
     """
     given = {"image_root": image_root, "test_dataset": test_dataset, "test_split": test_split}
     given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
+    given |= {"label_separator": label_separator}
     given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
     given |= {"validation_split": validation_split}
     names = None if class_names is None else read_prompt_names(class_names)
@@ -235,6 +140,7 @@ def load_image_data(
         image_root=image_root,
         image_column=image_column,
         label_column=label_column,
+        label_separator=label_separator,
         train_split=train_split,
         config_name=config_name,
     )
@@ -261,6 +167,7 @@ def read_splits(
     image_root: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     train_split: str = "train",
     config_name: str | None = None,
 ) -> datasets.DatasetDict:
@@ -270,11 +177,12 @@ def read_splits(
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        _refuse(f"'{name}' is no file that lists images", {"test_dataset": test_dataset})
+        needing_file = {"test_dataset": test_dataset, "label_separator": label_separator}
+        _refuse(f"'{name}' is no file that lists images", needing_file)
         return _read_splits(name, config_name, image_root, train_split=train_split)
     _refuse(f"'{name}' is a file", {"dataset_config": config_name})
     root = path.parent if image_root is None else Path(image_root).expanduser()
-    return _read_files(path, test_dataset, FileOptions(root, image_column, label_column))
+    return _read_files(path, test_dataset, FileOptions(root, image_column, label_column, label_separator))
 
 
 @contextmanager
@@ -319,12 +227,12 @@ def _image_data(
 ) -> ImageData:
     """The training split, and the test split or a cut of the training split."""
     train = splits["train"]
-    check_labels(train, train.features["labels"].num_classes, split=train_split)
+    names = class_label_of(train.features["labels"]).names
+    check_labels(train, len(names), split=train_split)
     if test_fraction is not None:
         train, test = _cut_test_split(train, test_fraction)
     else:
         test = splits["test"]
-    names = train.features["labels"].names
     return ImageData(train=train, test=test, class_names=names, name=name, validation=splits.get("validation"))
 
 
@@ -393,6 +301,6 @@ def _read_splits(
 def _cut_test_split(dataset: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
     if fraction == 1:  # nothing to train on: a data set that is for testing alone
         return dataset.select([]), dataset
-    num_classes = dataset.features["labels"].num_classes
+    num_classes = class_label_of(dataset.features["labels"]).num_classes
     train, test = stratified_split(label_array(dataset), num_classes, test_fraction=fraction, seed=SPLIT_SEED)
     return dataset.select(train), dataset.select(test)

@@ -16,6 +16,7 @@ from .arguments import DataArguments
 from .columns import check_class_names, find_image_column, find_label_column
 from .image_folder import read_image_folder
 from .list_files import read_prompt_names
+from .multi_label import holds_lists
 from .paths import refuse_paths_outside
 from .sources import SOURCES, absence_told, damage_told, own_folders
 from .splits import TEST_SPLITS
@@ -26,6 +27,7 @@ SHARDS = 64  # of a folder of images, for worker processes and training processe
 _NOT_STREAMED = {
     "test_dataset": None,
     "image_root": None,
+    "label_separator": None,
     "test_fraction": None,
     "validation_split": None,
     "validation_fraction": None,
@@ -53,6 +55,8 @@ class StreamedData:
     class_names: list[str]
     class_counts: np.ndarray
     name: str
+
+    is_multi_label = False  # as of [`ImageData`]
 
     @property
     def parts(self) -> dict[str, datasets.IterableDataset | datasets.Dataset]:
@@ -165,9 +169,15 @@ def _test_split(args: DataArguments, available: list[str]) -> str:
 
 
 def _class_names(args: DataArguments, stream: datasets.IterableDataset) -> list[str]:
+    column = find_label_column(stream.features, args.label_column)
+    feature = stream.features[column]
+    if holds_lists(feature):
+        raise ValueError(
+            f"The column '{column}' of the stream has several classes per image, which a stream is not read for; drop "
+            "--streaming."
+        )
     if args.class_names is not None:
         return read_prompt_names(args.class_names)
-    feature = stream.features[find_label_column(stream.features, args.label_column)]
     if not isinstance(feature, datasets.ClassLabel):
         raise ValueError("The classes of the stream have no names, which it is not read for; give --class_names.")
     return list(feature.names)

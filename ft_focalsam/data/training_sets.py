@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from .columns import label_array
 from .images import StoredImage, undecoded
+from .multi_label import as_label_tensor, class_label_of, holds_lists, multi_hot_rows
 
 
 class TransformedImages(Dataset):
@@ -42,6 +43,8 @@ class TransformedImages(Dataset):
         num_views: int | None = None,
     ):
         self.dataset = undecoded(dataset)
+        feature = dataset.features["labels"]
+        self._num_classes = class_label_of(feature).num_classes if holds_lists(feature) else None
         self.transform = transform
         self.seed = seed
         self.num_epochs = num_epochs if num_views is None else num_views
@@ -54,14 +57,15 @@ class TransformedImages(Dataset):
 
     @property
     def targets(self) -> np.ndarray:
-        """Labels, int64 of shape (N,), read without decoding an image."""
+        """Labels as [`label_array`] gives them, of shape (N,) or (N, C), read without decoding an image."""
         return label_array(self.dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`.
+        """`"pixel_values"`, float32 of shape (3, H, W), and `"labels"`, `int`, or, for several classes per image,
+        float32 of shape (C,) with a 1 for each.
 
         Raises:
             BadImageError: If the image is broken.
@@ -71,7 +75,10 @@ class TransformedImages(Dataset):
         _set_progress(self.transform, epoch, self.num_epochs)
         image = StoredImage.read(item["image"], row=int(index))
         pixel_values = _seeded(self.transform, image, [self.seed, epoch, int(index)])
-        return {"pixel_values": pixel_values, "labels": item["labels"]}
+        return {"pixel_values": pixel_values, "labels": self._label(item["labels"])}
+
+    def _label(self, label: int | list[int]) -> int | torch.Tensor:
+        return label if self._num_classes is None else as_label_tensor(multi_hot_rows([label], self._num_classes))[0]
 
 
 class StreamedImages(IterableDataset):

@@ -1,3 +1,15 @@
+from .average_precision import (
+    MULTI_LABEL_METRICS as MULTI_LABEL_METRICS,
+)
+from .average_precision import (
+    MultiLabelMetrics as MultiLabelMetrics,
+)
+from .average_precision import (
+    average_precision_means as average_precision_means,
+)
+from .average_precision import (
+    class_average_precisions as class_average_precisions,
+)
 from .calibration import (
     Calibration as Calibration,
 )
@@ -97,6 +109,15 @@ from .metrics import (
 from .metrics import (
     register_metric as register_metric,
 )
+from .multi_label_result import (
+    MultiLabelResult as MultiLabelResult,
+)
+from .multi_label_result import (
+    Result as Result,
+)
+from .multi_label_result import (
+    make_result as make_result,
+)
 from .post_hoc import (
     adjust_logits as adjust_logits,
 )
@@ -141,6 +162,9 @@ from .report import (
 )
 from .report import (
     write_report as write_report,
+)
+from .report import (
+    write_results as write_results,
 )
 from .run_record import (
     RunRecord as RunRecord,

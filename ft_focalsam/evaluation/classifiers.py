@@ -14,7 +14,7 @@ def restrict(
 
     Args:
         logits (`np.ndarray`): Of all C classes of the model, shape (N, C).
-        labels (`np.ndarray`): In the test set's own numbers 0..K-1, shape (N,).
+        labels (`np.ndarray`): In the test set's own numbers 0..K-1, shape (N,); or 0 and 1, of shape (N, K).
         classes (`np.ndarray`): The model's class of each of them, shape (K,), of [`match_classes`].
         keep_all (`bool`): Leave the logits of classes that the test set has not.
 
@@ -22,7 +22,12 @@ def restrict(
         Logits, labels, and the model's classes that the columns stand for, in the model's order.
     """
     kept = np.arange(logits.shape[1]) if keep_all else np.sort(classes)
-    return logits[:, kept], np.searchsorted(kept, classes)[labels], kept
+    places = np.searchsorted(kept, classes)
+    if labels.ndim == 1:
+        return logits[:, kept], places[labels], kept
+    placed = np.zeros((len(labels), len(kept)), dtype=labels.dtype)
+    placed[:, places] = labels
+    return logits[:, kept], placed, kept
 
 
 def saved_counts(name: str) -> Path | None:

@@ -74,6 +74,19 @@ def estimate(
     return estimates
 
 
+def estimate_values(runs: Sequence[dict[str, float]]) -> dict[str, Estimate]:
+    """Metrics over runs that have no interval, as average precision: mean, values and deviation.
+
+    Args:
+        runs (sequence of `dict`): Of each run the values by name; names that not all have are left out.
+    """
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    return {
+        name: _over_runs(np.array([run[name] for run in runs]), None, is_difference=False, level=LEVEL)
+        for name in names
+    }
+
+
 def estimate_classes(
     runs: Sequence[SampleResults], *, against: Sequence[SampleResults] | None = None, level: float = LEVEL
 ) -> list[Estimate | None]:

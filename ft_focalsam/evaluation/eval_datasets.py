@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 
 from ..data import SOURCES, ImageData, MissingSplitError, load_image_data
+from ..data.multi_label import holds_lists
 
 # Splits that are taken for the whole of a data set without a training split, in this order.
 ONLY_SPLITS = ("train", "test", "validation", "val")
@@ -30,6 +31,11 @@ class EvalDataset:
     name: str
     note: str = ""
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return holds_lists(self.images.features["labels"])
+
 
 def load_eval_dataset(
     name: str,
@@ -38,6 +44,7 @@ def load_eval_dataset(
     test_fraction: float | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     config_name: str | None = None,
 ) -> EvalDataset:
     """Load a test set by what [`~ft_focalsam.data.load_image_data`] takes.
@@ -50,12 +57,13 @@ def load_eval_dataset(
         split (`str`, *optional*): The split to test on; all of it.
         test_fraction (`float`, *optional*): Test on the share of the training split that a run with this
             `test_fraction` had cut off.
-        image_column, label_column, config_name: As in `load_image_data`.
+        image_column, label_column, label_separator, config_name: As in `load_image_data`.
 
     Raises:
         FileNotFoundError, ValueError: As `load_image_data`.
     """
     options = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
+    options["label_separator"] = label_separator
     if split is not None and name in SOURCES:
         raise ValueError(f"The registered source '{name}' has a test split of its own; drop --split {split}.")
     if split is not None:

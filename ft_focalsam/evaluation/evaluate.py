@@ -13,7 +13,7 @@ from ..models.text import readable_names
 from .class_matching import match_classes
 from .classifiers import restrict
 from .eval_datasets import EvalDataset
-from .eval_result import EvalResult
+from .multi_label_result import Result, make_result
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import AVERAGES, Predictions, image_ids, predict
 from .views import VIEWS, view_transform
@@ -65,11 +65,9 @@ class EvalConfig:
                 f"few_shot_threshold is {self.few} and many_shot_threshold {self.many}; set 0 <= few <= many."
             )
 
-    def result(
-        self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()
-    ) -> EvalResult:
+    def result(self, predictions: Predictions, class_counts: np.ndarray | None, notes: Sequence[str] = ()) -> Result:
         """A result on predictions with the thresholds of these options."""
-        return EvalResult(predictions, class_counts, self.many, self.few, tuple(notes))
+        return make_result(predictions, class_counts, many=self.many, few=self.few, notes=tuple(notes))
 
 
 def check_classes(
@@ -83,6 +81,28 @@ def check_classes(
             match_classes(test.class_names, classifier.class_names, class_index=class_index, source=f"'{test.name}'")
 
 
+def check_kind(classifier: Classifier, test: EvalDataset, options: EvalConfig) -> None:
+    """Raise a `ValueError` where the model or an option is for one class an image and the test set has several, or the
+    other way round."""
+    if test.is_multi_label != classifier.is_multi_label and not classifier.is_zero_shot:
+        kinds = ("several classes", "one class")
+        given, wanted = kinds if test.is_multi_label else kinds[::-1]
+        raise ValueError(
+            f"The images of '{test.name}' have {given} each, and the model is for {wanted} an image; evaluate it on a "
+            "test set of its kind."
+        )
+    alternatives = {
+        "logit_adjustment_tau": options.tau is not None,
+        "temperature_fraction": options.temperature_fraction is not None,
+        "average": options.average != "logits",
+    }
+    for name, is_set in alternatives.items():
+        if is_set and test.is_multi_label:
+            raise ValueError(
+                f"{name} is for one class an image, and those of '{test.name}' have several; leave {name} out."
+            )
+
+
 def evaluate(
     classifier: Classifier,
     test: EvalDataset,
@@ -92,7 +112,7 @@ def evaluate(
     class_counts: np.ndarray | None = None,
     class_index: Mapping[int, Sequence[str]] | None = None,
     accelerator: Accelerator | None = None,
-) -> tuple[EvalResult, datasets.Dataset]:
+) -> tuple[Result, datasets.Dataset]:
     """Evaluate a classifier on a test set.
 
     Args:
@@ -108,8 +128,10 @@ def evaluate(
         The result, among the classes that were kept, and the images that were scored.
 
     Raises:
-        ValueError: If a class of the test set is none of the model's, or a logit adjustment has no training counts.
+        ValueError: If a class of the test set is none of the model's, a logit adjustment has no training counts, or
+            the model or an option is for one class an image and the test set has several, or the other way round.
     """
+    check_kind(classifier, test, options)
     if options.tau is not None and class_counts is None:
         raise ValueError(
             f"The logit adjustment (tau {options.tau:g}) needs the training images of each class, and '{model}' came "
@@ -140,7 +162,9 @@ def evaluate(
         predictions, rows, note = scale_temperature(predictions, options.temperature_fraction)
         scored, notes = scored.select(rows), [*notes, note]
     result = options.result(predictions, counts, notes)
-    return replace(result, is_temperature_scaled=options.temperature_fraction is not None), scored
+    if options.temperature_fraction is not None:
+        result = replace(result, is_temperature_scaled=True)
+    return result, scored
 
 
 def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predictions, np.ndarray, str]:

@@ -35,8 +35,10 @@ class Predictions:
 
     Args:
         log_probabilities (`np.ndarray`, *optional*): float32 of shape (N, C); they stand in for logits wherever these
-            are asked. None where only the predicted classes were kept.
-        labels (`np.ndarray`): int64 of shape (N,), values 0..C-1.
+            are asked. None where only the predicted classes were kept. Of several classes an image they are the
+            logits, which no sigmoid has rounded to 0 or 1.
+        labels (`np.ndarray`): int64 of shape (N,), values 0..C-1; of several classes an image, 0 and 1 in uint8, of
+            shape (N, C).
         ids (`list[str]`): What tells the images apart, see [`image_ids`].
         class_names (`list[str]`): The C class names in index order.
         dataset (`str`): Name of the test set.
@@ -64,13 +66,17 @@ class Predictions:
         dataset: str = "",
         model: str = "",
     ) -> "Predictions":
-        """From logits of shape (N, C), or log-probabilities.
+        """From logits of shape (N, C), or, for one class an image, log-probabilities.
 
         Raises:
             ValueError: If the numbers of images or of classes differ, or a label is no whole number.
         """
-        labels = whole_numbers(np.asarray(labels), "test labels")
-        return cls(_log_probabilities(np.asarray(logits)), labels, list(ids), list(class_names), dataset, model)
+        labels, logits = whole_numbers(np.asarray(labels), "test labels"), np.asarray(logits)
+        if labels.ndim == 2:
+            labels, found = labels.astype(np.uint8), logits.astype(np.float32)
+        else:
+            found = _log_probabilities(logits)
+        return cls(found, labels, list(ids), list(class_names), dataset, model)
 
     def __post_init__(self):
         num_labels = len(self.labels)
@@ -78,14 +84,20 @@ class Predictions:
             shape, expected = np.shape(self.predicted), (num_labels,)
         else:
             shape, expected = self.log_probabilities.shape, (num_labels, len(self.class_names))
-        if shape != expected or len(self.ids) != num_labels:
+        fits = shape == expected and self.labels.shape in ((num_labels,), shape)
+        if not fits or len(self.ids) != num_labels:
             raise ValueError(
                 f"Logits of shape {shape} do not fit {num_labels} labels, {len(self.ids)} ids and "
                 f"{len(self.class_names)} class names."
             )
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.labels.ndim == 2
+
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
-        """Compared with the labels, by frequency groups where these are given."""
+        """Compared with the labels, one an image, by frequency groups where these are given."""
         said = self.predicted if self.log_probabilities is None else self.log_probabilities
         return SampleResults.of(said, self.labels, num_classes=len(self.class_names), groups=groups)
 
@@ -104,7 +116,7 @@ class Predictions:
                 )
 
     def with_logits(self, logits: np.ndarray) -> "Predictions":
-        """The same images with other logits, of shape (N, C)."""
+        """The same images, of one class each, with other logits, of shape (N, C)."""
         return replace(self, log_probabilities=_log_probabilities(logits))
 
     def save(self, path: str | Path) -> None:

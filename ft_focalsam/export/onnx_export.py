@@ -37,7 +37,7 @@ AttentionMaskInterface.register(UNMASKED, lambda *args, **kwargs: None)
 def export_onnx(
     model: LongTailClassifier, folder: str | os.PathLike, *, image_processor: BaseImageProcessor | None = None
 ) -> None:
-    """Write model.onnx, with the labels and the preprocessing in model.json.
+    """Write model.onnx, with the labels, the kind of problem and the preprocessing in model.json.
 
     What can be folded into plain weights is. The size of a batch is free, that of the images is the one of training.
 
@@ -66,6 +66,7 @@ def export_onnx(
     note = {
         "input": {"name": "pixel_values", "shape": ["batch", 3, *size], "dtype": "float32"},
         "output": {"name": "logits", "shape": ["batch", plain.config.num_labels], "dtype": "float32"},
+        "problem_type": plain.config.problem_type or "single_label_classification",
         "labels": [plain.config.id2label[index] for index in range(plain.config.num_labels)],
         "preprocessing": to_json(preprocessing),
     }

@@ -92,6 +92,11 @@ def export_open_clip(
         OSError: If the folder exists and is not empty, or the backbone is gone.
     """
     check_is_free(folder)
+    if model.is_multi_label:
+        raise ValueError(
+            "The classifier is for several classes an image, and the head beside a model of open_clip for one; export "
+            "to onnx or transformers."
+        )
     source = _choose_source(model)
     check_can_merge(model)
     check_head(model)

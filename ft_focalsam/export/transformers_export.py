@@ -63,7 +63,9 @@ def export_transformers(
     processor = to_image_processor(preprocessing_of(model, image_processor))
     merged = merge(model)
     with new_folder(folder) as path, quiet_loading():
-        target(merged).save_pretrained(path)
+        found = target(merged)
+        found.config.problem_type = model.config.problem_type
+        found.save_pretrained(path)
         processor.save_pretrained(path)
         exported = AutoModelForImageClassification.from_pretrained(path).eval()
         images = random_images(merged)

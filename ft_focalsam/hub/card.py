@@ -27,6 +27,7 @@ from ..evaluation.report.tables import distinct_notes
 from ..losses import LOSSES
 from ..models import HEADS
 from ..models.backbones import is_pretrained
+from ..models.classifier_config import MULTI_LABEL
 from ..sharpness import DIRECTIONS, EVALUATIONS, SCHEDULES, SHARPNESS_METHODS, TARGETS
 from ..sharpness.hyperparameters import hyperparameters_of
 from .run_file import base_model, hub_id, read_json, read_run, settings_yaml
@@ -35,13 +36,17 @@ CARD_NAME = "README.md"
 MADE_HERE = "<!-- Made by ft_focalsam from the files of this repository; one without this line is left as it is. -->"
 DEFAULT_LICENSE = "apache-2.0"
 COLUMNS = {
+    "mAP": "mAP",
     "accuracy": "overall (top-1)",
     "mean_class_accuracy": "mean per class",
     "many": "many-shot",
     "medium": "medium-shot",
     "few": "few-shot",
 }
-# Schedules of rho other than constant, and the arguments that each reads.
+PLOTS = [
+    {"file": f"{score.lower().replace(' ', '_')}_by_frequency.png", "score": score}
+    for score in ("Accuracy", "Average precision")
+]
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
@@ -88,7 +93,11 @@ def make_card(
         "pipeline_tag": "image-classification",
         "base_model": run["model"].get("base_model") if run["model"] else base_model(backbone),
         "datasets": run["data"].get("hub_id"),
-        "tags": ["image-classification", "long-tailed", "focal-sam", *(["peft"] if adapter else [])],
+        "tags": [
+            *("image-classification", "long-tailed", "focal-sam"),
+            *(["multi-label"] if config.get("problem_type") == MULTI_LABEL else []),
+            *(["peft"] if adapter else []),
+        ],
     }
     data |= {name: value for name, value in (overrides or {}).items() if value is not None}
     data["eval_results"] = list(_eval_results(metrics, run["data"])) or None
@@ -116,6 +125,7 @@ def _eval_results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterat
     if not metrics:
         return
     name = data.get("name") or "the run's own test images"
+    is_multi_label = "mAP" in list(metrics.values())[-1]
     for metric, title in COLUMNS.items():
         value = list(metrics.values())[-1].get(metric)
         if value is not None:
@@ -124,9 +134,9 @@ def _eval_results(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> Iterat
                 dataset_type=data.get("hub_id") or re.sub(r"\W+", "-", name).strip("-").lower() or "unnamed",
                 dataset_name=name,
                 dataset_split="test",
-                metric_type="accuracy",
+                metric_type="mean_average_precision" if is_multi_label else "accuracy",
                 metric_value=value,
-                metric_name=f"Accuracy, {title}",
+                metric_name=f"{'Mean average precision' if is_multi_label else 'Accuracy'}, {title}",
             )
 
 
@@ -187,7 +197,8 @@ def _data(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]
     return {
         "name": _hub_link(data["hub_id"], "datasets/") if data["hub_id"] else own,
         "cut": f"{data['imbalance_factor']:g}" if data["imbalance_factor"] else "",
-        "images": f"{counts.sum():,}",
+        "images": f"{data.get('images') or counts.sum():,}",
+        "counted": "labels" if data.get("is_multi_label") else "training images",
         "classes": f"{len(counts):,}",
         "most": f"{counts.max():,}",
         "fewest": f"{counts.min():,}",
@@ -204,6 +215,7 @@ def _model(
     model: Mapping[str, Any], config: Mapping[str, Any], adapter: Mapping[str, Any], *, backbone: str
 ) -> dict[str, Any]:
     classes = len(config.get("id2label") or ())
+    several = ", several an image" if config.get("problem_type") == MULTI_LABEL else ""
     lines = {
         "backbone": backbone and _backbone_name(backbone, model.get("base_model") or base_model(backbone)),
         "tuned by": _tuning(model, config, adapter),
@@ -211,7 +223,7 @@ def _model(
         "trained parameters": _parameters(model) if model else "",
     }
     return {
-        "what": f"An image classifier for {classes:,} classes" if classes else "A model",
+        "what": f"An image classifier for {classes:,} classes{several}" if classes else "A model",
         "trained": "fine-tuned" if is_pretrained(config.get("backbone") or "") else "trained from scratch",
         "is_pretrained": bool(backbone) and is_pretrained(backbone),
         "lines": [(name, value) for name, value in lines.items() if value],
@@ -287,7 +299,7 @@ def _results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "notes": list(
             map(escape_markdown, distinct_notes({name: row.get("notes", ()) for name, row in metrics.items()}))
         ),
-        "has_plot": (folder / "accuracy_by_frequency.png").is_file(),
+        "plot": next((plot for plot in PLOTS if (folder / plot["file"]).is_file()), None),
         "files": ", ".join(f"[{title}]({name})" for name, title in files.items() if (folder / name).is_file()),
     }
 

@@ -30,6 +30,7 @@ REPORT_FILES = (
     "metrics.json",
     "per_class.csv",
     "accuracy_by_frequency.png",
+    "average_precision_by_frequency.png",
     "report.html",
     "report.md",
     "report_images/*.png",

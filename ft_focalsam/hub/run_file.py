@@ -97,6 +97,8 @@ def describe_run(
             "name": None if dataset is None else _public(dataset),
             "hub_id": hub_id(dataset) if dataset not in SOURCES else None,
             "imbalance_factor": values.get("imbalance_factor"),
+            "images": None if counts is None else int(trainer.num_samples),
+            "is_multi_label": trainer.is_multi_label,
             "class_counts": None if counts is None else [int(count) for count in counts],
             "many_shot_threshold": args.many_shot_threshold,
             "few_shot_threshold": args.few_shot_threshold,

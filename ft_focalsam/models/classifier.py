@@ -26,7 +26,7 @@ from .backbones import (
     load_backbone,
 )
 from .checkpoints import check_has_weights, find_folder, load_tensors, save_tensors
-from .classifier_config import LongTailClassifierConfig
+from .classifier_config import MULTI_LABEL, LongTailClassifierConfig
 from .heads import HEADS, full_precision_logits, make_head
 from .inserted import add_inserted, choose_inserted, read_inserted
 from .peft_adapter import read_adapter_config, save_peft_adapter, wrap_with_peft
@@ -79,6 +79,7 @@ class LongTailClassifier(PreTrainedModel):
         image_size: int | None = None,
         dtype: str = "float32",
         features: str | None = None,
+        multi_label: bool = False,
     ) -> "LongTailClassifier":
         """A new classifier: the pretrained backbone, frozen, with a random head to train.
 
@@ -93,6 +94,8 @@ class LongTailClassifier(PreTrainedModel):
             dtype (`str`): Of the backbone's weights: "float32", "bfloat16" or "float16".
             features (`str`, *optional*): "cls", "mean" or "pooler": which output of the backbone is the feature vector
                 of an image, if not the usual one; needed for architectures that are not in `BACKBONE_FAMILIES`.
+            multi_label (`bool`): Whether an image may have several classes, each with a probability by the sigmoid of
+                its logit; `problem_type` of the config says so.
 
         Raises:
             ValueError: If a choice is unknown or out of range, the architecture is not supported, or its patches do
@@ -122,8 +125,14 @@ class LongTailClassifier(PreTrainedModel):
             backbone_dtype=dtype,
             id2label=dict(enumerate(class_names)),
             label2id={name: index for index, name in enumerate(class_names)},
+            problem_type=MULTI_LABEL if multi_label else None,
         )
         return cls(config, model)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.config.problem_type == MULTI_LABEL
 
     @property
     def family(self) -> BackboneFamily:
@@ -158,11 +167,15 @@ class LongTailClassifier(PreTrainedModel):
         image_features: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Logits of shape (B, C) of images, or of their features as in `features`; with `labels` of shape (B,) also
-        their mean cross-entropy."""
+        their mean cross-entropy, for several classes an image, shape (B, C), their mean binary cross-entropy."""
         features = self.features(pixel_values, image_features=image_features)
         is_text = isinstance(self.head, TextHead)
         logits = self.head(features) if is_text else full_precision_logits(self.head, features)
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None and self.is_multi_label:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        elif labels is not None:
+            loss = nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def train(self, mode: bool = True) -> "LongTailClassifier":

@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedConfig
 
+MULTI_LABEL = "multi_label_classification"  # the problem_type of a config, in the terms of transformers
+
 
 class LongTailClassifierConfig(PreTrainedConfig):
     """What is needed to build a `LongTailClassifier` again, around its backbone.

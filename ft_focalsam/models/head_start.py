@@ -36,12 +36,12 @@ def choose_head_start(backbone: str, head_start: str | None = None) -> str:
 
 
 def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Mean direction of the features of each class.
+    """Mean direction of the features of each class: over the images that have it.
 
     Args:
         model (`LongTailClassifier`): Its backbone as it is now, in evaluation mode.
-        batches (iterable of mappings): "labels" of shape (B,) and "pixel_values" of shape (B, 3, H, W), or
-            "image_features" of shape (B, D), see `encode_images`.
+        batches (iterable of mappings): "labels" of shape (B,), or (B, C) with a 1 for each class, and "pixel_values"
+            of shape (B, 3, H, W), or "image_features" of shape (B, D), see `encode_images`.
 
     Returns:
         `Tensor` of shape (C, D), float32.
@@ -55,17 +55,23 @@ def class_means(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]])
 
 @torch.no_grad()
 def _sums(model: LongTailClassifier, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """By class the sum of the directions of its features, shape (C, D), and their number, shape (C,); the sum of the
-    lengths of all features."""
+    """By class the sum of the directions of its features, shape (C, D), and their number, shape (C,); the mean length
+    of all features."""
     device = next(model.head.parameters()).device
     totals = torch.zeros(model.config.num_labels, model.config.feature_size, device=device)
     counts = torch.zeros(model.config.num_labels, device=device)
-    length = torch.zeros((), device=device)
+    length, number = torch.zeros((), device=device), 0
     for features, labels in _features(model, batches):
         length += features.norm(dim=-1).sum()
-        totals.index_add_(0, labels, F.normalize(features, dim=-1))
-        counts += torch.bincount(labels, minlength=len(counts))
-    return totals, counts, length
+        number += len(features)
+        directions = F.normalize(features, dim=-1)
+        if labels.ndim == 2:  # several classes an image
+            totals += labels.T @ directions
+            counts += labels.sum(dim=0)
+        else:
+            totals.index_add_(0, labels, directions)
+            counts += torch.bincount(labels, minlength=len(counts))
+    return totals, counts, length / max(1, number)
 
 
 def _means(totals: Tensor, counts: Tensor) -> Tensor:
@@ -155,6 +161,11 @@ def init_head(
         return
     if batches is None:
         raise ValueError(f'A head_start of "{start}" needs the training images; give `batches`.')
+    if start == "linear_probe" and model.is_multi_label:
+        raise ValueError(
+            "head_start is 'linear_probe', which fits one class an image, and these images have several; set it to "
+            "class_means, text or random."
+        )
     read = _sums if start == "class_means" else collect_features
     found, fault = read(model, batches()), None  # of which several processes may have a part each to read
     if PartialState().is_main_process:
@@ -170,7 +181,7 @@ def init_head(
 
 
 def _start_from_means(model: LongTailClassifier, totals: Tensor, counts: Tensor, length: Tensor) -> None:
-    model.head.start_from(_means(totals, counts), length=float(length / counts.sum()))
+    model.head.start_from(_means(totals, counts), length=float(length))
 
 
 @torch.no_grad()

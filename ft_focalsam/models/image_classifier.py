@@ -14,6 +14,7 @@ from ..data import BadImageError, StoredImage, eval_transform
 from .loading import Classifier, load_classifier
 
 Predictions = list[dict[str, Any]]  # [{"label": "cat", "score": 0.97}, ...], the most probable first
+THRESHOLD = 0.5  # of the probability that an image has a class, where it may have several
 ImageInput = str | Path | Image.Image
 
 
@@ -25,7 +26,12 @@ class ImageClassifier:
     classify("cat.jpg")  # [{"label": "cat", "score": 0.97}, {"label": "lynx", "score": 0.02}, ...]
     ```
 
-    Images are read as in training: upright, as RGB, with the preprocessing that was saved.
+    Images are read as in training: upright, as RGB, with the preprocessing that was saved. A score is the probability
+    of a class by the softmax of the logits; of a classifier for several classes an image (`problem_type`
+    "multi_label_classification"), by the sigmoid of its logit.
+
+    Attributes:
+        is_multi_label (`bool`): Whether an image may have several classes.
 
     Args:
         classifier (`Classifier`): Of [`~ft_focalsam.models.load_classifier`].
@@ -40,6 +46,7 @@ class ImageClassifier:
         self.device = choose_device(device)
         self.model = classifier.model.eval().to(self.device)
         self.class_names = classifier.class_names
+        self.is_multi_label = classifier.is_multi_label
         self.transform = eval_transform(classifier.processor, image_size=classifier.image_size)
 
     @classmethod
@@ -128,7 +135,8 @@ class ImageClassifier:
         if not pixel_values:
             return []
         logits = self.model(torch.stack(pixel_values).to(self.device)).logits
-        scores, classes = logits.float().softmax(dim=1).topk(min(top_k, logits.shape[1]), dim=1)
+        scores = logits.float().sigmoid() if self.is_multi_label else logits.float().softmax(dim=1)
+        scores, classes = scores.topk(min(top_k, logits.shape[1]), dim=1)
         return [
             [{"label": self.class_names[index], "score": score} for index, score in zip(*row, strict=True)]
             for row in zip(classes.tolist(), scores.tolist(), strict=True)

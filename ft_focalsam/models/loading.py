@@ -12,7 +12,7 @@ from .backbones import has_text_tower, load_image_processor, quiet_loading, reso
 from .backbones.transformers_models import read_image_processor
 from .checkpoints import refuse_pickles
 from .classifier import LongTailClassifier
-from .classifier_config import LongTailClassifierConfig
+from .classifier_config import MULTI_LABEL, LongTailClassifierConfig
 from .foreign_config import check_model_config
 from .text import DEFAULT_TEMPLATE, readable_names, text_features
 
@@ -38,6 +38,11 @@ class Classifier:
     image_size: int | None = None
     patch_size: int = DEFAULT_PATCH
     is_zero_shot: bool = False
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return getattr(self.model.config, "problem_type", None) == MULTI_LABEL
 
 
 def load_classifier(

@@ -10,6 +10,7 @@ from ..base.errors import one_line, printable
 from ..base.parsing import read_json_object
 from .backbones.protocol import DTYPES
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 MOST_FEATURES = 2**20
 MOST_PIXELS = 2**14  # on a side
 MOST_CLASSES = 2**20
@@ -72,6 +73,7 @@ KEYS: dict[str, tuple[bool, Callable[[object], bool], bool]] = {
     "prompt_templates": (False, _are_templates, True),
     "prompt_names": (False, _are_texts, True),
     "inserted": (False, _is_note, True),
+    "problem_type": (False, lambda value: value in PROBLEM_TYPES, True),
     "id2label": (False, lambda value: isinstance(value, dict) and all(map(_is_name, value.values())), False),
 }
 

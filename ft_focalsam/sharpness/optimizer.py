@@ -217,7 +217,8 @@ class FocalSAM(torch.optim.Optimizer):
         Args:
             closure (`Callable`, *optional*): With `labels`: runs the model and returns the losses of the samples,
                 shape (B,), without backward. Without `labels`: torch's usual closure, run once before the step.
-            labels (`Tensor` of shape (B,) or (B, C), *optional*): Class indices or probabilities of the samples.
+            labels (`Tensor` of shape (B,) or (B, C), *optional*): Class indices or probabilities of the samples, or
+                a 1 for each of their classes.
 
         Returns:
             With `labels`, a `Tensor` without dimensions: the mean loss at w (with "one_pass", where the samples were
@@ -278,7 +279,8 @@ class FocalSAM(torch.optim.Optimizer):
         """Without a closure: run the model, and backward of `reduce(losses)`, at w inside the block.
 
         Args:
-            labels (`Tensor` of shape (B,) or (B, C)): Class indices of the samples, or class probabilities.
+            labels (`Tensor` of shape (B,) or (B, C)): Class indices of the samples, class probabilities, or a 1 for
+                each of several classes.
         """
         if self._evaluation_name != "two_point" or self._evaluation.interval > 1:
             raise ValueError(

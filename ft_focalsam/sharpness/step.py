@@ -33,7 +33,7 @@ from .randomness import RandomState, drawing_from, is_same_state, random_state
 from .schedules import check_rho
 from .step_statistics import StepStatistics
 from .targets import Target, perturbed
-from .weights import sample_weights
+from .weights import IGNORED, sample_weights
 
 
 class SharpnessStep:
@@ -391,9 +391,13 @@ class SharpnessStep:
             yield
 
     def sample_weights(self, labels: Tensor) -> Tensor:
-        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored."""
+        """c(n) of each sample, shape (B,), for labels of shape (B,) or (B, C); 0 for those that are to be ignored.
+        Where all classes have the same weight, as in SAM, every sample has it, those of no class too."""
         parameter = next(iter(self.info.trained), None)
         if parameter is None:
             raise ValueError("The model has no parameter that requires a gradient; make the ones to train do so.")
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        return sample_weights(self._class_weights.on(parameter.device, dtype), labels.to(parameter.device))
+        labels = labels.to(parameter.device)
+        if labels.ndim == 2 and self._scaled is not None and self._gradients is self._scaled:
+            return (labels != IGNORED).any(dim=1).to(dtype) * self._scaled.weight
+        return sample_weights(self._class_weights.on(parameter.device, dtype), labels)

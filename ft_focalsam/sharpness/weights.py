@@ -193,8 +193,10 @@ def sample_weights(class_weights: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         class_weights (`Tensor` of shape (C,)): c.
-        labels (`Tensor` of shape (B,) or (B, C)): Class indices, or class probabilities (mixup), for which
-            c(n) = sum_k y_nk c_k; `IGNORED` for samples without weight.
+        labels (`Tensor` of shape (B,) or (B, C)): Class indices, or class probabilities (mixup), or a 1 for each of
+            several classes; `IGNORED` for samples without weight. Of a row y_n, c(n) = sum_k y_nk c_k / max(1, sum_k
+            y_nk): the expectation for probabilities, the mean over the classes that are there for several, and 0 for
+            none.
 
     Returns:
         `Tensor` of shape (B,).
@@ -203,11 +205,12 @@ def sample_weights(class_weights: Tensor, labels: Tensor) -> Tensor:
         ValueError: If the labels are neither.
     """
     if labels.ndim == 2:
-        return labels.masked_fill(labels == IGNORED, 0).to(class_weights.dtype) @ class_weights
+        labels = labels.masked_fill(labels == IGNORED, 0).to(class_weights.dtype)
+        return (labels @ class_weights) / labels.sum(dim=1).clamp(min=1)
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
             f"The labels are {labels.dtype} of shape {tuple(labels.shape)}; give class indices, integers of shape "
-            "(B,), or class probabilities of shape (B, C)."
+            "(B,), or class probabilities, or a 1 for each of several classes, of shape (B, C)."
         )
     labels = labels.long()
     ignored = labels == IGNORED

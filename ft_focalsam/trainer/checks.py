@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.utils.data import IterableDataset
 
-from ..data.labels import LABEL_KEYS, count_classes
+from ..data.labels import LABEL_KEYS, LabelCounts, count_labels
 from ..sharpness.class_conditional import CC_SAM
 from .learning_rates import has_own_rates, learning_rates
+from .multi_label import has_several_classes, problem_type_of
 
 if TYPE_CHECKING:
     from .trainer import FocalSAMTrainer
 
 
-def class_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | None) -> np.ndarray | None:
+def label_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | None) -> LabelCounts | None:
     """Class counts as given, or counted from the training set; None where there is neither.
 
     Raises:
@@ -25,12 +26,13 @@ def class_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | 
     """
     num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
     if given is not None:
-        counts = np.asarray(given)
+        found = _given_counts(trainer, np.asarray(given))
     elif trainer.train_dataset is None:
         return None
     else:
         keys = tuple(dict.fromkeys([*(trainer.args.label_names or ()), *LABEL_KEYS]))
-        counts = count_classes(trainer.train_dataset, num_classes=num_labels, keys=keys)
+        found = count_labels(trainer.train_dataset, num_classes=num_labels, keys=keys)
+    counts = found.counts
     if num_labels is not None and len(counts) != num_labels:
         raise ValueError(
             f"class_counts has {len(counts)} entries and the model {num_labels} classes; give one count a class."
@@ -38,18 +40,23 @@ def class_counts_of(trainer: "FocalSAMTrainer", given: Sequence[int] | Tensor | 
     if (counts <= 0).any():
         empty = int(np.flatnonzero(counts <= 0)[0])
         raise ValueError(f"Class {empty} has no training sample; give it some, or leave the class out of the labels.")
-    return counts
+    return found
+
+
+def _given_counts(trainer: "FocalSAMTrainer", counts: np.ndarray) -> LabelCounts:
+    """Counts that were given: the config of the model says whether images have several classes, and then their number
+    is the length of the training set, where it has one."""
+    if not has_several_classes(trainer, None):
+        return LabelCounts(counts, int(counts.sum()), is_multi_label=False)
+    dataset = trainer.train_dataset
+    number = len(dataset) if dataset is not None and hasattr(dataset, "__len__") else int(counts.sum())
+    return LabelCounts(counts, number, is_multi_label=True)
 
 
 def refuse_what_is_not_exact(trainer: "FocalSAMTrainer") -> None:
     """Raise a `ValueError` for a model, a training set or a way to share the work that the step cannot be exact in."""
     args, dataset = trainer.args, trainer.train_dataset
-    kind = getattr(getattr(trainer.model, "config", None), "problem_type", None)
-    if kind not in (None, "single_label_classification"):
-        raise ValueError(
-            f"The model's config has problem_type {kind!r}, and FocalSAMTrainer trains one class per image; set it to "
-            "'single_label_classification'."
-        )
+    problem_type_of(trainer)
     if args.train_sampler != "instance" and isinstance(dataset, IterableDataset):
         raise ValueError(
             f"train_sampler is {args.train_sampler!r} and the training set a stream, whose images cannot be drawn by "

@@ -13,6 +13,7 @@ from ..losses import PerSampleLoss
 from ..sharpness import ClassConditionalSAM, Evaluation, SharpnessStep
 from ..sharpness.classifier_input import ClassifierInput
 from ..sharpness.passes import check_per_sample
+from .multi_label import check_multi_hot
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -67,8 +68,8 @@ def check_probabilities(labels: Tensor) -> None:
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2) or bool((labels < 0).any()):
         raise ValueError(
             f"Labels of shape {tuple(labels.shape)} are class probabilities, and a row of a batch sums to "
-            f"{float(sums[(sums - 1).abs().argmax()]):g}; let each sum to 1 (several classes per image are not "
-            "supported)."
+            f"{float(sums[(sums - 1).abs().argmax()]):g}; let each sum to 1, or, for several classes an image, set "
+            "the model's problem_type to 'multi_label_classification'."
         )
 
 
@@ -78,14 +79,16 @@ class TrainerLoss:
     Args:
         loss (`PerSampleLoss` or `Callable`): A function takes (outputs, labels), and `num_items_in_batch` if it has a
             third argument. It returns losses of shape (B,), or, for plain training, a scalar.
+        multi_label (`bool`): Whether labels have a 1 for each of several classes.
     """
 
-    def __init__(self, loss: PerSampleLoss | Callable):
+    def __init__(self, loss: PerSampleLoss | Callable, *, multi_label: bool = False):
         self.loss = loss if isinstance(loss, PerSampleLoss) else None
         self.function: Callable = loss
         self.takes_count = self.loss is None and _takes_count(loss)
         self._input: ClassifierInput | None = None
-        self._has_checked_probabilities = False
+        self._has_rows = multi_label
+        self._has_checked_rows = False
 
     @property
     def interaction(self) -> str | None:
@@ -128,11 +131,11 @@ class TrainerLoss:
             LossContractError: If a sharpness step would be trained on something else than one loss per sample.
         """
         labels = as_targets(labels)
-        if labels.ndim == 2 and not self._has_checked_probabilities:
-            check_probabilities(labels)
-            self._has_checked_probabilities = True
         is_left_out = labels == IGNORED  # of a process for which nothing was left of the last batch, or of the data
         kept = labels.masked_fill(is_left_out, 0)
+        if (labels.ndim == 2 or self._has_rows) and not self._has_checked_rows:
+            check_multi_hot(kept) if self._has_rows else check_probabilities(labels)
+            self._has_checked_rows = True
         if isinstance(evaluation, ClassConditionalSAM) and evaluation.is_watching:
             losses = evaluation.losses(
                 logits_of(outputs), kept, lambda z: self(with_logits(outputs, z), kept, progress=progress, count=count)

@@ -109,7 +109,8 @@ def rows_of_step(trainer: "FocalSAMTrainer", labels: Tensor | None) -> list[int]
     if not batches or len(batches[-1]) != len(labels):
         return None
     expected = torch.from_numpy(dataset_labels(dataset)[np.asarray(batches[-1])]).to(labels.device)
-    agrees = labels == expected if labels.ndim == 1 else labels.gather(1, expected[:, None]) > 0
+    is_mixed = labels.ndim > expected.ndim
+    agrees = labels.gather(1, expected[:, None]) > 0 if is_mixed else labels == expected
     return [int(row) for batch in batches for row in batch] if bool(agrees.all()) else None
 
 

@@ -16,7 +16,8 @@ FIRST = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad norm"}
 SHARPNESS = {"sharpness": "sharpness", "perturbation_norm": "perturbation norm"}  # the first of these that is measured
 COUNTERS = {"skipped_steps": "skipped steps", "skipped_perturbations": "skipped perturbations"}  # shown above 0
 LEFT_OUT = {"epoch", "rho", "total_flos", "num_input_tokens_seen"}  # of a line; they are in the log all the same
-GROUPS = {"accuracy": "top-1", "many": "many", "medium": "medium", "few": "few"}  # of an evaluation, in per cent
+# Of an evaluation, in per cent
+GROUPS = {"accuracy": "top-1", "mAP": "mAP", "many": "many", "medium": "medium", "few": "few"}
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -132,7 +133,7 @@ def describe_numbers(logs: Mapping[str, float]) -> str:
 
 
 def describe_evaluation(logs: Mapping[str, float]) -> str:
-    """An evaluation in a line: accuracy and that of many, medium and few, in per cent, and the loss; what there is
+    """An evaluation in a line: accuracy or mAP, that of many, medium and few, in per cent, and the loss; what there is
     where others are measured. The name of one data set among several is told."""
     prefix = next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), "eval")
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in logs.items() if name.startswith(prefix)}

@@ -18,7 +18,7 @@ from ..data.batches import RenamedLabels, finished, select_samples, without_padd
 from ..data.labels import dataset_labels
 from ..data.mixing import MixingCollator
 from ..data.samplers import ClassSampler
-from ..evaluation import LongTailMetrics
+from ..evaluation import LongTailMetrics, MultiLabelMetrics
 from ..sharpness import (
     ClassConditionalSAM,
     Evaluation,
@@ -28,10 +28,11 @@ from ..sharpness import (
 from ..sharpness.evaluations import Run
 from ..sharpness.step_statistics import StepStatistics
 from .arguments import FocalSAMTrainingArguments
-from .checks import class_counts_of, refuse_what_is_not_exact
+from .checks import label_counts_of, refuse_what_is_not_exact
 from .epochs import SetEpoch
 from .learning_rates import has_own_rates, learning_rates, split_groups
 from .loss import TrainerLoss, as_targets, logits_of
+from .multi_label import has_several_classes, refuse_other_kind
 from .nonfinite import NonFiniteSteps, finite_loss
 from .progress import ProgressLines
 from .resumable import ResumableTrainer
@@ -47,8 +48,9 @@ class FocalSAMTrainer(ResumableTrainer):
     """Trains any model that returns logits with Focal-SAM (arXiv 2505.01660) or another method of its family.
 
     The model may be one of transformers, a `PeftModel`, a `LongTailClassifier`, or any `nn.Module` whose output has
-    `logits`, is a tuple that begins with them, or is the logits. Labels are class indices or, from a collator that
-    mixes images, class probabilities; they reach the loss, not the model. Samples with the label -100 are left out.
+    `logits`, is a tuple that begins with them, or is the logits. Labels are class indices, or, from a collator that
+    mixes images, class probabilities, or rows with a 1 for each class of an image, where the model's `problem_type` is
+    "multi_label_classification"; they reach the loss, not the model. Samples with the label -100 are left out.
     All Trainer features keep working: mixed precision, accumulation, clipping, schedules, resuming, reporting, and
     FSDP of version 2 with every class-wise method.
 
@@ -61,6 +63,7 @@ class FocalSAMTrainer(ResumableTrainer):
     (the gradient was not finite, and the weights were left as they were).
 
     Attributes:
+        is_multi_label (`bool`): Whether images have several classes, by their labels or the config of the model.
         progress (`ProgressLines`): What it prints while it trains, in place of the Trainer's dictionaries.
 
     Args:
@@ -70,7 +73,8 @@ class FocalSAMTrainer(ResumableTrainer):
             the labels of `train_dataset`.
         compute_loss_func (`Callable`, *optional*): Instead of `args.loss`: (outputs, labels) -> losses of shape (B,);
             with `sharpness="none"` it may return the mean. A third argument gets `num_items_in_batch`.
-        compute_metrics (`Callable`, *optional*): Defaults to `LongTailMetrics` of the class counts.
+        compute_metrics (`Callable`, *optional*): Defaults to `LongTailMetrics` of the class counts, for several
+            classes an image to `MultiLabelMetrics`.
         data_collator, train_dataset, eval_dataset, processing_class, model_init: As in `transformers.Trainer`.
         callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As there, too.
 
@@ -142,15 +146,20 @@ class FocalSAMTrainer(ResumableTrainer):
         refuse_what_is_not_exact(self)
         if self.is_fsdp_enabled:
             choose_layers_to_shard(self.accelerator.state.fsdp_plugin, self.model)
-        self.class_counts = class_counts_of(self, class_counts)
+        found = label_counts_of(self, class_counts)
+        self.class_counts = None if found is None else found.counts
+        self.num_samples = None if found is None else found.num_samples
+        self.is_multi_label = has_several_classes(self, found)
+        refuse_other_kind(args, multi_label=self.is_multi_label, own_loss=compute_loss_func is not None)
         self._makes_loss = compute_loss_func is None and self.class_counts is not None
-        self._loss = None if compute_loss_func is None else TrainerLoss(compute_loss_func)
+        self._loss: TrainerLoss | None = None
         if compute_loss_func is not None:
+            self._loss = TrainerLoss(compute_loss_func, multi_label=self.is_multi_label)
             args.check_loss_is_default()
         if self._makes_loss:
             self._make_loss()
         if self.class_counts is not None and self.compute_metrics is None:
-            self.compute_metrics = LongTailMetrics(
+            self.compute_metrics = (MultiLabelMetrics if self.is_multi_label else LongTailMetrics)(
                 self.class_counts, many=args.many_shot_threshold, few=args.few_shot_threshold
             )
         if args.early_stopping_patience:
@@ -341,7 +350,8 @@ class FocalSAMTrainer(ResumableTrainer):
 
     def _make_loss(self) -> None:
         head_scale = getattr(getattr(self.model, "head", None), "scale", 1.0)
-        self._loss = TrainerLoss(self.args.make_loss(self.class_counts, head_scale=head_scale))
+        loss = self.args.make_loss(self.class_counts, head_scale=head_scale, num_samples=self.num_samples)
+        self._loss = TrainerLoss(loss, multi_label=self.is_multi_label)
 
     def _reduced_loss(self, outputs, labels: Tensor | None, num_items_in_batch=None) -> Tensor:
         """The Trainer's `compute_loss_func`: losses per sample, reduced as the pass under way asks for."""

@@ -225,7 +225,7 @@ def test_inaturalist(images):
         ({"annotations": []}, r"image 'train/große Eule/a 1.png' of '.*' has no category \(2 of 2 have none\)"),
         ({"categories": None}, "has no lists images, annotations, categories"),
         ({"images": [{"id": 1}]}, "An entry of '.*' has no 'file_name'"),
-        ({"annotations": [{"image_id": 100, "category_id": c} for c in (7, 9)]}, "gives some image several"),
+        ({"annotations": [{"image_id": 100, "category_id": c} for c in (7, 8)]}, "an annotation of the category 8, "),
         ({"categories": [{"id": i, "name": "x"} for i in (40, 7)]}, "names the classes 0 and 1 'x'"),
     ],
     ids=["unlabelled", "other_json", "no_file", "several", "same_name"],

@@ -49,7 +49,7 @@ class NaiveUpdate:
 
     def two_point(self, images: Tensor, labels: Tensor) -> Named:
         size = len(labels)
-        weights = self.c[labels] if labels.ndim == 1 else labels @ self.c
+        weights = torch.tensor([weight_of(self.c, label) for label in labels], dtype=torch.float64)
         ascent = self._gradient(self.target, images, labels, weights / size)
         epsilon = self._epsilon(ascent)
         rest = self._gradient(self.trained, images, labels, (1 - weights) / size)
@@ -62,7 +62,7 @@ class NaiveUpdate:
         total = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         weighted = {name: torch.zeros_like(p) for name, p in self.target.items()}
         for image, label in zip(images, labels, strict=True):
-            c = float(self.c[label])
+            c = weight_of(self.c, label)
             one = torch.ones(1, dtype=torch.float64) / len(labels)
             with self._moved(epsilon, c):
                 for into, share in ((total, one), (weighted, c * one)):
@@ -98,6 +98,17 @@ class NaiveUpdate:
         with torch.no_grad():
             for name, t in self.target.items():
                 t.copy_(kept[name])
+
+
+def weight_of(c: Tensor, label: Tensor) -> float:
+    """c(n) by the label of a sample: a class, probabilities, or 0 and 1 for several classes."""
+    if label.ndim == 0:
+        return float(c[label])
+    if set(label.tolist()) <= {0.0, 1.0}:
+        present = [float(c[k]) for k, y in enumerate(label.tolist()) if y]
+        of_none = float(c[0]) if len(set(c.tolist())) == 1 else 0.0  # SAM perturbs by every sample
+        return sum(present) / len(present) if present else of_none
+    return float(label.double() @ c)
 
 
 def gradient(ascent, state, learn=False):

@@ -288,9 +288,11 @@ def test_two_classes_may_be_bools(tmp_path):
     [
         (Labelled(float), "a transform changes labels|labels are"),
         ([{"pixel_values": torch.zeros(3, 8, 8), "labels": 0.5}] * 4, "float64 .*Regression is not supported"),
-        ([{"pixel_values": torch.zeros(3, 8, 8), "labels": [1, 0, 1]}] * 4, "lists of classes; .*multi-label"),
+        ([{"pixel_values": torch.zeros(3, 8, 8), "labels": [1, 0, 2]}] * 4, "lists that are no rows of 0 and 1"),
+        ([{"pixel_values": torch.zeros(3, 8, 8), "labels": [1, 1]}] * 4, "these images have several; set it to bce"),
         (datasets.Dataset.from_dict({"labels": [0.0, 1.5]}), "column 'labels', are float32"),
-        (datasets.Dataset.from_dict({"labels": [[0], [0, 1]]}), "lists of classes"),
+        (datasets.Dataset.from_dict({"labels": [[0], [0, 1]]}), "these images have several; set it to bce"),
+        (datasets.Dataset.from_dict({"labels": [["a"], ["b"]]}), "lists that are no rows of 0 and 1"),
         (datasets.Dataset.from_dict({"labels": ["a", "b"]}), "make them integers"),
         ([{"pixel_values": torch.zeros(3, 8, 8), "labels": -100}] * 4, "All 4 training samples have the label -100"),
     ],
@@ -309,7 +311,7 @@ def test_several_classes_per_image_are_refused_in_the_first_batch(tmp_path):
     dataset = Labelled(lambda k: F.one_hot(torch.tensor([k, (k + 1) % 5]), 5).sum(dim=0).float())
     args = arguments(tmp_path)
     trainer = FocalSAMTrainer(Returning("logits"), args, train_dataset=dataset, class_counts=[10, 6, 4, 3, 1])
-    with pytest.raises(ValueError, match=r"a row of a batch sums to 2; .*several classes per image"):
+    with pytest.raises(ValueError, match=r"a row of a batch sums to 2; .*for several classes an image, set"):
         trainer.train()
 
 
@@ -323,9 +325,9 @@ def test_images_that_no_transform_makes_tensors_of_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
-def test_other_problems_than_classification_are_refused(kind, tmp_path):
+def test_other_problems_than_that_of_the_labels_are_refused(kind, tmp_path):
     model = make_model("vit", "full", dtype=torch.float32)
-    model.config.problem_type = kind
+    model.config.problem_type = kind  # the labels are one class an image
     with pytest.raises(ValueError, match=f"problem_type '{kind}'"):
         trainer_for(model, tmp_path)
 

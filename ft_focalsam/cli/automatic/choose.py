@@ -73,7 +73,7 @@ def choose(
         (batches, batch_why),
         choose_epochs(work, batch, image_size),
         choose_optimizer(work),
-        _choose_loss(counts, given),
+        _choose_loss(counts, given, is_multi_label=data.is_multi_label),
         choose_sharpness(counts, given),
     ):
         settings, reasons = settings | more, reasons + why
@@ -95,8 +95,9 @@ def _choose_data(folder, given: Mapping[str, object]) -> tuple[dict[str, object]
         held = _held_out(data)
         if held.sum() >= LEAST_VALIDATION and (held > 0).sum() >= data.num_classes / 2:
             settings["validation_fraction"] = VALIDATION_FRACTION
-            reasons.append(f"{held.sum():,} of the training images, a tenth of each class, are for validation")
             data = _read(settings, given)
+            number = len(data.validation)
+            reasons.append(f"{number:,} of the training images, a tenth of each class, are for validation")
         else:
             reasons.append("no images are for validation: there are too few, and all of them are trained on")
     if data.validation is not None:
@@ -165,12 +166,20 @@ def _describe_sizes(data: ImageData, image_size: int) -> list[str]:
     return [f"the images, of {side} pixels by the median, are enlarged to {image_size}"] if side < image_size else []
 
 
-def _choose_loss(counts: np.ndarray, given: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+def _choose_loss(
+    counts: np.ndarray, given: Mapping[str, object], *, is_multi_label: bool
+) -> tuple[dict[str, object], list[str]]:
     """Logit adjustment (arXiv 2007.07314), with which the published accuracies were reached, and which is
-    cross-entropy where classes are balanced."""
+    cross-entropy where classes are balanced. For several classes an image the distribution-balanced loss (arXiv
+    2007.09654), which was made for long tails of these."""
     if "loss" in given:
         return {}, []
     ratio = counts.max() / counts[counts > 0].min()
+    if is_multi_label:
+        return {"loss": "distribution_balanced"}, [
+            f"loss distribution_balanced: images have several classes, the most frequent one {ratio:.3g} times the "
+            "images of the rarest"
+        ]
     return {"loss": "logit_adjusted"}, [
         f"loss logit_adjusted: the most frequent class has {ratio:.3g} times the images of the rarest"
     ]

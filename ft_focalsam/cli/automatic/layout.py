@@ -62,7 +62,7 @@ def find_layout(folder: str | os.PathLike, given: Mapping[str, object] | None = 
 
 
 # Arguments of `read_splits`
-_READING = ("test_dataset", "image_root", "image_column", "label_column", "train_split")
+_READING = ("test_dataset", "image_root", "image_column", "label_column", "label_separator", "train_split")
 
 
 def _find_file(path: Path) -> tuple[dict[str, object], list[str]]:
@@ -145,7 +145,7 @@ def _find_lists(
         ),
         key=lambda file: (LISTS.index(file.suffix.lower()), file.name),
     )
-    options = {key: given[key] for key in ("image_column", "label_column") if key in given}
+    options = {key: given[key] for key in ("image_column", "label_column", "label_separator") if key in given}
     read: dict[Path, str | None] = {}
     first_fault = None
     for file in files:

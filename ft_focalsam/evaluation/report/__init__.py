@@ -3,7 +3,7 @@
 from .frequency import plot_accuracy_by_frequency
 from .methods import MethodRuns, write_comparison
 from .page import write_page
-from .tables import format_table, per_class_rows, result_rows, write_per_class_csv, write_report
+from .tables import format_table, per_class_rows, result_rows, write_per_class_csv, write_report, write_results
 
 __all__ = [
     "MethodRuns",
@@ -15,4 +15,5 @@ __all__ = [
     "write_page",
     "write_per_class_csv",
     "write_report",
+    "write_results",
 ]

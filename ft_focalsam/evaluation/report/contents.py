@@ -11,7 +11,10 @@ from sklearn.metrics import confusion_matrix
 from ..comparison import Comparison, compare_results
 from ..estimates import estimate, estimate_classes
 from ..eval_result import EvalResult
+from ..multi_label_result import MultiLabelResult, Result
+from . import multi_label
 from .blocks import Block, Confusions, Example, Examples, Heading, Plot, SideBySide, Table, Text, Warnings
+from .class_table import MOST_UNFOLDED, class_table
 from .confidence import calibration
 from .formats import (
     Cell,
@@ -30,11 +33,10 @@ from .images import example, worst_confusions
 from .plots import curve
 from .settings import settings, subtitle
 from .summary import summary
-from .tables import distinct_notes, result_rows
+from .tables import distinct_notes
 
 EXAMPLES = 4  # images of each confusion
 MOST_IN_MATRIX = 50  # classes
-MOST_UNFOLDED = 20  # rows of the table of all classes that a page shows without being asked
 
 # Of what is logged in training: title -> key in the log -> name in the drawing; {} is what is evaluated on.
 CURVES = {
@@ -44,26 +46,30 @@ CURVES = {
         "eval_mean_class_accuracy": "{}, mean per class",
         "eval_few": "{}, few-shot",
     },
+    "mAP": {"eval_mAP": "{}, all classes", "eval_few": "{}, few-shot"},
     "sharpness": {"sharpness": "class-weighted loss at w + ε minus at w"},
     "learning rate": {"learning_rate": "learning rate"},
 }
+
+
+PERCENT = ("accuracy", "mAP")
 
 
 @dataclass(frozen=True)
 class Report:
     """What a report is about; the arguments are those of [`write_page`]."""
 
-    results: Mapping[str, EvalResult]
+    results: Mapping[str, Result]
     title: str
     images: Mapping[str, datasets.Dataset] = field(default_factory=dict)
     log_history: Sequence[Mapping] = ()
-    seeds: Mapping[str, Sequence[EvalResult]] = field(default_factory=dict)
+    seeds: Mapping[str, Sequence[Result]] = field(default_factory=dict)
     run: Mapping = field(default_factory=dict)
 
     @property
-    def test_sets(self) -> dict[str, dict[str, EvalResult]]:
+    def test_sets(self) -> dict[str, dict[str, Result]]:
         """The runs by the name of their test set."""
-        found: dict[str, dict[str, EvalResult]] = {}
+        found: dict[str, dict[str, Result]] = {}
         for name, result in self.results.items():
             found.setdefault(result.predictions.dataset, {})[name] = result
         return found
@@ -75,12 +81,16 @@ def report_blocks(report: Report) -> Iterator[Block]:
     yield from subtitle(report.run)
     several = len(report.test_sets) > 1
     for dataset, runs in report.test_sets.items():
-        yield from summary(runs, dataset=dataset if several else None)
+        summarise = multi_label.summary if _has_several_classes(runs) else summary
+        yield from summarise(runs, dataset=dataset if several else None)
     yield from warnings(report)
     for dataset, runs in report.test_sets.items():
         level = 3 if several else 2
         if several:
             yield Heading(f"Test set {dataset}")
+        if _has_several_classes(runs):
+            yield from multi_label.sections(runs, report.seeds.get(dataset, ()), level)
+            continue
         yield from scores(runs, level)
         if dataset in report.seeds:
             yield from seed_table(dataset, report.seeds[dataset], level)
@@ -89,6 +99,11 @@ def report_blocks(report: Report) -> Iterator[Block]:
         yield from calibration(runs, level)
     yield from training(report.log_history, report.run)
     yield from settings(report.run)
+
+
+def _has_several_classes(runs: Mapping[str, Result]) -> bool:
+    """Whether the images of a test set have several classes each."""
+    return any(isinstance(result, MultiLabelResult) for result in runs.values())
 
 
 def warnings(report: Report) -> Iterator[Block]:
@@ -193,32 +208,6 @@ MANY_INTERVALS = (
 )
 
 
-def class_table(
-    result: EvalResult,
-    columns: Mapping[str, Sequence[Cell]],
-    *,
-    fold: str | None = None,
-    order: Sequence[int] | None = None,
-) -> Table:
-    """A sortable table of the classes: name, the given columns (title -> a cell per class), group, numbers of images.
-
-    Args:
-        result (`EvalResult`): On any of the runs.
-        columns (mapping): What is told about the classes.
-        fold (`str`, *optional*): As in [`Table`].
-        order (sequence of `int`, *optional*): The classes from top to bottom; as they are numbered by default.
-    """
-    records = result_rows(result)
-    shown = {"class": [record["name"] for record in records], **columns}
-    if result.class_counts is not None:
-        shown["group"] = [record["group"] for record in records]
-        shown["training images"] = [count_cell(record["train_images"]) for record in records]
-    shown["test images"] = [count_cell(record["test_images"]) for record in records]
-    rows = list(zip(*shown.values(), strict=True))
-    rows = rows if order is None else [rows[label] for label in order]
-    return Table(list(shown), rows, fold=fold, is_sortable=True)
-
-
 def confusions(runs: Mapping[str, EvalResult], images: datasets.Dataset | None, level: int) -> Iterator[Block]:
     """What the last run takes for something else: a matrix, and the most frequent mistakes with examples."""
     name, result = list(runs.items())[-1]
@@ -263,7 +252,9 @@ def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
     evaluated = "validation" if has_validation else "evaluation"
     plots = []
     for title, keys in CURVES.items():
-        scale, unit = (100, " (%)") if title == "accuracy" else (1, "")
+        if title in PERCENT and not any(next(iter(keys)) in entry for entry in log_history):
+            continue
+        scale, unit = (100, " (%)") if title in PERCENT else (1, "")
         lines = {
             name.format(evaluated): [
                 (entry["step"], scale * entry[key]) for entry in log_history if key in entry and "step" in entry
@@ -273,7 +264,9 @@ def training(log_history: Sequence[Mapping], run: Mapping) -> Iterator[Block]:
         lines = {name: pairs for name, pairs in lines.items() if len(pairs) > 1}
         if lines:
             draw = lambda look, lines=lines, ylabel=title + unit: curve(look, lines, ylabel)  # noqa: E731
-            plots.append(Plot(draw, f"{title} over the steps", f"{title.capitalize()} over the optimizer steps."))
+            plots.append(
+                Plot(draw, f"{title} over the steps", f"{title[0].upper()}{title[1:]} over the optimizer steps.")
+            )
     if plots:
         yield Heading("Training")
         yield SideBySide(plots)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from ..estimates import FEWEST_SEEDS, Estimate
 
 TITLES = {
+    "mAP": "mAP",
     "accuracy": "top-1",
     "top5_accuracy": "top-5",
     "mean_class_accuracy": "mean per class",
@@ -77,6 +78,13 @@ def plural(count: int, noun: str) -> str:
 def seeds_title(num_seeds: int) -> str:
     """What a cell of [`estimate_cell`] shows first."""
     return "mean ± standard deviation" if num_seeds >= FEWEST_SEEDS else "mean (single runs)"
+
+
+def describe_spread(num_seeds: int) -> str:
+    """What the numbers over seeds are, in words, where there are no intervals."""
+    if num_seeds >= FEWEST_SEEDS:
+        return f"mean ± standard deviation over {num_seeds} seeds"
+    return "one seed" if num_seeds == 1 else "means of two seeds with the single runs behind them"
 
 
 def describe_seeds(num_seeds: int) -> str:

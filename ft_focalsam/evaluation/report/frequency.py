@@ -32,6 +32,7 @@ def plot_accuracy_by_frequency(
     few: int = 20,
     test_counts: np.ndarray | None = None,
     title: str = "Accuracy by class frequency",
+    score: str = "accuracy",
 ) -> None:
     """Draw each class's accuracy over its number of training images, with the mean of each frequency group.
 
@@ -49,6 +50,7 @@ def plot_accuracy_by_frequency(
         test_counts (`np.ndarray`, *optional*): Test images of each class, shape (C,); with them, whiskers show the
             95 % intervals of the last run.
         title (`str`): Above the drawing.
+        score (`str`): What is drawn.
 
     Raises:
         ValueError: If the arguments do not have the same number of classes, a class has no training image, or the
@@ -63,6 +65,7 @@ def plot_accuracy_by_frequency(
             class_names=class_names,
             groups=groups,
             test_counts=test_counts,
+            score=score,
         )
         figure.axes[0].set_title(title, loc="left", fontsize=14, fontweight="bold", pad=14)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,7 @@ def frequency_figure(
     groups: Mapping[str, np.ndarray],
     test_counts: np.ndarray | None = None,
     size: tuple[float, float] = (9, 4.7),
+    score: str = "accuracy",
 ) -> Figure:
     """The drawing of [`plot_accuracy_by_frequency`] in a look; `size` is its (width, height) in inches, and the legend
     comes below it.
@@ -95,6 +99,7 @@ def frequency_figure(
         raise ValueError(f"Class {int(counts.argmin())} has no training image, so it has no place on a log axis.")
     figure, axes = new_axes(look, size)
     _prepare_axes(axes, counts)
+    axes.set_ylabel(f"test {score} of the class (%)")
     if len(accuracies) > 1:
         stacked = 100 * np.stack(list(accuracies.values()))
         axes.vlines(counts, stacked.min(axis=0), stacked.max(axis=0), color=look.faint, linewidth=1, zorder=1)
@@ -148,7 +153,6 @@ def _prepare_axes(axes: Axes, counts: np.ndarray) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("training images of the class (log scale)")
-    axes.set_ylabel("test accuracy of the class (%)")
 
 
 def _draw_run(

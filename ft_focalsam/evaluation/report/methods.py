@@ -17,7 +17,8 @@ from ..estimates import Estimate, estimate, estimate_classes
 from ..eval_result import EvalResult
 from ..sample_results import SampleResults
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text, Warnings
-from .contents import MANY_INTERVALS, MOST_UNFOLDED, class_table
+from .class_table import MOST_UNFOLDED, class_table
+from .contents import MANY_INTERVALS
 from .formats import TITLES, count_cell, describe_seeds, estimate_cell, format_interval, format_percent, plural
 from .frequency import RUN_MARKERS, difference_figure
 from .markdown import markdown_table

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from ...base.versions import library_versions
-from ..eval_result import EvalResult
+from ..multi_label_result import Result
 from .blocks import Block, Footer
 from .contents import Report, report_blocks
 from .html import to_html
@@ -17,12 +17,12 @@ from .settings import format_date, format_versions
 
 def write_page(
     folder: str | Path,
-    results: Mapping[str, EvalResult],
+    results: Mapping[str, Result],
     *,
     title: str = "How good the model is",
     images: Mapping[str, datasets.Dataset] | None = None,
     log_history: Sequence[Mapping] = (),
-    seeds: Mapping[str, Sequence[EvalResult]] | None = None,
+    seeds: Mapping[str, Sequence[Result]] | None = None,
     run: Mapping | None = None,
     written: datetime | None = None,
 ) -> None:
@@ -30,7 +30,7 @@ def write_page(
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
-        results (`Mapping[str, EvalResult]`): Name of a run -> what is to be said of it. Runs on the same test set are
+        results (`Mapping[str, Result]`): Name of a run -> what is to be said of it. Runs on the same test set are
             compared, the last of them with each of the others.
         title (`str`): Of the page.
         images (`Mapping[str, datasets.Dataset]`, *optional*): Name of a test set -> its images, column "image", in

@@ -14,6 +14,7 @@ from ...data.long_tail import frequency_groups
 from ..cells import to_cell
 from ..eval_result import EvalResult
 from ..intervals import accuracy_interval
+from ..multi_label_result import Result
 from .frequency import check_lengths, plot_accuracy_by_frequency
 
 COLUMNS = {
@@ -23,7 +24,7 @@ COLUMNS = {
     "medium": "medium",
     "few": "few",
 }
-CSV_FIELDS = ("class", "name", "group", "train_images", "test_images", "accuracy", "accuracy_low", "accuracy_high")
+MULTI_LABEL_COLUMNS = {"mAP": "mAP", "many": "many", "medium": "medium", "few": "few"}
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -35,15 +36,18 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             [`EvalResult`], numbers of test images stand below the rows that they belong to, and the notes at the end.
 
     Returns:
-        `str`: Columns top-1, mean class, many, medium, few with one decimal; `-` where a run has no such value.
+        `str`: Columns top-1, mean class, many, medium, few, or, of several classes an image, mAP, many, medium, few,
+        with one decimal; `-` where a run has no such value.
     """
+    is_multi_label = any({"mAP", "eval_mAP"} & {*row} for row in rows.values())
+    columns = MULTI_LABEL_COLUMNS if is_multi_label else COLUMNS
     names = {name: printable(name) for name in rows}
     width = max(len("test images"), *map(len, names.values())) if names else 0
-    lines = ["  ".join([f"{'run':<{width}}", *(f"{title:>10}" for title in COLUMNS.values())])]
+    lines = ["  ".join([f"{'run':<{width}}", *(f"{title:>10}" for title in columns.values())])]
     lines.append("-" * len(lines[0]))
-    for counts, group in groupby(rows, key=lambda name: _test_images(rows[name])):
+    for counts, group in groupby(rows, key=lambda name: _test_images(rows[name], columns)):
         for name in group:
-            values = [rows[name].get(metric, rows[name].get(f"eval_{metric}")) for metric in COLUMNS]
+            values = [rows[name].get(metric, rows[name].get(f"eval_{metric}")) for metric in columns]
             cells = [f"{'-':>10}" if value is None else f"{100 * value:>10.1f}" for value in values]
             lines.append("  ".join([f"{names[name]:<{width}}", *cells]))
         if any(counts):
@@ -53,10 +57,11 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *map(printable, notes)])
 
 
-def _test_images(row: Mapping[str, Any]) -> list[int | None]:
+def _test_images(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[int | None]:
     """Test images behind each column, of a result's record; None where it does not say."""
     groups = row.get("group_images", {})
-    return [groups.get(metric, row.get("images") if "accuracy" in metric else None) for metric in COLUMNS]
+    of_all = ("accuracy", "mean_class_accuracy", "mAP")
+    return [groups.get(metric, row.get("images") if metric in of_all else None) for metric in columns]
 
 
 def distinct_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -66,6 +71,35 @@ def distinct_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
         for text in texts:
             runs.setdefault(text, []).append(name)
     return [text if len(names) == len(notes) else f"{', '.join(names)}: {text}" for text, names in runs.items()]
+
+
+def write_results(folder: str | Path, records: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> None:
+    """Write metrics.json with the records of all runs, per_class.csv of the last one, and of all
+    accuracy_by_frequency.png, or average_precision_by_frequency.png.
+
+    Args:
+        folder (`str` or `Path`): Where to write; made where it does not exist.
+        records, results (`Mapping`): Name of a run -> what metrics.json says of it, and its result; all on the same
+            images and with the same training counts.
+    """
+    last = list(results.values())[-1]
+    classes = {"class_names": last.predictions.class_names, "many": last.many, "few": last.few}
+    if isinstance(last, EvalResult):
+        accuracies = {name: result.class_accuracies for name, result in results.items()}
+        counts = {"class_counts": last.class_counts, "test_counts": last.test_counts}
+        write_report(folder, records, accuracies=accuracies, **classes, **counts)
+        return
+    folder = Path(folder)
+    write_per_class_csv(folder / "per_class.csv", result_rows(last))
+    (folder / "metrics.json").write_text(json.dumps(records, indent=2), encoding="utf-8")
+    plot_accuracy_by_frequency(
+        folder / "average_precision_by_frequency.png",
+        last.class_counts,
+        accuracies={name: result.class_average_precisions for name, result in results.items()},
+        **classes,
+        title="Average precision by class frequency",
+        score="average precision",
+    )
 
 
 def write_report(
@@ -133,32 +167,46 @@ def per_class_rows(
     """
     counts = class_names if class_counts is None else class_counts
     check_lengths(counts, names=class_names, accuracies=per_class_accuracy, test_counts=test_counts)
+    accuracies = np.stack(
+        [per_class_accuracy, *accuracy_interval(np.asarray(per_class_accuracy), test_counts)], axis=1
+    )
+    scores = [dict(zip(("accuracy", "accuracy_low", "accuracy_high"), row, strict=True)) for row in accuracies]
+    return _class_rows(class_names, class_counts, scores, test_counts=test_counts, many=many, few=few)
+
+
+def _class_rows(
+    class_names: Sequence[str],
+    class_counts: np.ndarray | None,
+    scores: Sequence[Mapping[str, float]],
+    *,
+    test_counts: np.ndarray,
+    many: int,
+    few: int,
+) -> list[dict[str, str | int | float | None]]:
+    """One record a class, with its scores at the end; None for NaN."""
     group_of, train_images = {}, [None] * len(class_names)
     if class_counts is not None:
         groups = frequency_groups(class_counts, many=many, few=few)
         group_of = {int(c): group for group, members in groups.items() for c in members}
         train_images = [int(count) for count in class_counts]
-    accuracies = np.stack(
-        [per_class_accuracy, *accuracy_interval(np.asarray(per_class_accuracy), test_counts)], axis=1
-    )
     rows = []
     for index, (name, train, test) in enumerate(zip(class_names, train_images, test_counts, strict=True)):
-        shares = [None if np.isnan(share) else float(share) for share in accuracies[index]]
-        values = (index, name, group_of.get(index), train, int(test), *shares)
-        rows.append(dict(zip(CSV_FIELDS, values, strict=True)))
+        row = {"class": index, "name": name, "group": group_of.get(index)}
+        row |= {"train_images": train, "test_images": int(test)}
+        row |= {score: None if np.isnan(value) else float(value) for score, value in scores[index].items()}
+        rows.append(row)
     return rows
 
 
-def result_rows(result: EvalResult) -> list[dict[str, str | int | float | None]]:
-    """The records of [`per_class_rows`] of a result."""
-    return per_class_rows(
-        result.predictions.class_names,
-        result.class_counts,
-        per_class_accuracy=result.class_accuracies,
-        test_counts=result.test_counts,
-        many=result.many,
-        few=result.few,
-    )
+def result_rows(result: Result) -> list[dict[str, str | int | float | None]]:
+    """The records of [`per_class_rows`] of a result; of several classes an image, average_precision in the place of
+    the accuracy and its interval."""
+    names, counts = result.predictions.class_names, result.class_counts
+    options = {"test_counts": result.test_counts, "many": result.many, "few": result.few}
+    if isinstance(result, EvalResult):
+        return per_class_rows(names, counts, per_class_accuracy=result.class_accuracies, **options)
+    scores = [{"average_precision": value} for value in result.class_average_precisions]
+    return _class_rows(names, counts, scores, **options)
 
 
 def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int | float | None]]) -> None:
@@ -174,6 +222,6 @@ def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=CSV_FIELDS)
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "name": to_cell(row["name"])} for row in rows)

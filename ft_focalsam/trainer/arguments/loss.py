@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ...base.registry import listed
-from ...losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss
+from ...losses import LOSSES, PerSampleLoss, loss_hyperparameters, make_loss, same_kind
 from ...sharpness.hyperparameters import with_hyperparameters
 from .checks import check_allowed
 
@@ -17,7 +17,8 @@ class _LossArguments(TrainingArguments):
 
     Args:
         loss (`str`, defaults to `"cross_entropy"`):
-            Training loss, a name in `LOSSES`. The docstrings of `ft_focalsam/losses.py` have the formula of each.
+            Training loss, a name in `LOSSES`. The docstrings of `ft_focalsam/losses` have the
+            formula of each; bce, asymmetric and distribution_balanced are for several classes an image.
         drw_start (`float`, 0 to 1, *optional*, defaults to `None`):
             Fraction of training after which samples are weighted by the inverse effective number of their class
             (deferred re-weighting), with any loss; by default never.
@@ -28,7 +29,10 @@ class _LossArguments(TrainingArguments):
 
     loss: str = field(
         default="cross_entropy",
-        metadata={"help": f"Training loss: {listed(LOSSES)}."},
+        metadata={
+            "help": f"Training loss: {listed(LOSSES)}; {listed(same_kind(multi_label=True), last='and')} are for "
+            "several classes an image, the others for one."
+        },
     )
     drw_start: float | None = field(
         default=None,
@@ -43,12 +47,13 @@ class _LossArguments(TrainingArguments):
         self.make_loss([1, 1])
         super().__post_init__()
 
-    def make_loss(self, class_counts, *, head_scale: float = 1.0) -> PerSampleLoss:
+    def make_loss(self, class_counts, *, head_scale: float = 1.0, num_samples: int | None = None) -> PerSampleLoss:
         """The loss that these arguments describe.
 
         Args:
             class_counts (sequence of `int`, shape (C,)): Training samples per class.
             head_scale (`float`, > 0): Scale of the logits of the model's head.
+            num_samples (`int`, *optional*): Training samples, where these have several classes each.
         """
         known = {name for loss in LOSSES for name in loss_hyperparameters(loss) if hasattr(self, name)}
         return make_loss(
@@ -58,6 +63,7 @@ class _LossArguments(TrainingArguments):
             label_smoothing=self.label_smoothing_factor,
             drw_start=self.drw_start,
             head_scale=head_scale,
+            num_samples=num_samples,
         )
 
     def check_loss_is_default(self) -> None:
