@@ -51,9 +51,11 @@ def _settings(options: Any) -> Iterator[tuple[str, Any]]:
         name, value = field.name, getattr(options, field.name)
         value = value.value if isinstance(value, Enum) else value
         is_plain = value is not None and (name not in foreign or isinstance(value, (bool, int, float, str)))
+        decides = field.init and is_plain and not (is_neutral(name) or is_of_this_run(name))
+        is_chosen = getattr(options, f"_chooses_{name}", None) is False  # left out, it would be chosen anew
         if name in changed:
             yield name, changed[name]
-        elif field.init and is_plain and not (is_neutral(name) or is_of_this_run(name)):
+        elif decides or is_chosen:
             yield name, _as_written(name, value)
 
 

@@ -86,8 +86,8 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
         self.label_names = names
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, Accelerate leaves several processes on one machine's CPUs unconnected
-        self._chooses_num_workers = self.dataloader_num_workers is None
-        if self._chooses_num_workers:
+        self._chooses_dataloader_num_workers = self.dataloader_num_workers is None
+        if self._chooses_dataloader_num_workers:
             self.dataloader_num_workers = 0  # until there is a data set
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
@@ -116,7 +116,7 @@ class FocalSAMTrainingArguments(RunArguments, SamplingArguments, LossArguments, 
 
     def choose_num_workers(self, dataset: Dataset | None) -> None:
         """Set `dataloader_num_workers` for a data set to train on, unless it was given."""
-        if self._chooses_num_workers:
-            self._chooses_num_workers = False
+        if self._chooses_dataloader_num_workers:
+            self._chooses_dataloader_num_workers = False
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
             self.dataloader_num_workers = choose_num_workers(dataset, processes=processes)
