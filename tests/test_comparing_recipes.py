@@ -83,12 +83,13 @@ DINOV2_RECIPES = sorted((ROOT / "recipes" / "configs" / "cifar100_lt").glob("din
 def test_a_dinov2_recipe_tunes_what_it_is_called(path):
     """On random weights: their modules are called what the recipe calls them, and the step moves what trains."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
+    _, model_args, options, args = parse_config(types, [str(path)])
+    depth = 1 + max(options.tuned_layers or [1])
+    sizes = {"hidden_size": 16, "num_hidden_layers": depth, "num_attention_heads": 2, "image_size": 28}
     labels = {index: str(index) for index in range(32)}
     config = LongTailClassifierConfig(backbone_family="dinov2", feature_size=16, id2label=labels, head="cosine")
     model = LongTailClassifier(config, Dinov2Model(Dinov2Config(**sizes)))
-    types = (DataArguments, ModelArguments, TuningOptions, FocalSAMTrainingArguments)
-    _, model_args, options, args = parse_config(types, [str(path)])
     apply_tuning(model, model_args.tuning, options)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.learning_rate)

@@ -95,7 +95,8 @@ def describe(argv, **changes):
     args = options[-1]
     model = torch.nn.Linear(1, 1)
     model.config = SimpleNamespace(backbone=options[1].backbone)
-    trainer = SimpleNamespace(args=args, model=model, class_counts=np.array([30, 2]), **changes)
+    counted = {"class_counts": np.array([30, 2]), "num_samples": 32, "is_multi_label": False}
+    trainer = SimpleNamespace(args=args, model=model, **counted, **changes)
     return describe_run(trainer, options=options, argv=argv)
 
 

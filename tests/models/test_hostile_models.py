@@ -180,12 +180,7 @@ def test_kinds_of_adapters_that_load_others_are_refused(kind, folder):
 def test_what_is_not_of_a_classifier_is_left_out_of_its_configuration(folder):
     """Attention kernels of the Hub among it, whose code transformers would fetch and run."""
     keys = {"attn_implementation": "user/kernel", "_attn_implementation": "user/kernel", "auto_map": {"a": "b.c"}}
-    keys |= {
-        "quantization_config": {"quant_method": "awq"},
-        "trust_remote_code": True,
-        "forward": 3,
-        "problem_type": "x",
-    }
+    keys |= {"quantization_config": {"quant_method": "awq"}, "trust_remote_code": True, "forward": 3}
     change(folder / "config.json", **keys)
     config = LongTailClassifier.from_pretrained(folder).config
     assert config._attn_implementation == "sdpa"

@@ -78,10 +78,9 @@ def choose_precision(work: Work) -> tuple[dict[str, object], list[str]]:
 def choose_image_size(work: Work) -> tuple[int, list[str]]:
     """Side of the images in pixels, and why.
 
-    On an accelerator the backbone's own, also for small images, whose classes it tells apart by more tokens when they
-    are enlarged: in recipes/RESULTS.md DINOv2 ViT-S/14 reaches 60 % on CIFAR-10-LT, of 32 pixels, at 42 pixels and
-    76 % at 84 (and with more training images). On a CPU half of it, in whole patches, where the run would take more
-    than two hours otherwise, which makes it about four times as fast.
+    On an accelerator the backbone's own, also for small images, of which it makes more tokens when they are enlarged.
+    On a CPU half of it, in whole patches, where the run would take more than two hours otherwise, which makes it about
+    four times as fast.
     """
     own, patch = work.backbone.image_size, work.backbone.patch
     if "image_size" in work.given:
