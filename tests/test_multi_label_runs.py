@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 from composed_digits import write_images
 from running import finetune
+from running import run as run_command
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
@@ -131,3 +134,22 @@ def test_a_folder_with_a_list_is_trained_by_the_distribution_balanced_loss(tmp_p
     assert choice.settings["loss"] == "distribution_balanced" and choice.data.is_multi_label
     assert any("images have several classes" in reason for reason in choice.reasons)
     assert any(f"{len(choice.data.validation)} of the training images" in reason for reason in choice.reasons)
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    options = ["--max_steps", 3, "--logging_steps", 1, "--optim", "sgd", "--learning_rate", 0.1]
+    one = finetune("--output_dir", tmp_path / "one", *options, config=RECIPE)
+    assert one.returncode == 0, one.stderr[-3000:]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launcher += ["--config_file", "accelerate_configs/multi_cpu.yaml", "recipes/finetune.py", RECIPE]
+    halved = [*options, "--per_device_train_batch_size", 16, "--output_dir", tmp_path / "two"]
+    two = run_command([*launcher, *map(str, halved)])
+    assert two.returncode == 0, two.stderr[-3000:]
+    weights, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    before = LongTailClassifier.from_backbone("tiny_clip", [str(digit) for digit in range(10)]).state_dict()
+    moved = {name: (value - before[name]).abs().max() for name, value in weights.items() if name in before}
+    assert max(moved.values()) > 1e-4
+    for name, value in weights.items():
+        torch.testing.assert_close(halves[name], value, rtol=0, atol=1e-5, msg=name)
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text())["focal_sam"] for name in ("one", "two"))
+    assert two["mAP"] == pytest.approx(one["mAP"], abs=1e-3) and two["images"] == one["images"]
