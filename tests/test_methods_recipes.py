@@ -2,6 +2,7 @@
 
 import csv
 import json
+from shutil import copyfile, copytree
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from running import QUICKSTART, ROOT
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
-from ft_focalsam.cli import compare, search
+from ft_focalsam.cli import compare, retrain, search
 from ft_focalsam.cli.arguments import ModelArguments
 from ft_focalsam.cli.building import make_trainer
 from ft_focalsam.cli.config import parse_config
@@ -128,9 +129,78 @@ def test_a_new_run_goes_into_the_record(compared, tmp_path, capsys):
         assert capsys.readouterr().out.count(" steps in ") == trained
 
 
+@pytest.fixture(scope="module")
+def second_stages(tmp_path_factory, compared):
+    """Two second stages of one method, and one of another, in the folder of runs that are finished; with what is
+    retrained noted as it is asked for."""
+    folder = tmp_path_factory.mktemp("second_stages")
+    arguments = [CONFIG, "--methods", "none", "none+crt", "none+cc_sam:epochs=2", "focal_sam:rho=0.5+crt"]
+    arguments += ["--seeds", "0", "1", *SHORT, "--record", str(folder / "record.safetensors")]
+    copytree(compared[0], folder / "runs")
+    compare.main([*arguments, "--output_dir", str(folder / "runs")])
+    return folder, arguments
+
+
+def test_second_stages_are_those_of_the_command(second_stages, tmp_path):
+    folder, _ = second_stages
+    record = json.loads((folder / "runs" / "comparison.json").read_text())
+    assert list(record) == [
+        "plain",
+        "plain + cRT",
+        "plain + CC-SAM, second stage, epochs 2",
+        "Focal-SAM, rho 0.5 + cRT",
+    ]
+    first = str(folder / "runs" / "none" / "seed_1")
+    retrain.main([first, "--method", "crt", "--seed", "1", "--output", str(tmp_path / "crt")])
+    expected = Predictions.load(next((tmp_path / "crt" / "predictions").iterdir()))
+    found = Predictions.load(next((folder / "runs" / "none_crt" / "seed_1" / "predictions").iterdir()))
+    assert np.array_equal(found.log_probabilities, expected.log_probabilities)
+    assert record["plain + cRT"]["estimates"]["accuracy"]["values"][1] == expected.outcomes().is_hit.mean()
+    assert record["plain + cRT"]["cost"] > 1
+
+
+def test_second_stages_of_one_seed_share_it_and_its_run(second_stages, compared):
+    folder, _ = second_stages
+    for seed in (0, 1):
+        run, earlier = (each / "none" / f"seed_{seed}" / "finished.json" for each in (folder / "runs", compared[0]))
+        assert run.read_text() == earlier.read_text()  # it was not trained again
+        section = json.loads((folder / "runs" / "none_crt" / f"seed_{seed}" / "run.json").read_text())["retraining"]
+        assert section["seed"] == seed and section["seconds"] > 0
+
+
+def test_a_lost_second_stage_is_repeated_from_a_repeated_run(second_stages, tmp_path, capsys):
+    """Where the folders are gone and the record lacks one second stage, its first run is made again, and no other."""
+    folder, arguments = second_stages
+    before = json.loads((folder / "runs" / "comparison.json").read_text())
+    copyfile(folder / "record.safetensors", tmp_path / "record.safetensors")
+    arguments = [
+        str(tmp_path / "record.safetensors") if word.endswith("record.safetensors") else word for word in arguments
+    ]
+    compare.main([*arguments, "--output_dir", str(tmp_path / "none")])
+    said = capsys.readouterr().out
+    assert " steps in " not in said and json.loads((tmp_path / "none" / "comparison.json").read_text()) == before
+    place = arguments.index("none+crt")
+    arguments[place] = "none+crt:epochs=3"
+    compare.main([*arguments, "--output_dir", str(tmp_path / "again")])
+    said = capsys.readouterr().out
+    assert said.count(" steps in ") == 2 and "plain + cRT, epochs 3, seed 1: run 2 of 2" in said
+    assert "was repeated for its second stage" not in said  # it says the same
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (["--methods", "none+ctr"], "The second stage in the method 'none+ctr' is 'ctr'; did you mean 'crt'?"),
+        (["--methods", "none+crt+lws"], "is 'crt+lws'"),
+        (["--methods", "none+crt:epochs=0"], "epochs is 0"),
+        (["--methods", "none+crt:tau=1"], "--tau is no option of crt"),
+        (["--methods", "none+crt:epohcs=1"], "Unrecognized arguments: --epohcs"),
+        (["--methods", "none+lws"], "The head 'cosine' does not depend on the lengths of its class vectors"),
+        (
+            ["--methods", "none+tau_norm", "--head", "linear", "--head_start", "random"],
+            "--validation_fraction 0.1, or",
+        ),
+        (["--methods", "none+crt", "--tuning", "text_lora"], "are computed from texts"),
         (["--methods", "none", "focal_sam:roh=0.1"], "Unknown key 'roh' on the command line; did you mean 'rho'"),
         (["--methods", "none", "focal_sam:0.1"], "'0.1' in the method 'focal_sam:0.1' is no setting"),
         (["--methods", "none", "foxal_sam"], "sharpness is 'foxal_sam'; choose one of none, sam"),

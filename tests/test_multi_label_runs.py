@@ -12,6 +12,7 @@ from composed_digits import write_images
 from running import finetune
 from running import run as run_command
 from safetensors.torch import load_file
+from scipy.stats import ttest_rel
 from sklearn.metrics import average_precision_score
 
 from ft_focalsam import ImageClassifier, LongTailClassifier
@@ -45,7 +46,7 @@ def test_map_rises_and_is_everywhere(run):
     assert {"many", "medium", "few"} <= set(after) and "accuracy" not in after and "intervals" not in after
     assert re.search(r"validation  mAP +\d+\.\d  many +\d", said)
     assert re.search(r"^run +mAP +many +medium +few$", said, re.MULTILINE)
-    assert "10 classes, several an image" in said and "ft-focalsam compare" not in said
+    assert "10 classes, several an image" in said
     with (folder / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert np.mean([float(row["average_precision"]) for row in rows]) == pytest.approx(after["mAP"])
@@ -108,11 +109,48 @@ def test_the_card_says_several_classes(run):
     assert f"{images} training images of 10 classes" in card and images < 600
 
 
+def test_methods_are_compared_by_average_precision(tmp_path, capsys):
+    options = ["--output_dir", str(tmp_path), "--methods", "none", "sam", "--max_steps", "3", "--learning_rate", "0.1"]
+    compare.main([RECIPE, "--seeds", "0", "1", "2", *options])
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    runs = [
+        [list(json.loads((tmp_path / m / f"seed_{s}" / "metrics.json").read_text()).values())[-1] for s in range(3)]
+        for m in ("none", "sam")
+    ]
+    for metric in ("mAP", "many", "medium", "few"):
+        plain, sam = (np.array([each[metric] for each in of_method]) for of_method in runs)
+        found, paired = record["SAM"]["differences"][metric], ttest_rel(sam, plain).confidence_interval(0.95)
+        assert found["mean"] == pytest.approx((sam - plain).mean()) and found["mean"] != 0
+        assert found["interval"] == pytest.approx((paired.low, paired.high))
+    table = capsys.readouterr().out
+    assert "| % | mAP | many-shot | medium-shot | few-shot | time / plain |" in table
+    page = (tmp_path / "comparison.md").read_text()
+    assert "95 % intervals for other trainings but not for other test images" in page
+    assert re.search(r"SAM against plain: [+−][\d.]+ points mAP \(95 % interval .* of 10 classes; highest: ", page)
+    assert "Average precision in %, differences in points." in page and "Accuracy" not in page.replace(
+        "Accuracy and", ""
+    )
+    compare.main([RECIPE, "--seeds", "0", *options])
+    assert (
+        "points mAP, which may be chance, as there are fewer than three seeds; highest: "
+        in (tmp_path / "comparison.md").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
         (retrain, ["--method", "crt", "--output"], "have several classes each, and second stages are for one"),
-        (compare, [RECIPE, "--output_dir"], "for several classes an image, and the intervals of a comparison"),
+        (
+            compare,
+            [RECIPE, "--record", "new.safetensors", "--output_dir"],
+            "'new.safetensors', which keeps one predicted class an image",
+        ),
+        (
+            compare,
+            [RECIPE, "--methods", "none+crt", "--output_dir"],
+            "for several classes an image, and second stages are for one",
+        ),
         (lt_soups, [RECIPE, "--output_dir"], "and LT-Soups takes images away class by class"),
         (train, [RECIPE, "--metric_for_best_model", "accuracy", "--output_dir"], "metric_for_best_model.*'accuracy'"),
         (train, [RECIPE, "--loss", "cross_entropy", "--output_dir"], "these images have several; set it to bce, asym"),

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from ..base.files import atomic_write
@@ -47,12 +49,17 @@ def check_same(before: dict, now: dict, *, whose: str) -> None:
             )
 
 
+def training_clock(device: torch.device) -> Callable[[], float]:
+    """What training is timed by, in seconds: on the CPU its CPU time, which other programs do not stretch."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def timed_trainer(seconds: list[float]) -> type[FocalSAMTrainer]:
-    """A trainer that notes what its training took: on the CPU in CPU time, which other programs do not stretch."""
+    """A trainer that notes what its training took, by `training_clock`."""
 
     class TimedTrainer(FocalSAMTrainer):
         def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-            clock = time.process_time if self.args.device.type == "cpu" else time.perf_counter
+            clock = training_clock(self.args.device)
             start = clock()
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
             seconds.append(clock() - start)
@@ -68,5 +75,9 @@ def run(folder: Path, command_line: list[str], options: dict) -> None:
     if not seconds:
         raise ValueError(f"Nothing trains in the run in '{folder}'; compare ways to tune that train something.")
     if PartialState().is_main_process:
-        record = {"options": options, "seconds": seconds[0]}
-        atomic_write(folder / FINISHED, json.dumps(record, indent=2).encode())
+        note_finished(folder, options, seconds[0])
+
+
+def note_finished(folder: Path, options: dict, seconds: float) -> None:
+    """Say in the folder of a run that it is finished, by one process."""
+    atomic_write(folder / FINISHED, json.dumps({"options": options, "seconds": seconds}, indent=2).encode())

@@ -30,6 +30,7 @@ from ..evaluation import format_table
 from ..models import LongTailClassifier
 from ..retraining import RETRAINING, Retraining
 from ..retraining.features import FrozenFeatures
+from .finished_runs import training_clock
 from .parsers import command_parser
 from .processes import join_processes
 from .run_folders import data_of_runs, evaluate_on, options_of_run, saved_results, write_average
@@ -92,11 +93,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             f"The images of '{args.run}' have several classes each, and second stages are for one class an image; "
             "train it again with --loss distribution_balanced instead."
         )
-    method.check(model)
+    method.check(model.head, model.config.head)
     images = data_of_runs(
         [args.run], further=further, needs_validation=method.needs_validation, otherwise="give --tau"
     )
+    clock = training_clock(state.device)
+    start = clock()
     found = method.retrain(model, FrozenFeatures(model, images, batch_size=args.batch_size), say=say)
+    found["seconds"] = clock() - start
     for tensor in model.head.state_dict().values():  # of several processes, each of which has trained it
         broadcast(tensor)
     result = evaluate_on(model, images, "test", options_of_run(args.run, batch_size=args.batch_size))

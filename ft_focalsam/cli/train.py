@@ -127,16 +127,15 @@ def save(
         write_page(folder, results, title=title, images=images, log_history=log, run=record)
 
 
-def describe_next(folder: str, *, is_multi_label: bool = False) -> str:
+def describe_next(folder: str) -> str:
     """Where the results of a run are, and what to do with them."""
     config, others = shlex.quote(f"{folder}/config.yaml"), shlex.quote(f"{folder}_methods")
-    comparison = f"  ft-focalsam compare {config} --output_dir {others} --methods none sam focal_sam"
     return "\n".join(
         [
             f"The model, metrics.json and per_class.csv are in {folder}; the report is {folder}/report.html.",
             "Next:",
             f"  ft-focalsam predict {shlex.quote(folder)} path/to/new/images --output predictions.csv",
-            *([] if is_multi_label else [comparison]),
+            f"  ft-focalsam compare {config} --output_dir {others} --methods none sam focal_sam",
         ]
     )
 
@@ -245,7 +244,7 @@ def run(
             record = describe_run(trainer, options=options, **told)
             save(trainer, weights, data, metrics, results, record)
             write_run(args.output_dir, record)
-        say(describe_next(args.output_dir, is_multi_label=data.is_multi_label))
+        say(describe_next(args.output_dir))
         if args.push_to_hub:
             say(f"The model is on the Hub: {trainer.push_output().commit_url}")
     return metrics

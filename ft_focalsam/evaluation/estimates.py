@@ -1,7 +1,8 @@
 """What one run or several with other seeds say: of one method, or of one against another."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import norm, t
@@ -9,6 +10,8 @@ from scipy.stats import norm, t
 from .intervals import LEVEL, WeightedMean, interval_of, weighted_mean
 from .metrics import class_weights, tally_metrics
 from .sample_results import SampleResults
+
+Key = TypeVar("Key", bound=Hashable)
 
 FEWEST_SEEDS = 3  # that have a deviation; that of two runs is below a third of the true one in every fourth case
 
@@ -22,7 +25,8 @@ class Estimate:
         values (`tuple[float, ...]`): Of each run.
         deviation (`float`, *optional*): Standard deviation over the runs (divided by n - 1); None of fewer than three.
         interval (`tuple[float, float]`, *optional*): For other test images and, of three runs or more, for other runs,
-            see [`estimate`]; None for metrics that are no mean of class accuracies.
+            see [`estimate`]; of average precision for other runs alone, see [`estimate_values`]. None for what is
+            neither average precision nor a mean of class accuracies.
     """
 
     mean: float
@@ -74,17 +78,32 @@ def estimate(
     return estimates
 
 
-def estimate_values(runs: Sequence[dict[str, float]]) -> dict[str, Estimate]:
-    """Metrics over runs that have no interval, as average precision: mean, values and deviation.
+def estimate_values(
+    runs: Sequence[Mapping[Key, float]], *, against: Sequence[Mapping[Key, float]] | None = None, level: float = LEVEL
+) -> dict[Key, Estimate]:
+    """Values over the runs of a method that are no means over images, as average precision, or their differences.
+
+    The interval is Student's over the runs, mean ± t s / √S: for other seeds, on these test images. Fewer than three
+    runs have none.
 
     Args:
-        runs (sequence of `dict`): Of each run the values by name; names that not all have are left out.
+        runs (sequence of mappings): Of each run the values by name; names that not all have are left out.
+        against (sequence of mappings, *optional*): Those of the other method, its seeds in the same order; the
+            differences are `runs` minus these, seed by seed.
+        level (`float`, defaults to 0.95): Coverage, inside (0, 1).
     """
-    names = [name for name in runs[0] if all(name in run for run in runs)]
-    return {
-        name: _over_runs(np.array([run[name] for run in runs]), None, is_difference=False, level=LEVEL)
-        for name in names
-    }
+    if against is not None:
+        runs = [minus(run, other) for run, other in zip(runs, against, strict=True)]
+    estimates = {}
+    for name in runs[0]:
+        if not all(name in run for run in runs):
+            continue
+        found = _over_runs(np.array([run[name] for run in runs]), None, is_difference=False, level=level)
+        if found.deviation is not None:
+            half = norm.ppf((1 + level) / 2) * seeds_variance(found.deviation, len(runs), level) ** 0.5
+            found = replace(found, interval=(found.mean - half, found.mean + half))
+        estimates[name] = found
+    return estimates
 
 
 def estimate_classes(
@@ -154,6 +173,6 @@ def check_same_labels(first: SampleResults, second: SampleResults) -> None:
         )
 
 
-def minus(second: dict, first: dict) -> dict:
+def minus(second: Mapping[Key, float], first: Mapping[Key, float]) -> dict[Key, float]:
     """Second minus first, of the metrics that both have."""
     return {name: second[name] - first[name] for name in second if name in first}

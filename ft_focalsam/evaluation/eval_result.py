@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.long_tail import frequency_groups
-from .estimates import Estimate, estimate
+from .estimates import Estimate, estimate, estimate_classes
 from .intervals import accuracy_interval
 from .predictions import Predictions
 from .sample_results import SampleResults
@@ -56,6 +56,25 @@ class EvalResult:
             groups = frequency_groups(self.class_counts, many=self.many, few=self.few)
         return self.predictions.outcomes(groups)
 
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Classes by frequency; none where training counts are not known."""
+        return self.outcomes.groups
+
+    @staticmethod
+    def estimate_runs(
+        results: Sequence["EvalResult"], *, against: Sequence["EvalResult"] | None = None
+    ) -> dict[str, Estimate]:
+        """[`~ft_focalsam.evaluation.estimate`] of the results of several runs."""
+        return estimate(outcomes_of(results), against=against and outcomes_of(against))
+
+    @staticmethod
+    def estimate_classes(
+        results: Sequence["EvalResult"], *, against: Sequence["EvalResult"] | None = None
+    ) -> list[Estimate | None]:
+        """[`~ft_focalsam.evaluation.estimates.estimate_classes`] of the results of several runs."""
+        return estimate_classes(outcomes_of(results), against=against and outcomes_of(against))
+
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """Of this one run, by the names in `METRICS`; many, medium and few only where training counts are known."""
@@ -91,7 +110,7 @@ class EvalResult:
         """Test images that an accuracy is taken on, by the name of the metric: all, or those of the group."""
         counts, total = self.test_counts, len(self.predictions.labels)
         images = {"accuracy": total, "mean_class_accuracy": total}
-        return images | {group: int(counts[classes].sum()) for group, classes in self.outcomes.groups.items()}
+        return images | {group: int(counts[classes].sum()) for group, classes in self.groups.items()}
 
     @property
     def warnings(self) -> list[str]:
@@ -99,7 +118,7 @@ class EvalResult:
         return [f"{self.predictions.dataset}: {text}" for text in self._warnings()]
 
     def _warnings(self) -> Iterator[str]:
-        images, groups = self.metric_images, self.outcomes.groups
+        images, groups = self.metric_images, self.groups
         titles = {"accuracy": "all classes together"}
         titles |= {group: f"the {group}-shot classes" for group, classes in groups.items() if len(classes)}
         for name, title in titles.items():
@@ -134,6 +153,10 @@ class EvalResult:
         `notes`."""
         intervals = {name: list(ends) for name, ends in self.intervals.items()}
         notes = [*self.notes, *self.warnings]
-        groups = {name: count for name, count in self.metric_images.items() if name in self.outcomes.groups}
+        groups = {name: count for name, count in self.metric_images.items() if name in self.groups}
         images = len(self.predictions.labels)
         return {**self.metrics, "intervals": intervals, "images": images, "group_images": groups, "notes": notes}
+
+
+def outcomes_of(results: Sequence[EvalResult]) -> list[SampleResults]:
+    return [result.outcomes for result in results]

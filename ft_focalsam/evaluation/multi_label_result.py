@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.long_tail import frequency_groups
 from .average_precision import average_precision_means, class_average_precisions
+from .estimates import Estimate, estimate_values
 from .eval_result import FEW_IMAGES, EvalResult
 from .predictions import Predictions
 
@@ -17,8 +18,8 @@ from .predictions import Predictions
 class MultiLabelResult:
     """Predictions on images of several classes each, evaluated by average precision.
 
-    There are no intervals: average precision is a mean over ranks, not over images, for which those of this package
-    do not hold. The spread over runs with several seeds says how far one run is to be trusted.
+    One run has no intervals: average precision is a mean over ranks, not over images, for which those of this package
+    do not hold. Those of several runs are over their seeds alone.
 
     Args:
         predictions (`Predictions`): What the model says; its `is_multi_label` is True.
@@ -40,6 +41,27 @@ class MultiLabelResult:
             return {}
         return frequency_groups(self.class_counts, many=self.many, few=self.few)
 
+    @staticmethod
+    def estimate_runs(
+        results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
+    ) -> dict[str, Estimate]:
+        """[`~ft_focalsam.evaluation.estimates.estimate_values`] of the metrics of several runs."""
+        return estimate_values([each.metrics for each in results], against=against and [e.metrics for e in against])
+
+    @staticmethod
+    def estimate_classes(
+        results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
+    ) -> list[Estimate | None]:
+        """The same of the average precision of each class; None for a class without a test image."""
+        found = estimate_values(
+            [each._by_class() for each in results], against=against and [each._by_class() for each in against]
+        )
+        return [found.get(index) for index in range(len(results[0].class_average_precisions))]
+
+    def _by_class(self) -> dict[int, float]:
+        values = self.class_average_precisions
+        return {int(index): float(values[index]) for index in np.flatnonzero(~np.isnan(values))}
+
     @cached_property
     def class_average_precisions(self) -> np.ndarray:
         """Shape (C,), NaN for a class without a test image."""
@@ -60,6 +82,11 @@ class MultiLabelResult:
         """Test images that have a class of each group."""
         labels = self.predictions.labels
         return {group: int(labels[:, classes].any(axis=1).sum()) for group, classes in self.groups.items()}
+
+    @property
+    def metric_images(self) -> dict[str, int]:
+        """Test images that a metric is taken on, by its name: all, or those that have a class of the group."""
+        return {"mAP": len(self.predictions.labels), **self.group_images}
 
     @property
     def warnings(self) -> list[str]:

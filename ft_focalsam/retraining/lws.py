@@ -16,10 +16,10 @@ class LearnableWeightScaling(BalancedTraining):
     title = "LWS"
     epochs: Annotated[int, Range(1)] = field(default=5, metadata={"help": "epochs, of as many draws as images"})
 
-    def check(self, model) -> None:
+    def check(self, head, name) -> None:
         from .heads import class_layer
 
-        class_layer(model, "lws")
+        class_layer(head, name, method="lws")
 
     def retrain(self, model, data, *, say) -> dict:
         import torch
@@ -28,7 +28,7 @@ class LearnableWeightScaling(BalancedTraining):
         from .heads import class_layer
         from .training import train_balanced
 
-        layer = class_layer(model, "lws")
+        layer = class_layer(model.head, model.config.head, method="lws")
         scales = torch.nn.Parameter(torch.ones_like(layer.weight[:, 0]))
 
         def loss_of(x, y, epoch):

@@ -8,6 +8,8 @@ from ..base.ranges import SEED, Range, check_numbers
 from ..base.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..models import LongTailClassifier
     from .features import FrozenFeatures
 
@@ -33,11 +35,11 @@ class Retraining:
     def needs_validation(self) -> bool:
         return False
 
-    def check(self, model: "LongTailClassifier") -> None:
-        """Raise a `ValueError` where the head of a classifier is not one for this method."""
+    def check(self, head: "nn.Module", name: str) -> None:
+        """Raise a `ValueError` where a head, by its name in `HEADS`, is not one for this method."""
         from .heads import check_has_weights
 
-        check_has_weights(model)
+        check_has_weights(head)
 
     def retrain(self, model: "LongTailClassifier", data: "FrozenFeatures", *, say: Callable[[str], object]) -> dict:
         """Change the weights of the head, and nothing else.

@@ -25,10 +25,10 @@ class TauNormalisation(Retraining):
     def needs_validation(self) -> bool:
         return self.tau is None
 
-    def check(self, model) -> None:
+    def check(self, head, name) -> None:
         from .heads import class_layer
 
-        class_layer(model, "tau_norm")
+        class_layer(head, name, method="tau_norm")
 
     def retrain(self, model, data, *, say) -> dict:
         import torch
@@ -36,7 +36,7 @@ class TauNormalisation(Retraining):
         from .features import mean_class_accuracy
         from .heads import class_layer
 
-        layer = class_layer(model, "tau_norm")
+        layer = class_layer(model.head, model.config.head, method="tau_norm")
         weight = layer.weight.detach().clone()
         lengths = weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         with torch.no_grad():

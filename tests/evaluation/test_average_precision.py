@@ -127,7 +127,7 @@ def test_files_and_pages_say_average_precision_and_no_accuracy(tmp_path):
     assert (
         f"| mAP | {100 * results['before'].metrics['mAP']:.1f} | {100 * results['after'].metrics['mAP']:.1f} |" in page
     )
-    assert "There are no intervals" in page and "Over 2 seeds on animals" in page
+    assert "One run has no intervals" in page and "Over 2 seeds on animals" in page
     assert not any(word in page for word in ("top-1", "McNemar", "Calibration", "confused", "calibration"))
     table = format_table(records)
     assert table.splitlines()[0].split() == ["run", "mAP", "many", "medium", "few"]

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp, ttest_rel
 from scipy.stats import t as student
 from test_intervals import outcomes_of
 
 from ft_focalsam.evaluation import compare, estimate, estimate_classes
-from ft_focalsam.evaluation.estimates import seeds_variance
+from ft_focalsam.evaluation.estimates import estimate_values, seeds_variance
 from ft_focalsam.evaluation.metrics import class_weights, tally_metrics
 
 CLASSES, IMAGES = 10, 30
@@ -81,6 +81,19 @@ def test_a_difference_is_that_of_the_runs_and_as_wide_as_images_and_seeds_make_i
 
 def test_the_variance_by_seeds_is_students():
     assert seeds_variance(0.2, 4) == pytest.approx((student.ppf(0.975, 3) / 1.959964) ** 2 * 0.04 / 4)
+
+
+def test_an_interval_over_runs_alone_is_that_of_the_paired_t_test():
+    first, second = np.random.default_rng(0).uniform(size=(2, 5))
+    found = estimate_values([{"mAP": value} for value in second], against=[{"mAP": value} for value in first])["mAP"]
+    paired = ttest_rel(second, first).confidence_interval(0.95)
+    assert found.interval == pytest.approx((paired.low, paired.high))
+    assert found.mean == pytest.approx((second - first).mean()) and found.values == pytest.approx(second - first)
+    alone = estimate_values([{"mAP": value, "few": value} for value in second] + [{"mAP": 0.5}])
+    assert list(alone) == ["mAP"] and alone["mAP"].interval == pytest.approx(
+        ttest_1samp([*second, 0.5], 0).confidence_interval(0.95)
+    )
+    assert estimate_values([{"mAP": 0.1}, {"mAP": 0.2}])["mAP"].interval is None
 
 
 def test_means_and_deviations_are_those_of_the_runs(runs):

@@ -208,15 +208,15 @@ def test_cc_sam_raises_the_share_from_epoch_to_epoch(clip, monkeypatch):
 @pytest.mark.parametrize("method", ["tau_norm", "lws"])
 def test_a_head_that_does_not_see_lengths_is_refused(method, clip):
     with pytest.raises(ValueError, match=f"The head 'cosine' does not depend .* all that {method} changes; choose"):
-        RETRAINING[method]().check(classifier(clip, "cosine"))
+        RETRAINING[method]().check(classifier(clip, "cosine").head, "cosine")
     for head in LENGTHS_COUNT:
-        RETRAINING[method]().check(classifier(clip, head))
+        RETRAINING[method]().check(classifier(clip, head).head, head)
 
 
 @pytest.mark.parametrize("method", sorted(RETRAINING))
 def test_a_head_that_is_computed_from_texts_is_refused(method, clip):
     with pytest.raises(ValueError, match=r"computed from texts .* no weights to retrain; give a run"):
-        RETRAINING[method]().check(build(clip, "context_prompts"))
+        RETRAINING[method]().check(build(clip, "context_prompts").head, "cosine")
 
 
 def test_values_out_of_range_are_named(clip):

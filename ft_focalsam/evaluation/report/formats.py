@@ -81,9 +81,12 @@ def seeds_title(num_seeds: int) -> str:
 
 
 def describe_spread(num_seeds: int) -> str:
-    """What the numbers over seeds are, in words, where there are no intervals."""
+    """What the numbers over seeds are, in words, where the intervals are over seeds alone."""
     if num_seeds >= FEWEST_SEEDS:
-        return f"mean ± standard deviation over {num_seeds} seeds"
+        return (
+            f"mean ± standard deviation over {num_seeds} seeds, and 95 % intervals for other trainings but not for "
+            "other test images"
+        )
     return "one seed" if num_seeds == 1 else "means of two seeds with the single runs behind them"
 
 

@@ -132,9 +132,10 @@ def difference_figure(
     drawn = []
     for group, members in groups.items():
         tested = [index for index in members if differences[index] is not None]
-        low, high = 100 * np.array([differences[index].interval for index in tested]).reshape(-1, 2).T
         means = [100 * differences[index].mean for index in tested]
-        axes.vlines(counts[tested], low, high, color=look.groups[group], linewidth=3, alpha=0.3)
+        ends = {index: differences[index].interval for index in tested if differences[index].interval is not None}
+        low, high = 100 * np.array(list(ends.values())).reshape(-1, 2).T
+        axes.vlines(counts[list(ends)], low, high, color=look.groups[group], linewidth=3, alpha=0.3)
         points = axes.scatter(counts[tested], means, s=22, color=look.groups[group], zorder=3, label=f"{group}-shot")
         drawn.append(points)
     axes.autoscale(axis="y")

@@ -1,7 +1,7 @@
 """Several methods, each with several seeds, on one data set: a table, their differences, accuracy over cost."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -13,18 +13,65 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...base.errors import printable
-from ..estimates import Estimate, estimate, estimate_classes
+from ..estimates import Estimate
 from ..eval_result import EvalResult
-from ..sample_results import SampleResults
+from ..multi_label_result import Result
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text, Warnings
 from .class_table import MOST_UNFOLDED, class_table
 from .contents import MANY_INTERVALS
-from .formats import TITLES, count_cell, describe_seeds, estimate_cell, format_interval, format_percent, plural
+from .formats import (
+    TITLES,
+    count_cell,
+    describe_seeds,
+    describe_spread,
+    estimate_cell,
+    format_interval,
+    format_percent,
+    plural,
+)
 from .frequency import RUN_MARKERS, difference_figure
 from .markdown import markdown_table
 from .page import write_blocks
 from .plots import Look, legend_below, new_axes
-from .tables import COLUMNS, distinct_notes
+from .tables import COLUMNS, MULTI_LABEL_COLUMNS, distinct_notes
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a comparison calls its numbers.
+
+    Args:
+        name (`str`): Of the score of a class.
+        columns (sequence of `str`): The metrics of the tables.
+        main, mean (`str`): The metrics that a sentence tells, and that the first drawing shows over the cost.
+        describe_seeds (`Callable`): (number of seeds) -> what the numbers over these are, in words.
+        note (`str`): What else a reader has to know of the columns.
+    """
+
+    name: str
+    columns: Sequence[str]
+    main: str
+    mean: str
+    describe_seeds: Callable[[int], str]
+    note: str
+
+
+ACCURACY = Score(
+    "accuracy",
+    tuple(COLUMNS),
+    "accuracy",
+    "mean_class_accuracy",
+    describe_seeds,
+    "Mean per class weighs all classes alike",
+)
+AVERAGE_PRECISION = Score(
+    "average precision",
+    tuple(MULTI_LABEL_COLUMNS),
+    "mAP",
+    "mAP",
+    describe_spread,
+    "mAP is the mean of the classes' average precisions",
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +80,27 @@ class MethodRuns:
 
     Args:
         name (`str`): Of the method.
-        results (`Mapping[int, EvalResult]`): By seed, at least one.
+        results (`Mapping[int, Result]`): By seed, at least one; all of one class an image, or all of several.
         seconds (`Mapping[int, float]`): What each training took, by seed.
     """
 
     name: str
-    results: Mapping[int, EvalResult]
+    results: Mapping[int, Result]
     seconds: Mapping[int, float]
 
     @property
-    def any_result(self) -> EvalResult:
+    def any_result(self) -> Result:
         """What all of them have in common is in each: test images, groups, thresholds."""
         return next(iter(self.results.values()))
 
+    @property
+    def score(self) -> Score:
+        return ACCURACY if isinstance(self.any_result, EvalResult) else AVERAGE_PRECISION
+
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
-        """Of [`~ft_focalsam.evaluation.estimate`], by the name of the metric."""
-        return estimate(self._outcomes)
+        """By the name of the metric, see `estimate_runs` of the results."""
+        return self.any_result.estimate_runs(self._runs)
 
     def differences(self, reference: "MethodRuns") -> dict[str, Estimate]:
         """This method minus another one, seed by seed on the same images.
@@ -57,27 +108,27 @@ class MethodRuns:
         Raises:
             ValueError: If the seeds or the images of the two differ.
         """
-        return estimate(self._outcomes, against=self._paired_with(reference))
+        return self.any_result.estimate_runs(self._runs, against=self._paired_with(reference))
 
     @cached_property
     def class_estimates(self) -> list[Estimate | None]:
-        """Of [`~ft_focalsam.evaluation.estimates.estimate_classes`], one entry a class."""
-        return estimate_classes(self._outcomes)
+        """One entry a class, see `estimate_classes` of the results."""
+        return self.any_result.estimate_classes(self._runs)
 
     def class_differences(self, reference: "MethodRuns") -> list[Estimate | None]:
-        """As `differences`, of the accuracy of each class.
+        """As `differences`, of each class.
 
         Raises:
             ValueError: As `differences`.
         """
-        return estimate_classes(self._outcomes, against=self._paired_with(reference))
+        return self.any_result.estimate_classes(self._runs, against=self._paired_with(reference))
 
     @property
-    def _outcomes(self) -> list[SampleResults]:
-        return [result.outcomes for result in self.results.values()]
+    def _runs(self) -> list[Result]:
+        return list(self.results.values())
 
-    def _paired_with(self, reference: "MethodRuns") -> list[SampleResults]:
-        """The outcomes of another method with the same seeds on the same images."""
+    def _paired_with(self, reference: "MethodRuns") -> list[Result]:
+        """The results of another method with the same seeds on the same images."""
         if list(self.results) != list(reference.results):
             raise ValueError(
                 f"{self.name} was run with the seeds {', '.join(map(str, self.results))} and {reference.name} with "
@@ -85,7 +136,7 @@ class MethodRuns:
             )
         for seed, result in self.results.items():
             result.predictions.check_same_images(reference.results[seed].predictions, source=self.name)
-        return reference._outcomes
+        return reference._runs
 
     def cost(self, reference: "MethodRuns") -> float:
         """Time of a training over that of another method, medians over the seeds."""
@@ -122,7 +173,7 @@ def write_comparison(
     costs = {method.name: method.cost(reference) for method in methods}
     tables = [accuracy_table(methods, costs)]
     if differences:
-        tables.append(difference_table(differences, reference.name))
+        tables.append(difference_table(differences, reference))
     blocks = [
         Heading(title, 1),
         *class_sections(methods, differences),
@@ -145,7 +196,7 @@ def write_comparison(
 
 def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) -> Table:
     """Mean over the seeds, with deviation or single runs and intervals, one row a method; last, the test images."""
-    columns = _columns(method.estimates for method in methods)
+    columns = _columns(methods[0].score, [method.estimates for method in methods])
     rows = []
     for method in methods:
         cells = [estimate_cell(method.estimates.get(metric)) for metric in columns]
@@ -155,19 +206,21 @@ def accuracy_table(methods: Sequence[MethodRuns], costs: Mapping[str, float]) ->
     return Table(("%", *(TITLES[metric] for metric in columns), f"time / {methods[0].name}"), rows)
 
 
-def difference_table(differences: Mapping[str, Mapping[str, Estimate]], reference: str) -> Table:
+def difference_table(differences: Mapping[str, Mapping[str, Estimate]], reference: MethodRuns) -> Table:
     """Differences from the first method in points, one row for each of the others."""
-    columns = _columns(differences.values())
+    columns = _columns(reference.score, differences.values())
     rows = []
     for name, values in differences.items():
         rows.append((name, *(estimate_cell(values.get(metric), signed=True) for metric in columns)))
-    return Table((f"points from {reference}", *(TITLES[metric] for metric in columns)), rows)
+    return Table((f"points from {reference.name}", *(TITLES[metric] for metric in columns)), rows)
 
 
-def _columns(estimates: Iterable[Mapping[str, Estimate]]) -> list[str]:
+def _columns(score: Score, estimates: Iterable[Mapping[str, Estimate]]) -> list[str]:
     """The metrics to show: without the mean over the classes where the test set is balanced, so that it is top-1."""
-    is_balanced = all(isclose(e["mean_class_accuracy"].mean, e["accuracy"].mean, abs_tol=1e-9) for e in estimates)
-    return [metric for metric in COLUMNS if metric != "mean_class_accuracy" or not is_balanced]
+    if score.mean == score.main:
+        return list(score.columns)
+    is_balanced = all(isclose(e[score.mean].mean, e[score.main].mean, abs_tol=1e-9) for e in estimates)
+    return [metric for metric in score.columns if metric != score.mean or not is_balanced]
 
 
 def _notes(methods: Sequence[MethodRuns]) -> list[str]:
@@ -184,8 +237,9 @@ def accuracy_by_cost(look: Look, methods: Sequence[MethodRuns], costs: Mapping[s
     places = _spread([costs[method.name] for method in methods])
     for index, (method, place) in enumerate(zip(methods, places, strict=True)):
         found, color = method.estimates[metric], colors[index % len(colors)]
-        low, high = found.interval
-        axes.vlines(place, 100 * low, 100 * high, color=color, linewidth=1.4)
+        if found.interval is not None:
+            low, high = found.interval
+            axes.vlines(place, 100 * low, 100 * high, color=color, linewidth=1.4)
         marker = RUN_MARKERS[index % len(RUN_MARKERS)]
         marks += axes.plot(place, 100 * found.mean, marker, color=color, markersize=8, label=printable(method.name))
     axes.margins(x=0.15)
@@ -214,13 +268,13 @@ def class_sections(
     names, counts = result.predictions.class_names, result.class_counts
     found = {method.name: method.class_differences(reference) for method in others}
     for name, estimates in found.items():
-        yield Text(_gains(name, reference.name, differences[name], estimates, names), is_lead=True)
+        yield Text(_gains(name, reference, differences[name], estimates), is_lead=True)
     yield Heading("Class by class")
     if counts is not None and counts.min() >= 1:
         plots = []
         for name, estimates in found.items():
             draw = lambda look, e=estimates, n=name: difference_figure(  # noqa: E731
-                look, counts, e, groups=result.outcomes.groups, ylabel=f"{n} minus {reference.name} (points)"
+                look, counts, e, groups=result.groups, ylabel=f"{n} minus {reference.name} (points)"
             )
             title = f"Difference of {name} from {reference.name} on each class, by its training images"
             plots.append(Plot(draw, title, f"{title}; whiskers: 95 % intervals."))
@@ -235,27 +289,30 @@ def class_sections(
     order = sorted(range(len(names)), key=lambda index: -last[index].mean if last[index] else float("inf"))
     fold = None if len(names) <= MOST_UNFOLDED else f"All {plural(len(names), 'class')}"
     yield class_table(result, columns, fold=fold, order=order)
-    yield Text(f"Accuracy in %, differences in points. A click on a title sorts. {MANY_INTERVALS}", is_note=True)
+    what = reference.score.name.capitalize()
+    yield Text(f"{what} in %, differences in points. A click on a title sorts. {MANY_INTERVALS}", is_note=True)
 
 
 def _gains(
-    name: str,
-    reference: str,
-    differences: Mapping[str, Estimate],
-    classes: Sequence[Estimate | None],
-    names: Sequence[str],
+    name: str, reference: MethodRuns, differences: Mapping[str, Estimate], classes: Sequence[Estimate | None]
 ) -> str:
     """On which classes a method is better and worse than the reference, in a sentence."""
-    overall = differences["accuracy"]
+    overall, names = differences[reference.score.main], reference.any_result.predictions.class_names
     tested = {label: each for label, each in zip(names, classes, strict=True) if each is not None}
-    better = sum(each.interval[0] > 0 for each in tested.values())
-    worse = sum(each.interval[1] < 0 for each in tested.values())
     best, worst = (choose(tested, key=lambda label: tested[label].mean) for choose in (max, min))
-    doubt = ", which may be chance" if overall.interval[0] <= 0 <= overall.interval[1] else ""
+    gain = f"{format_percent(overall.mean, signed=True)} points {TITLES[reference.score.main]}"
+    if overall.interval is None:
+        gain += ", which may be chance, as there are fewer than three seeds"
+    else:
+        doubt = ", which may be chance" if overall.interval[0] <= 0 <= overall.interval[1] else ""
+        better = sum(each.interval[0] > 0 for each in tested.values())
+        worse = sum(each.interval[1] < 0 for each in tested.values())
+        gain += (
+            f" (95 % interval {format_interval(overall.interval, signed=True)}){doubt}. Beyond chance it is better on "
+            f"{better:,} and worse on {worse:,} of {plural(len(tested), 'class')}"
+        )
     return (
-        f"{name} against {reference}: {format_percent(overall.mean, signed=True)} points top-1 (95 % interval "
-        f"{format_interval(overall.interval, signed=True)}){doubt}. Beyond chance it is better on {better:,} and "
-        f"worse on {worse:,} of {plural(len(tested), 'class')}; highest: {best} "
+        f"{name} against {reference.name}: {gain}; highest: {best} "
         f"({format_percent(tested[best].mean, signed=True)}), lowest: {worst} "
         f"({format_percent(tested[worst].mean, signed=True)})."
     )
@@ -265,21 +322,23 @@ def score_sections(
     tables: Sequence[Table], methods: Sequence[MethodRuns], costs: Mapping[str, float], *, clock: str
 ) -> Iterator[Block]:
     """The tables over all classes, and accuracy over cost."""
-    result, seeds = methods[0].any_result, describe_seeds(len(methods[0].results))
+    result, score = methods[0].any_result, methods[0].score
+    seeds = score.describe_seeds(len(methods[0].results))
     yield Heading("All classes together")
     yield from tables
     yield Text(
         f"{len(result.predictions.labels):,} test images; {seeds}. Differences are taken seed by seed on the same "
         f"images; one whose interval holds 0 is not established. Time is {clock} of training, the median over the "
-        "seeds. Mean per class weighs all classes alike; many-shot are classes with more than "
+        f"seeds. {score.note}; many-shot are classes with more than "
         f"{result.many} training images, few-shot those with fewer than {result.few}.",
         is_note=True,
     )
     plots = []
-    for metric in ("mean_class_accuracy", "few"):
+    for metric in (score.mean, "few"):
         if all(method.estimates.get(metric) for method in methods):
             draw = lambda look, metric=metric: accuracy_by_cost(look, methods, costs, metric)  # noqa: E731
-            title = f"{TITLES[metric].capitalize()} accuracy over the time of training"
+            title = f"{TITLES[metric]} {score.name}" if metric != score.main else TITLES[metric]
+            title = f"{title[0].upper()}{title[1:]} over the time of training"
             plots.append(Plot(draw, title, f"{title}, one mark a method, with the intervals of the table."))
     if plots:
         yield Heading("Accuracy and cost")

@@ -1,10 +1,9 @@
-"""What a report says of images with several classes: average precision, which has no intervals here."""
+"""What a report says of images with several classes: average precision, whose intervals are over seeds alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..estimates import estimate_values
 from ..multi_label_result import MultiLabelResult
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text
 from .class_table import MOST_UNFOLDED, class_table
@@ -47,7 +46,7 @@ def sections(runs: Mapping[str, MultiLabelResult], seeds: Sequence[MultiLabelRes
     """The metrics of all runs on a test set, over seeds where there are some, and class by class."""
     yield from _scores(runs, level)
     if seeds:
-        found = estimate_values([run.metrics for run in seeds])
+        found = MultiLabelResult.estimate_runs(seeds)
         yield Heading(f"Over {len(seeds)} seeds on {next(iter(runs.values())).predictions.dataset}", level)
         titles = metric_titles([found])
         yield Table(("%", seeds_title(len(seeds))), [(title, estimate_cell(found[n])) for n, title in titles.items()])
@@ -57,7 +56,7 @@ def sections(runs: Mapping[str, MultiLabelResult], seeds: Sequence[MultiLabelRes
 
 def _scores(runs: Mapping[str, MultiLabelResult], level: int) -> Iterator[Block]:
     *others, last = runs
-    images = {"mAP": len(runs[last].predictions.labels), **runs[last].group_images}
+    images = runs[last].metric_images
     rows = []
     for metric, title in metric_titles(result.metrics for result in runs.values()).items():
         values = [result.metrics.get(metric) for result in runs.values()]
@@ -70,7 +69,7 @@ def _scores(runs: Mapping[str, MultiLabelResult], level: int) -> Iterator[Block]
     yield SideBySide([table, chart]) if chart else table
     yield Text(
         "mAP is the mean of the classes' average precisions, many-, medium- and few-shot the means of these classes. "
-        "There are no intervals: average precision is no mean over images. Runs with other seeds say how far a "
+        "One run has no intervals: average precision is no mean over images. Runs with other seeds say how far a "
         "difference is to be trusted.",
         is_note=True,
     )
