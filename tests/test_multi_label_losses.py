@@ -47,7 +47,7 @@ def formula(name: str, z: list[float], y: list[float], s: dict) -> float:
             repeats = sum(own / count for own, count in zip(y, COUNTS, strict=True))
             ratio = (1 / n) / repeats if repeats else math.inf
             weight = s["db_alpha"] + (sigmoid(s["db_beta"] * (ratio - s["db_mu"])) if repeats else 1)
-            shift, scale = s["db_kappa"] * math.log(NUM_SAMPLES / n - 1), s["db_lambda"]
+            shift, scale = s["db_kappa"] / s["db_lambda"] * math.log(NUM_SAMPLES / n - 1), s["db_lambda"]
             positive = math.log(1 + math.exp(-(z[k] - shift)))
             negative = math.log(1 + math.exp(scale * (z[k] - shift))) / scale
             total += weight * (y[k] * positive + (1 - y[k]) * negative)

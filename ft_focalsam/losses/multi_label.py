@@ -102,20 +102,20 @@ def distribution_balanced(
 
         l(z, y) = 1/C sum_k w_k [y_k log(1 + e^-(z_k - v_k)) + (1 - y_k) / lambda log(1 + e^(lambda (z_k - v_k)))]
         w_k = alpha + sigmoid(beta (r_k - mu)),  r_k = (1 / n_k) / sum_j y_j / n_j
-        v_k = kappa log(N / n_k - 1)
+        v_k = kappa / lambda log(N / n_k - 1)
 
     r_k is the chance of drawing a sample for class k by that of drawing it for any of its classes, where classes are
     drawn alike: a rare class counts in full also beside frequent ones. v shifts the logits by the class frequency in
     training alone, as a bias does; lambda saturates the loss of the classes that an image has not, of which there are
-    many. A sample of no class has r = infinity, so that w = alpha + 1. A class that all samples have has v = -kappa
-    log(N), as if one had it not. Defaults are those of the public code for COCO-MLT; the focal factor that it adds is
-    left out.
+    many. A sample of no class has r = infinity, so that w = alpha + 1. A class that all samples have has v = -kappa /
+    lambda log(N), as if one had it not. The formula of v (with its lambda) and the defaults are those of the public
+    code for COCO-MLT; the focal factor that it adds is left out.
     """
     inverse = 1 / class_counts
     ratio = inverse / (targets @ inverse)[:, None]
     weights = db_alpha + torch.sigmoid(db_beta * (ratio - db_mu))
     others = (num_samples - class_counts).clamp(min=1)  # samples that do not have the class
-    shifted = logits - db_kappa * (others / class_counts).log()
+    shifted = logits - db_kappa / db_lambda * (others / class_counts).log()
     positive = targets * F.softplus(-shifted)
     negative = (1 - targets) * F.softplus(db_lambda * shifted) / db_lambda
     return (weights * (positive + negative)).mean(dim=1)
