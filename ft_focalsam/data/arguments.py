@@ -1,5 +1,6 @@
 """Which images a run is about, as users write it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -198,7 +199,11 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        choices = {"augmentation": AUGMENTATIONS, "imbalance_profile": PROFILES, "on_bad_image": ON_BAD_IMAGE}
+        choices: dict[str, Iterable[str]] = {
+            "augmentation": AUGMENTATIONS,
+            "imbalance_profile": PROFILES,
+            "on_bad_image": ON_BAD_IMAGE,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in list(known):
                 raise ValueError(unknown(name, str(getattr(self, name)), known))

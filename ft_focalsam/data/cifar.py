@@ -18,7 +18,7 @@ PICKLED_VERSIONS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar
 TORCHVISION = {"torchvision:cifar10": "CIFAR10", "torchvision:cifar100": "CIFAR100"}
 
 
-def binary_cifar_version(folder: Path) -> tuple | None:
+def binary_cifar_version(folder: Path) -> tuple[int, str, list[str], str] | None:
     """Which binary version a folder holds, whatever its own name; None for another data set."""
     versions = BINARY_VERSIONS.values()
     return next((v for v in versions if (folder / v[1]).is_file() and (folder / v[3]).is_file()), None)
@@ -31,7 +31,10 @@ def read_binary_cifar(folder: Path) -> datasets.DatasetDict:
         FileNotFoundError: If one of its files is missing.
         ValueError: If a file is cut off.
     """
-    label_bytes, names_file, train_files, test_file = binary_cifar_version(folder)
+    version = binary_cifar_version(folder)
+    if version is None:
+        raise FileNotFoundError(f"'{folder}' does not hold the binary version of CIFAR; unpack the whole archive.")
+    label_bytes, names_file, train_files, test_file = version
     classes = datasets.ClassLabel(names=read_prompt_names(str(folder / names_file)))
     splits = datasets.DatasetDict()
     for split, files in (("train", train_files), ("test", [test_file])):

@@ -33,7 +33,7 @@ class ImageData:
     name: str
     validation: datasets.Dataset | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for split, dataset in self.parts.items():
             if sorted(dataset.column_names) != ["image", "labels"]:
                 raise ValueError(f"Split '{split}' has the columns {dataset.column_names}, not 'image' and 'labels'.")
@@ -106,8 +106,15 @@ class ImageData:
         train, test = self.train, self.test
         labels, num_classes = label_array(train), self.num_classes
         if imbalance_factor is not None:
-            shape = {"imbalance_factor": imbalance_factor, "profile": profile, "max_count": max_train_per_class}
-            train = train.select(long_tail_indices(labels, num_classes, seed=seed, **shape))
+            rows = long_tail_indices(
+                labels,
+                num_classes,
+                imbalance_factor=imbalance_factor,
+                seed=seed,
+                profile=profile,
+                max_count=max_train_per_class,
+            )
+            train = train.select(rows)
         elif max_train_per_class is not None:
             train = train.select(take_per_class(labels, num_classes, per_class=max_train_per_class, seed=seed))
         if max_test_per_class is not None:

@@ -89,7 +89,8 @@ class StoredImage:
                 warnings.simplefilter("ignore")
                 image = Image.open(io.BytesIO(self.content), formats=tuple(FORMATS))
         except Image.DecompressionBombError as error:
-            raise self._too_much(f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from error
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where that is None, nothing is a bomb
+            raise self._too_much(f"has more than {most:,} pixels") from error
         except Exception as error:  # a decoder may raise anything on a broken file
             raise _bad(self.name, error) from error
         self._check_header(image)
@@ -97,7 +98,8 @@ class StoredImage:
 
     def _check_header(self, image: Image.Image) -> None:
         (shorter, longer), pixels = sorted(image.size), image.width * image.height
-        kind = "JPEG" if isinstance(image, JpegImageFile) else image.format  # PIL has names of its own for some JPEGs
+        # PIL has names of its own for some JPEGs.
+        kind = "JPEG" if isinstance(image, JpegImageFile) else str(image.format)
         if pixels > FORMATS[kind]:
             raise self._too_much(f"has {pixels:,} pixels, more than the {FORMATS[kind]:,} that are read of a {kind}")
         if longer > MAX_RATIO * shorter:

@@ -76,9 +76,11 @@ class Inspection:
         Args:
             most (`int`, defaults to 100): Rows; of more classes, the most frequent and the rarest half of them.
         """
-        columns = {"training": self.train_counts, "validation": self.validation_counts, "test": self.test_counts}
-        columns |= {"broken": self.broken, "duplicates": self.duplicates, "smallest side": self.smallest_sides}
-        columns = {heading: values for heading, values in columns.items() if values is not None}
+        columns = {"training": self.train_counts}
+        if self.validation_counts is not None:
+            columns["validation"] = self.validation_counts
+        columns |= {"test": self.test_counts, "broken": self.broken, "duplicates": self.duplicates}
+        columns["smallest side"] = self.smallest_sides
         order = np.argsort(-self.train_counts, kind="stable")
         left_out = max(0, len(order) - most)
         shown = np.concatenate([order[: most - most // 2], order[len(order) - most // 2 :]]) if left_out else order
@@ -138,7 +140,9 @@ def inspect_images(data: ImageData, *, num_workers: int | None = None) -> Inspec
     )
 
 
-def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray], names: list[str]):
+def _duplicates(
+    facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray], names: list[str]
+) -> dict[str, list[str]]:
     """The same pixels twice, within and between splits; between splits also images that look the same."""
     train = facts["training"]
 
@@ -147,7 +151,9 @@ def _duplicates(facts: dict[str, list[ImageFacts]], labels: dict[str, np.ndarray
         return f"{split} image {facts[split][row].name} ({classes})"
 
     same = _rows_by(train, "pixels")
-    twice, conflicting, found = [], [], {}
+    twice: list[str] = []
+    conflicting: list[str] = []
+    found: dict[str, list[str]] = {}
     alike = _rows_by(train, "gradient")
     for split in [split for split in facts if split != "training"]:
         between, near = [], []
@@ -175,7 +181,7 @@ def _classes_of(label: np.ndarray) -> np.ndarray:
 
 
 def _rows_by(images: list[ImageFacts], field: str) -> dict[str, list[int]]:
-    rows = defaultdict(list)
+    rows: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(images):
         if getattr(image, field):
             rows[getattr(image, field)].append(row)
@@ -199,10 +205,7 @@ def _sizes(images: list[ImageFacts]) -> str:
     sides = _shortest_sides(images)
     if not sides.size:
         return "none can be read"
-    formats = defaultdict(int)
-    for image in images:
-        if image.error is None:
-            formats[f"{image.format or 'no file'} {image.mode}"] += 1
+    formats = Counter(f"{image.format or 'no file'} {image.mode}" for image in images if image.error is None)
     listed = ", ".join(f"{number:,} {name}" for name, number in sorted(formats.items(), key=lambda item: -item[1]))
     return f"shorter side {sides.min():,} to {sides.max():,} pixels, median {int(np.median(sides)):,}; {listed}"
 

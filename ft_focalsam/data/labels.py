@@ -1,7 +1,7 @@
 """The labels of any training set a Trainer takes, read without decoding images where that is possible, and counted."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 
 import datasets
@@ -50,8 +50,8 @@ def dataset_labels(dataset: Dataset, *, keys: tuple[str, ...] = LABEL_KEYS) -> n
         `np.ndarray`: int64 of shape (N,), or, for several classes per image, 0 and 1 in uint8 of shape (N, C).
 
     Raises:
-        ValueError: If it is a stream, no label is found, or labels are no classes (numbers with a fraction, class
-            probabilities).
+        ValueError: If it is a stream or has no length, no label is found, or labels are no classes (numbers with a
+            fraction, class probabilities).
     """
     if isinstance(dataset, (IterableDataset, datasets.IterableDataset)):
         raise ValueError("The training set is a stream, whose classes cannot be counted; give class_counts.")
@@ -61,9 +61,15 @@ def dataset_labels(dataset: Dataset, *, keys: tuple[str, ...] = LABEL_KEYS) -> n
         return _column_labels(dataset, keys)
     if hasattr(dataset, "targets"):
         targets = dataset.targets
-        if getattr(dataset, "target_transform", None) is not None:
-            targets = [dataset.target_transform(target) for target in targets]
+        transform = getattr(dataset, "target_transform", None)
+        if transform is not None:
+            targets = [transform(target) for target in targets]
         return as_classes(targets, where="its targets")
+    if not isinstance(dataset, Sized):
+        raise ValueError(
+            f"The training set is a {type(dataset).__name__} without length, whose classes cannot be counted; give it "
+            "`__len__`, or give class_counts."
+        )
     items = tqdm(
         (dataset[index] for index in range(len(dataset))), total=len(dataset), desc="Counting classes", disable=None
     )

@@ -5,7 +5,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,18 +81,18 @@ def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
     header = text[blank:].partition("\n")[0]
     delimiter = next((sign for sign in ",;\t" if sign in header), ",")
     reader = csv.DictReader(io.StringIO(text[blank:], newline=""), delimiter=delimiter, skipinitialspace=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    images = [name for name in reader.fieldnames if Path(name).suffix.lower() in EXTENSIONS]
+    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+    images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
     if images:
         raise ValueError(f"'{file}' begins with '{images[0]}' where its header should be; write 'path,label' above.")
 
-    def rows():
+    def rows() -> Iterator[tuple[int, dict]]:
         for row in reader:
             line = reader.line_num + text[:blank].count("\n")
             if None in row:
                 raise ValueError(
                     f"Line {line} of '{file}' has {len(row) - 1 + len(row[None])} fields and the header "
-                    f"{len(reader.fieldnames)}; put a field that holds {delimiter!r} in double quotes."
+                    f"{len(names)}; put a field that holds {delimiter!r} in double quotes."
                 )
             yield line, row
 
@@ -106,7 +106,7 @@ def table(file: Path, options: FileOptions) -> datasets.DatasetDict:
 def json_lines(file: Path, options: FileOptions) -> datasets.DatasetDict:
     """The same as one JSON object a line; a label may be a list of the classes of an image."""
 
-    def rows():
+    def rows() -> Iterator[tuple[int, dict]]:
         for line, text in enumerate(_text(file).splitlines(), start=1):
             if text.strip():
                 row = _json(text, where=f"Line {line} of '{file}'")
@@ -127,20 +127,19 @@ def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
     if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
         raise ValueError(f"'{file}' has no lists {', '.join(keys)}; give iNaturalist's JSON, or a .csv or .jsonl.")
     try:
-        categories = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
-        annotations = [(a["image_id"], a["category_id"]) for a in content["annotations"]]
-        images = [(image["id"], image["file_name"]) for image in content["images"]]
+        categories = {_id(c, "id"): str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+        annotations = [(_id(a, "image_id"), _id(a, "category_id")) for a in content["annotations"]]
+        images = [(_id(image, "id"), str(image["file_name"])) for image in content["images"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"An entry of '{file}' has no {error}; give iNaturalist's JSON as it is published."
-        ) from error
+        fault = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({one_line(error)})"
+        raise ValueError(f"An entry of '{file}' {fault}; give iNaturalist's JSON as it is published.") from error
     index = {category: position for position, category in enumerate(categories)}
     names, lines = [name for _, name in images], range(1, len(images) + 1)
     feature = datasets.ClassLabel(names=_distinct(list(categories.values()), file))
     category_of = dict(annotations)
     if len(category_of) != len(annotations):
-        labels = _class_sets(file, [image for image, _ in images], annotations, index)
-        dataset = _from_paths(file, options, names=names, lines=lines, labels=labels, feature=datasets.List(feature))
+        sets = _class_sets(file, [image for image, _ in images], annotations, index)
+        dataset = _from_paths(file, options, names=names, lines=lines, labels=sets, feature=datasets.List(feature))
         return datasets.DatasetDict({"train": dataset})
     unlabelled = [name for image, name in images if category_of.get(image) not in categories]
     if unlabelled:
@@ -153,9 +152,18 @@ def inaturalist(file: Path, options: FileOptions) -> datasets.DatasetDict:
     return datasets.DatasetDict({"train": dataset})
 
 
-def _class_sets(file: Path, images: list, annotations: list[tuple], index: dict) -> list[list[int]]:
+def _id(entry: dict, key: str) -> Hashable:
+    """What entries are told apart by: a number or a text."""
+    if isinstance(entry[key], (dict, list)):
+        raise TypeError(f"its {key} is no number or text")
+    return entry[key]
+
+
+def _class_sets(
+    file: Path, images: list[Hashable], annotations: list[tuple[Hashable, Hashable]], index: dict[Hashable, int]
+) -> list[list[int]]:
     """The classes of each image, in order; none of an image without an annotation."""
-    found = {image: set() for image in images}
+    found: dict[Hashable, set[int]] = {image: set() for image in images}
     for image, category in annotations:
         if category not in index:
             raise ValueError(
@@ -267,7 +275,15 @@ def _distinct(names: list[str], file: Path) -> list[str]:
     return names
 
 
-def _from_paths(file: Path, options: FileOptions, *, names, lines, labels, feature=None) -> datasets.Dataset:
+def _from_paths(
+    file: Path,
+    options: FileOptions,
+    *,
+    names: Sequence[str],
+    lines: Sequence[int],
+    labels: Sequence[int | str | list[int] | list[str]],
+    feature=None,
+) -> datasets.Dataset:
     """A data set of image files; none is opened."""
     paths = resolve_paths(names, lines, list_file=file, root=options.image_root)
     if not paths:
@@ -288,10 +304,10 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
     for line, row in rows:
         if columns is None:
             like_paths = [name for name, value in row.items() if Path(str(value)).suffix.lower() in EXTENSIONS]
-            path = _column(file, row, options.image_column, PATH_NAMES, like_paths, option="--image_column")
-            others = [name for name in row if name not in (path, SPLIT_NAME, None)]
-            label = _column(file, row, options.label_column, LABEL_NAMES, others, option="--label_column")
-            columns = path, label
+            image_column = _column(file, row, options.image_column, PATH_NAMES, like_paths, option="--image_column")
+            others = [name for name in row if name not in (image_column, SPLIT_NAME, None)]
+            label_column = _column(file, row, options.label_column, LABEL_NAMES, others, option="--label_column")
+            columns = image_column, label_column
         path, label = (row.get(column) for column in columns)
         if path in (None, "") or label is None or (label == "" and separator is None):
             raise ValueError(f"Line {line} of '{file}' has no {' or no '.join(columns)}; complete or remove it.")
@@ -302,17 +318,17 @@ def _from_rows(file: Path, options: FileOptions, rows: Iterable[tuple[int, dict]
         raise ValueError(f"'{file}' lists no image; give one with lines.")
     found = [label for entries in splits.values() for *_, label in entries]
     are_lists = any(isinstance(label, list) for label in found)
-    names = [name for label in found for name in (label if isinstance(label, list) else [label])]
-    if not names:
+    classes = [name for label in found for name in (label if isinstance(label, list) else [label])]
+    if not classes:
         raise ValueError(f"No image of '{file}' has a class; check --label_column and --label_separator.")
-    are_numbers = all(name.isascii() and name.isdigit() for name in names)
+    are_numbers = all(name.isascii() and name.isdigit() for name in classes)
     result = datasets.DatasetDict()
     for split, entries in splits.items():
         lines, names, labels = zip(*entries, strict=True)
-        labels = [[label] if are_lists and isinstance(label, str) else label for label in labels]
+        alike = [[label] if are_lists and isinstance(label, str) else label for label in labels]
         if are_numbers:
-            labels = [_class_numbers(label, line, file) for label, line in zip(labels, lines, strict=True)]
-        result[split] = _from_paths(file, options, names=names, lines=lines, labels=list(labels))
+            alike = [_class_numbers(label, line, file) for label, line in zip(alike, lines, strict=True)]
+        result[split] = _from_paths(file, options, names=names, lines=lines, labels=alike)
     return result
 
 

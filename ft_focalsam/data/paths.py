@@ -14,7 +14,7 @@ class ForeignFileError(ValueError):
     """A data set that names a file which is not its own."""
 
 
-def read_file(path: str | os.PathLike, *, most: int) -> bytes:
+def read_file(path: str | os.PathLike[str], *, most: int) -> bytes:
     """The content of a regular file; a device or a pipe, which may have no end, is not waited for.
 
     Args:
@@ -83,7 +83,7 @@ def resolve_paths(names: Sequence[str], lines: Sequence[int], *, list_file: Path
 
 
 def refuse_paths_outside(
-    records: Iterable[tuple[int, str]], *, roots: Sequence[str | os.PathLike], where: str
+    records: Iterable[tuple[int, str]], *, roots: Sequence[str | os.PathLike[str]], where: str
 ) -> None:
     """Let a table of images name no file of this machine that is not its own, and no address.
 
@@ -121,7 +121,7 @@ class Folder:
         real (`str`, *optional*): The same without links, where it is known.
     """
 
-    def __init__(self, path: str | os.PathLike, *, real: str | None = None):
+    def __init__(self, path: str | os.PathLike[str], *, real: str | None = None):
         self.path = str(path)
         self.real = os.path.realpath(path) if real is None else real
         try:
@@ -138,7 +138,7 @@ class Folder:
         is_link = self._kinds[name] == "link"
         return Folder(os.path.join(self.path, name), real=None if is_link else os.path.join(self.real, name))
 
-    def fault_of(self, file: str, top: str | os.PathLike) -> str | None:
+    def fault_of(self, file: str, top: str | os.PathLike[str]) -> str | None:
         """Why a file of it is not to be read in a data set whose folder is `top`; None for no reason."""
         kind, path = self._kinds.get(file), os.path.join(self.path, file)
         if not is_inside(self.real, top) or (kind == "link" and not is_inside(os.path.realpath(path), top)):
@@ -153,7 +153,7 @@ class Folder:
         return bool(file) and (is_listed or os.path.isfile(os.path.join(self.path, file)))
 
 
-def _kind(entry: os.DirEntry) -> tuple[str, bool]:
+def _kind(entry: os.DirEntry[str]) -> tuple[str, bool]:
     """Its kind, "link", "file", "folder" or "other", and whether it is or leads to a folder."""
     if entry.is_symlink():
         try:
@@ -169,7 +169,7 @@ def is_text(path: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
-def is_inside(path: str | os.PathLike, top: str | os.PathLike) -> bool:
+def is_inside(path: str | os.PathLike[str], top: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder or in it; both of them resolved."""
     path, top = str(path), str(top)
     return path == top or path.startswith(top.rstrip(os.sep) + os.sep)

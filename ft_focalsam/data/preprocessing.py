@@ -1,7 +1,8 @@
 """What a backbone's own `transformers` image processor does to an image, read from its settings, as a transform."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +28,20 @@ _INTERPOLATION = {
 }
 
 
+@runtime_checkable
+class _Settings(Protocol):
+    """What an image processor of `transformers` has, which `BaseImageProcessor` does not declare."""
+
+    do_resize: bool | None
+    size: Mapping[str, int] | None
+    resample: int
+    do_rescale: bool | None
+    rescale_factor: float
+    do_normalize: bool | None
+    image_mean: float | Sequence[float] | None
+    image_std: float | Sequence[float] | None
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What an image processor does to an RGB image of 0..255: resize, central crop, normalise.
@@ -47,12 +62,23 @@ class Preprocessing:
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """(height, width) of what the model sees."""
-        return self.crop or self.resize
+        """(height, width) of what the model sees.
+
+        Raises:
+            ValueError: If images of several shapes would keep them: there is no crop, and no resize to both sides.
+        """
+        if self.crop is not None:
+            return self.crop
+        if isinstance(self.resize, tuple):
+            return self.resize
+        raise ValueError(
+            f"A preprocessing with resize={self.resize} and no crop does not give images of one fixed size; set crop, "
+            "or resize to a height and a width."
+        )
 
     def resize_and_crop(self) -> list[v2.Transform]:
         """The geometry of evaluation."""
-        transforms = []
+        transforms: list[v2.Transform] = []
         if self.resize is not None:
             transforms.append(v2.Resize(self.resize, interpolation=self.interpolation, antialias=True))
         if self.crop is not None:
@@ -81,11 +107,11 @@ class Preprocessing:
                 JPEG at 1/2, 1/4 or 1/8 of its size, if its crop is then still as large as what the model sees.
             as_bytes (`bool`, defaults to `False`): Leave the last step out, for [`ByteCollator`].
         """
-        decode = [Decode()]
+        decode: nn.Module = Decode()
         if fast_decode and geometry and isinstance(geometry[0], v2.RandomResizedCrop):
-            decode, geometry = [DecodeCrop(geometry[0])], geometry[1:]
+            decode, geometry = DecodeCrop(geometry[0]), geometry[1:]
         normalise = [] if as_bytes else [Normalise(self)]
-        return v2.Compose([*decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *normalise])
+        return v2.Compose([decode, *geometry, v2.Lambda(torch.Tensor.contiguous, torch.Tensor), *normalise])
 
 
 class Normalise:
@@ -192,12 +218,19 @@ def read_preprocessing(image_processor: BaseImageProcessor, *, image_size: int |
     Raises:
         ValueError: As in [`eval_transform`].
     """
-    if not hasattr(image_processor, "do_resize"):
+    if not isinstance(image_processor, _Settings):
+        missing = [name for name in _Settings.__annotations__ if not hasattr(image_processor, name)]
         raise ValueError(
-            f"{type(image_processor).__name__} keeps its settings out of sight (no do_resize, size, image_mean); use "
-            f"an image processor of transformers that has them."
+            f"{type(image_processor).__name__} keeps its settings out of sight (no {', '.join(missing)}); use an "
+            "image processor of transformers that has them."
         )
-    resize, crop = _read_sizes(image_processor)
+    try:
+        resize, crop = _read_sizes(image_processor)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{type(image_processor).__name__} has no usable size, crop_size or crop_pct ({one_line(error)}); correct "
+            "its configuration."
+        ) from error
     for size in (resize, crop):
         sides = [size] if isinstance(size, int) else [] if size is None else list(size)
         if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
@@ -218,32 +251,36 @@ def read_preprocessing(image_processor: BaseImageProcessor, *, image_size: int |
     return preprocessing if image_size is None else _with_image_size(preprocessing, image_size)
 
 
-def _read_mean_and_std(image_processor: BaseImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _read_mean_and_std(settings: _Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation, one a channel, in grey levels."""
-    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
-    mean, std = (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else (0.0, 1.0)
-    mean, std = (torch.as_tensor(value, dtype=torch.float32).expand(3) * (1.0 / scale) for value in (mean, std))
+    scale = settings.rescale_factor if settings.do_rescale else 1.0
+    values = (settings.image_mean, settings.image_std) if settings.do_normalize else (0.0, 1.0)
+    mean, std = (torch.as_tensor(value, dtype=torch.float32).expand(3) * (1.0 / scale) for value in values)
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise ValueError(f"a mean of {mean.tolist()} and a deviation of {std.tolist()} grey levels")
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _read_sizes(image_processor: BaseImageProcessor) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+def _read_sizes(settings: _Settings) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
     """(resize, crop) in the terms of [`Preprocessing`]."""
-    size = dict(image_processor.size or {}) if image_processor.do_resize else {}
-    crop_size = dict(image_processor.crop_size or {}) if getattr(image_processor, "do_center_crop", False) else {}
-    crop = (crop_size["height"], crop_size["width"]) if crop_size else None
-    if set(size) == {"height", "width"}:
-        return (size["height"], size["width"]), crop
-    if set(size) == {"shortest_edge"} and crop is None and getattr(image_processor, "crop_pct", None):
+    size = dict(settings.size or {}) if settings.do_resize else {}
+    crop_size = dict(getattr(settings, "crop_size", None) or {}) if getattr(settings, "do_center_crop", False) else {}
+    crop_share = getattr(settings, "crop_pct", None)
+    if set(crop_size) == {"height", "width"}:
+        crop = (crop_size["height"], crop_size["width"])
+        if not size:
+            return None, crop
+        if set(size) == {"height", "width"}:
+            return (size["height"], size["width"]), crop
+        if set(size) == {"shortest_edge"}:
+            return size["shortest_edge"], crop
+    elif not crop_size and set(size) == {"height", "width"}:
+        return (size["height"], size["width"]), None
+    elif not crop_size and set(size) == {"shortest_edge"} and crop_share:
         edge = size["shortest_edge"]  # ConvNeXT and ResNet: a crop of this size after a resize to edge / crop_pct
-        return (edge, edge) if edge >= 384 else int(edge / image_processor.crop_pct), (edge, edge)
-    if set(size) == {"shortest_edge"} and crop is not None:
-        return size["shortest_edge"], crop
-    if not size and crop is not None:
-        return None, crop
+        return (edge, edge) if edge >= 384 else int(edge / crop_share), (edge, edge)
     raise ValueError(
-        f"{type(image_processor).__name__} with size={size or None} and crop_size={crop_size or None} does not give "
+        f"{type(settings).__name__} with size={size or None} and crop_size={crop_size or None} does not give "
         f"images of one fixed size, which a batch needs; set its size to a height and a width, or turn on its "
         f"do_center_crop."
     )
@@ -257,13 +294,12 @@ def _with_image_size(preprocessing: Preprocessing, image_size: int) -> Preproces
     if preprocessing.crop is None:
         return replace(preprocessing, resize=square)
     crop_height, crop_width = preprocessing.crop
+    resize: int | tuple[int, int] = image_size
     if isinstance(preprocessing.resize, int):
         resize = round(preprocessing.resize * image_size / min(crop_height, crop_width))
     elif preprocessing.resize is not None:
         height, width = preprocessing.resize
         resize = (round(height * image_size / crop_height), round(width * image_size / crop_width))
-    else:
-        resize = image_size
     return replace(preprocessing, resize=resize, crop=square)
 
 

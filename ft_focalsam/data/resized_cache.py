@@ -74,13 +74,13 @@ class _Resize:
         return signature, digest
 
     def _smaller(self, stored: StoredImage) -> bytes:
-        size = upright_size(stored.open())
-        shorter = min(size)
+        full = upright_size(stored.open())
+        shorter = min(full)
         if shorter <= self.side:
             return stored.content
         reduction = next((by for by in REDUCTIONS if 2 * by * self.side <= shorter), 1)  # made once: exact enough
         pixels = stored.decode(reduction=reduction)
-        size = [length * self.side // shorter for length in size]
+        size = [length * self.side // shorter for length in full]
         pixels = tvf.resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         buffer = io.BytesIO()
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=QUALITY)

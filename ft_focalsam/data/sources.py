@@ -1,6 +1,6 @@
 """Sources of labelled images: registered ones by name, anything else from the Hub, a folder or a file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,14 +123,21 @@ def load_image_data(
         ValueError: If a split or a column is missing or ambiguous, a label is out of range, a path leads out of its
             folder, or options contradict.
     """
-    given = {"image_root": image_root, "test_dataset": test_dataset, "test_split": test_split}
-    given |= {"image_column": image_column, "label_column": label_column, "dataset_config": config_name}
-    given |= {"label_separator": label_separator}
-    given |= {"train_split": None if train_split == "train" else train_split, "test_fraction": test_fraction}
-    given |= {"validation_split": validation_split}
     names = None if class_names is None else read_prompt_names(class_names)
     path = Path(name).expanduser()
     if name in SOURCES:
+        given = {
+            "image_root": image_root,
+            "test_dataset": test_dataset,
+            "test_split": test_split,
+            "image_column": image_column,
+            "label_column": label_column,
+            "dataset_config": config_name,
+            "label_separator": label_separator,
+            "train_split": None if train_split == "train" else train_split,
+            "test_fraction": test_fraction,
+            "validation_split": validation_split,
+        }
         _refuse(f"The registered source '{name}' has fixed columns and splits", given)
         data = SOURCES[name]()
         return data if names is None else data.rename(names)
@@ -236,7 +243,7 @@ def _image_data(
     return ImageData(train=train, test=test, class_names=names, name=name, validation=splits.get("validation"))
 
 
-def _refuse(what: str, options: dict[str, object]) -> None:
+def _refuse(what: str, options: Mapping[str, object]) -> None:
     given = [f"--{option}" for option, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{what}; drop {', '.join(given)}.")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -14,6 +14,13 @@ from torchvision.transforms import v2
 from .columns import label_array
 from .images import StoredImage, undecoded
 from .multi_label import as_label_tensor, class_label_of, holds_lists, multi_hot_rows
+
+
+@runtime_checkable
+class _ChangesOverTraining(Protocol):
+    """A transform that is told how far training is: 0 in the first epoch, 1 in the last."""
+
+    progress: float
 
 
 class TransformedImages(Dataset):
@@ -75,10 +82,10 @@ class TransformedImages(Dataset):
         _set_progress(self.transform, epoch, self.num_epochs)
         image = StoredImage.read(item["image"], row=int(index))
         pixel_values = _seeded(self.transform, image, [self.seed, epoch, int(index)])
-        return {"pixel_values": pixel_values, "labels": self._label(item["labels"])}
-
-    def _label(self, label: int | list[int]) -> int | torch.Tensor:
-        return label if self._num_classes is None else as_label_tensor(multi_hot_rows([label], self._num_classes))[0]
+        labels = item["labels"]
+        if self._num_classes is not None:
+            labels = as_label_tensor(multi_hot_rows([labels], self._num_classes))[0]
+        return {"pixel_values": pixel_values, "labels": labels}
 
 
 class StreamedImages(IterableDataset):
@@ -152,9 +159,9 @@ def _seeded(transform: Callable, image: StoredImage, entropy: list[int]) -> torc
 
 
 def _set_progress(transform: Callable, epoch: int, num_epochs: int) -> None:
-    """Tell the transforms that have a `progress` how far training is: 0 in the first epoch, 1 in the last."""
+    """Tell the transforms that have a `progress` how far training is."""
     stages = transform.transforms if isinstance(transform, v2.Compose) else [transform]
     for stage in stages:
         for module in stage.modules() if isinstance(stage, nn.Module) else ():
-            if hasattr(module, "progress"):
+            if isinstance(module, _ChangesOverTraining):
                 module.progress = min(1.0, epoch / max(1, num_epochs - 1))

@@ -10,6 +10,7 @@ import pytest
 import torchvision
 
 from ft_focalsam.data import label_array, load_image_data
+from ft_focalsam.data.cifar import read_binary_cifar
 
 
 @pytest.fixture
@@ -56,6 +57,11 @@ def test_binary_cifar10_from_five_files(cifar100, tmp_path):
     (tmp_path / "data_batch_3.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin' does not exist; unpack the whole archive"):
         load_image_data(str(tmp_path))
+
+
+def test_a_folder_of_something_else_is_no_binary_cifar(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not hold the binary version of CIFAR; unpack the whole arch"):
+        read_binary_cifar(tmp_path)
 
 
 class Bomb:

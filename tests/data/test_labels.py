@@ -113,6 +113,16 @@ def test_stream_is_refused(stream):
         dataset_labels(stream)
 
 
+class Endless(Dataset):
+    def __getitem__(self, index):
+        return {"labels": index % 3}
+
+
+def test_a_data_set_without_length_is_refused():
+    with pytest.raises(ValueError, match=r"is a Endless without length, whose classes cannot be counted; give it"):
+        dataset_labels(Endless())
+
+
 def test_columns_without_label():
     with pytest.raises(ValueError, match=r"columns \['species', 'image'\] and no 'labels'; rename the one with the"):
         dataset_labels(hub("species", image=list(range(7))))

@@ -225,10 +225,17 @@ def test_inaturalist(images):
         ({"annotations": []}, r"image 'train/große Eule/a 1.png' of '.*' has no category \(2 of 2 have none\)"),
         ({"categories": None}, "has no lists images, annotations, categories"),
         ({"images": [{"id": 1}]}, "An entry of '.*' has no 'file_name'"),
+        ({"images": [{"id": [1], "file_name": "a.png"}]}, r"An entry .* cannot be read \(its id is no number or text"),
+        ({"annotations": [{"image_id": {}, "category_id": 7}]}, r"cannot be read \(its image_id is no number"),
+        ({"annotations": [{"image_id": 1, "category_id": [7]}]}, r"cannot be read \(its category_id is no number"),
+        ({"images": [{"id": 5, "file_name": 3}], "annotations": []}, "The image '3' of '.*' has no category"),
         ({"annotations": [{"image_id": 100, "category_id": c} for c in (7, 8)]}, "an annotation of the category 8, "),
         ({"categories": [{"id": i, "name": "x"} for i in (40, 7)]}, "names the classes 0 and 1 'x'"),
     ],
-    ids=["unlabelled", "other_json", "no_file", "several", "same_name"],
+    ids=[
+        *("unlabelled", "other_json", "no_file", "image_id_list", "annotation_id_object", "category_id_list"),
+        *("file_number", "several", "same_name"),
+    ],
 )
 def test_inaturalist_that_is_not_whole(images, changes, message):
     with pytest.raises(ValueError, match=message):

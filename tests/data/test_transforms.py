@@ -1,6 +1,7 @@
 """Evaluation transforms equal the backbones' own image processors on real images; training ones obey torch's seed."""
 
 import pickle
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    BaseImageProcessor,
     BitImageProcessor,
     CLIPImageProcessor,
     ConvNextImageProcessor,
@@ -22,6 +24,7 @@ from ft_focalsam.data import (
     TransformedImages,
     eval_transform,
     load_image_data,
+    read_preprocessing,
     register_augmentation,
     train_transform,
 )
@@ -83,6 +86,31 @@ def test_what_settings_cannot_say_is_refused():
         ValueError, match=r"CLIPImageProcessor .*'shortest_edge': 224.* one fixed size.*do_center_crop"
     ):
         eval_transform(CLIPImageProcessor(do_center_crop=False))
+
+
+class BareProcessor(BaseImageProcessor):
+    do_resize, size = True, None
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (BareProcessor(), r"BareProcessor keeps its settings out of sight \(no resample, do_rescale, .*image_std\)"),
+        (CLIPImageProcessor(crop_size={"shortest_edge": 5}), r"crop_size=\{'shortest_edge': 5\} does not give images"),
+        (ConvNextImageProcessor(size={"shortest_edge": 9}, crop_pct="x"), r"no usable size, crop_size or crop_pct"),
+        (ConvNextImageProcessor(size={"shortest_edge": "x"}), r"no usable size, crop_size or crop_pct"),
+    ],
+    ids=["bare", "crop_size", "crop_pct", "size"],
+)
+def test_settings_of_another_kind_are_one_sentence(processor, message):
+    with pytest.raises(ValueError, match=message):
+        eval_transform(processor)
+
+
+def test_the_size_of_what_keeps_several_shapes_is_refused():
+    preprocessing = replace(read_preprocessing(PROCESSORS["clip"]), crop=None)
+    with pytest.raises(ValueError, match=r"resize=224 and no crop does not give images of one fixed size; set crop"):
+        preprocessing.output_size  # noqa: B018
 
 
 @pytest.mark.parametrize(
