@@ -58,7 +58,7 @@ class LongTailClassifier(PreTrainedModel):
     def __init__(self, config: LongTailClassifierConfig, backbone: nn.Module):
         super().__init__(config)
         self.backbone = backbone
-        self.neck = nn.Identity()  # between the two, for what is inserted there
+        self.neck: nn.Module = nn.Identity()  # between the two, for what is inserted there
         self.head = make_head(
             config.head,
             config.feature_size,

@@ -54,3 +54,8 @@ class LongTailClassifierConfig(PreTrainedConfig):
         self.inserted = inserted
         self.head_options = head_options
         super().__init__(**kwargs)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The C class names in index order, those of `id2label`."""
+        return [name for _, name in sorted((self.id2label or {}).items())]

@@ -158,4 +158,4 @@ def adapter(model: LongTailClassifier, options: AdapterOptions) -> None:
 def _width(model: LongTailClassifier, options: AdapterOptions) -> int:
     if options.adapter_width is not None:
         return options.adapter_width
-    return default_width(model.config.num_labels, len(model.family.blocks(model.backbone)))
+    return default_width(len(model.config.class_names), len(model.family.blocks(model.backbone)))

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., arXiv 2106.09685), its variants and IA3, through peft."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from peft import IA3Config, LoraConfig
 from torch import nn
@@ -15,8 +15,15 @@ from .registry import PEFT, CommonOptions, find_parts, register_tuning
 QUERY_AND_VALUE = ("q_proj", "query", "v_proj", "value", "qkv")
 KEY_AND_VALUE = ("k_proj", "key", "v_proj", "value", "qkv")
 MLP_OUTPUT = ("fc2", "down_proj", "weights_out", "c_proj")
-# How LoRA may start. The others that peft knows are random in a way that loading could not repeat, or need data.
-LORA_INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+# How LoRA may start -> what peft calls it. The others that peft knows are random in a way that loading could not
+# repeat, or need data.
+LORA_INITS: dict[str, Literal[True, "gaussian", "orthogonal", "pissa", "olora"]] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "orthogonal": "orthogonal",
+    "pissa": "pissa",
+    "olora": "olora",
+}
 
 
 @dataclass
@@ -78,12 +85,12 @@ def lora(model: LongTailClassifier, options: LoraOptions) -> None:
         )
     config = LoraConfig(
         r=options.lora_rank,
-        lora_alpha=options.lora_alpha,
+        lora_alpha=options.lora_alpha,  # type: ignore[arg-type]  # peft divides it by r: any number will do
         lora_dropout=options.lora_dropout,
         target_modules=_in_tuned_layers(model, options, targets),
         use_rslora=options.lora_rslora,
         use_dora=options.lora_dora,
-        init_lora_weights=True if options.lora_init == "default" else options.lora_init,
+        init_lora_weights=LORA_INITS[options.lora_init],
     )
     model.wrap_backbone(config)
 

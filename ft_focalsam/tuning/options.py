@@ -13,7 +13,9 @@ def _entries(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
 
 
-_KINDS = list(dict.fromkeys([CommonOptions, *(method.options for method in TUNING_METHODS.values())]))
+_KINDS: list[type[CommonOptions]] = list(
+    dict.fromkeys([CommonOptions, *(method.options for method in TUNING_METHODS.values())])
+)
 # Any: what the methods declare is not seen by type checkers. The fields of the last base come first.
 TuningOptions: Any = make_dataclass("TuningOptions", [], bases=tuple(reversed(_KINDS)))
 TuningOptions.__module__ = __name__

@@ -5,13 +5,15 @@ import difflib
 import warnings
 from dataclasses import dataclass, field
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 
 from ..base.errors import one_line
 from ..base.parsing import mapping_argument
 from ..models import LongTailClassifier
 from ..models.peft_adapter import NOT_REPEATABLE, adapter_types, check_adapter_fields
 from .registry import PEFT, CommonOptions, register_tuning
+
+EXAMPLE = {"peft_type": "LOHA", "target_modules": ["fc1"]}
 
 
 @dataclass
@@ -30,9 +32,7 @@ class PeftOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_config = mapping_argument(
-            "peft_config", self.peft_config, example={"peft_type": "LOHA", "target_modules": ["fc1"]}
-        )
+        self.peft_config = mapping_argument("peft_config", self.peft_config, example=EXAMPLE)
 
 
 @register_tuning("peft", stage=PEFT, options=PeftOptions)
@@ -47,29 +47,31 @@ def peft(model: LongTailClassifier, options: PeftOptions) -> None:
         model.wrap_backbone(config)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise ValueError(
-            f"peft_config with peft_type {config.peft_type.value!r} does not fit the backbone "
+            f"peft_config with peft_type {PeftType(config.peft_type).value!r} does not fit the backbone "
             f"'{model.config.backbone}': {one_line(error)}; correct its fields."
         ) from error
 
 
-def read_peft_config(fields: dict | None) -> PeftConfig:
+def read_peft_config(described: dict | str | None) -> PeftConfig:
     """A configuration of the peft library from a mapping.
 
     Args:
-        fields (`dict`): "peft_type", in any case, and fields of that type.
+        described (`dict`, or `str` of JSON, *optional*): "peft_type", in any case, and fields of that type.
 
     Raises:
-        ValueError: If the type or a field is unknown, or a value is refused by peft.
+        ValueError: If it is no mapping or names no type, the type or a field is unknown, or a value is refused by
+            peft.
     """
-    known = adapter_types()
-    kind = str((fields or {}).get("peft_type", "")).upper()
+    known, fields = adapter_types(), dict(mapping_argument("peft_config", described, example=EXAMPLE) or {})
+    named = fields.pop("peft_type", "")
+    kind = str(named).upper()
     if kind not in known:
-        given = f"names the peft_type {fields['peft_type']!r}" if kind else "names no peft_type"
+        given = f"names the peft_type {named!r}" if kind else "names no peft_type"
         raise ValueError(
             f"The tuning method 'peft' reads peft_config, which {given}; set it to one that adapts a vision model: "
             f"{', '.join(sorted(known))}."
         )
-    config, fields = known[kind], {name: value for name, value in fields.items() if name != "peft_type"}
+    config = known[kind]
     names = [f.name for f in dataclasses.fields(config) if f.init]
     for name in fields:
         if name not in names:

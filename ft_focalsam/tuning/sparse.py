@@ -29,6 +29,7 @@ class SparselyTunedLinear(nn.Linear):
     """
 
     casts_parameters = True
+    index: Tensor
 
     def __init__(self, linear: nn.Linear, ratio: float, seed: list[int]):
         nn.Module.__init__(self)
@@ -54,7 +55,7 @@ def merge_sparse(model: LongTailClassifier) -> None:
         if isinstance(layer, SparselyTunedLinear):
             layer.weight.view(-1).index_add_(0, layer.index, layer.values)
             del layer.values, layer.index
-            layer.__class__ = nn.Linear
+            layer.__class__ = nn.Linear  # type: ignore[assignment]  # its base, of which it has no more than W and b
 
 
 @register_inserted("sparse", merge=merge_sparse)

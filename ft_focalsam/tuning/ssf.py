@@ -36,7 +36,13 @@ class ScaleAndShift(nn.Module):
         return (x * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-def _behind(layer: nn.Module, args, output: Tensor) -> Tensor:
+class _ScaledLayer(nn.Module):
+    """What type checkers are told of a layer that has something behind it; none is made."""
+
+    ssf: ScaleAndShift
+
+
+def _behind(layer: _ScaledLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return layer.ssf(output)
 
 
@@ -53,7 +59,7 @@ def _channels(layer: nn.Module) -> tuple[int, int] | None:
     if not is_norm(layer):
         return None
     of_images = isinstance(layer, (_BatchNorm, nn.GroupNorm)) or type(layer).__name__.endswith("2d")  # timm's
-    return layer.weight.numel(), 1 if of_images else -1
+    return layer.get_parameter("weight").numel(), 1 if of_images else -1
 
 
 @torch.no_grad()
@@ -86,8 +92,10 @@ def insert_ssf(model: LongTailClassifier, *, layers: list[int] | None) -> None:
 
     A layer stays what it is, with a child and a forward hook more, so that peft and the model find its attributes.
     """
-    blocks = [] if layers is None else model.family.blocks(model.backbone)
-    parts = [model.backbone] if layers is None else [blocks[index] for index in layers]
+    parts = [model.backbone]
+    if layers is not None:
+        blocks = model.family.blocks(model.backbone)
+        parts = [blocks[index] for index in layers]
     for layer in [module for part in parts for _, module in own_modules(part)]:
         channels = _channels(layer)
         if channels is not None:

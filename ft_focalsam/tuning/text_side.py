@@ -13,7 +13,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..base.ranges import Range
-from ..models import HEADS, LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
+from ..models import LongTailClassifier, TextHead, TextTower, load_text_tower, prompt_names, register_inserted
+from ..models.heads import CosineHead
 from ..models.peft_adapter import wrap_with_peft
 from ..models.text import DEFAULT_TEMPLATE
 from .lora import QUERY_AND_VALUE, LoraOptions, linear_layers
@@ -31,6 +32,8 @@ class ContextEmbedding(nn.Module):
         places (`Tensor` of shape (C, P)): Which tokens of each row are trained vectors.
         context (`Tensor` of shape (P, D) or (C, P, D)): Their start, one context for all rows or one for each.
     """
+
+    places: Tensor
 
     def __init__(self, embedding: nn.Module, places: Tensor, context: Tensor):
         super().__init__()
@@ -75,8 +78,9 @@ def merge_text_head(model: LongTailClassifier) -> None:
     """The cosine head with the class vectors that the text tower gives now, in the place of a `TextHead`."""
     if isinstance(model.head, TextHead):
         vectors, config = model.head.class_vectors(), model.config
-        model.head = HEADS["cosine"](config.feature_size, config.num_labels, config.head_scale)
-        model.head.start_from(vectors)
+        head = CosineHead(config.feature_size, len(config.class_names), config.head_scale)
+        head.start_from(vectors)
+        model.head = head
 
 
 @register_inserted("text_lora", merge=merge_text_head)
@@ -85,7 +89,12 @@ def insert_text_lora(
 ) -> None:
     """LoRA, by peft, around the text tower."""
     tower = text_head(model).tower
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r: any number will do
+        lora_dropout=dropout,
+        target_modules=list(target_modules),
+    )
     tower.model = wrap_with_peft(tower.model, config, base=model.config.backbone)
 
 
