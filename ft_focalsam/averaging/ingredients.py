@@ -99,10 +99,11 @@ def read_ingredients(
         The first one as a model, to be filled with averages, and the weights of all.
 
     Raises:
-        FileNotFoundError, ValueError: As `LongTailClassifier.from_pretrained` and `merge`; if they are not of one
-            architecture.
+        FileNotFoundError, ValueError: As `LongTailClassifier.from_pretrained` and `merge`; if there are none, or they
+            are not of one architecture.
     """
-    template, found = None, []
+    template: LongTailClassifier | None = None
+    found: list[Ingredient] = []
     for name in names:
         model = LongTailClassifier.from_pretrained(name)
         if not merged and needs_merging(model):
@@ -113,6 +114,8 @@ def read_ingredients(
         found.append(Ingredient.of(str(name), model))
         found[0].check_same_architecture(found[-1])
         template = template or model
+    if template is None:
+        raise ValueError("No classifier is given to average; name one or more folders of runs.")
     return template, found
 
 

@@ -83,7 +83,7 @@ def set_updates(model: PeftModel, updates: dict[LoraLayer, tuple[Tensor, Tensor]
         a = F.pad(a.flatten(1), (0, 0, 0, rank - a.shape[0])).reshape(rank, *a.shape[1:])
         b = F.pad(b.flatten(1), (0, rank - b.shape[1])).reshape(b.shape[0], rank, *b.shape[2:])
         for module, value in ((layer.lora_A[ADAPTER], a), (layer.lora_B[ADAPTER], b)):
-            module.weight = nn.Parameter(value.to(module.weight))
+            module.weight = nn.Parameter(value.to(module.get_parameter("weight")))
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         ends = ("in_channels", "out_channels") if isinstance(layer, Conv2d) else ("in_features", "out_features")
         setattr(down, ends[1], rank)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from ..export import merge
-from ..models import LongTailClassifier, prompt_names, text_features
+from ..models import LongTailClassifier, init_head
 from ..models.backbones import is_pretrained
 from ..tuning.adapter import Bottleneck, ParallelAdapter
 from .ingredients import Ingredient, inserted_kinds, needs_merging, peft_kind
@@ -42,7 +42,7 @@ def read_with_start(
         tuned = merge(tuned)
         before = LongTailClassifier.from_backbone(
             tuned.config.backbone,
-            [tuned.config.id2label[index] for index in range(tuned.config.num_labels)],
+            tuned.config.class_names,
             head=tuned.config.head,
             head_scale=tuned.config.head_scale,
             head_options=tuned.config.head_options,
@@ -112,4 +112,4 @@ def _start_head(before: LongTailClassifier, tuned: LongTailClassifier, name: str
             "--tuning zero_shot and another --output_dir, and give that folder as --start."
         )
     else:
-        before.head.start_from(text_features(config.backbone, prompt_names(config), templates=config.prompt_templates))
+        init_head(before, "text", templates=config.prompt_templates, class_names=config.prompt_names)

@@ -205,6 +205,11 @@ def test_factors_of_the_text_tower_are_refused_by_name_or_merged(tiny_backbones,
     assert_is_mean_of_merged(average(template, ingredients, WEIGHTS)[0], folders)
 
 
+def test_no_classifier_is_refused():
+    with pytest.raises(ValueError, match="No classifier is given to average; name one or more folders"):
+        read_ingredients([])
+
+
 def test_weights_and_ranks_out_of_range_are_named(tiny_backbones, tmp_path):
     template, ingredients = read_ingredients(save_several(tmp_path, tiny_backbones["clip"], "norms"))
     with pytest.raises(ValueError, match=r"The weights \[1.0, 1.0, 1.0\] of 3 classifiers do not sum to 1"):
