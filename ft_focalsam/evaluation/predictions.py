@@ -112,10 +112,8 @@ class Predictions:
 
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
         """Compared with the labels, one an image, by frequency groups where these are given."""
-        if self.log_probabilities is None and self.predicted is not None:
-            said = self.predicted
-        else:
-            said = self.logits
+        only_classes = self.predicted if self.log_probabilities is None else None
+        said = self.logits if only_classes is None else only_classes
         return SampleResults.of(said, self.labels, num_classes=len(self.class_names), groups=groups)
 
     def select(self, rows: np.ndarray) -> "Predictions":
