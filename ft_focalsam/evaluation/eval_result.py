@@ -40,7 +40,7 @@ class EvalResult:
     notes: Sequence[str] = ()
     is_temperature_scaled: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = self.predictions.class_names
         if self.class_counts is not None and len(self.class_counts) != len(names):
             raise ValueError(

@@ -51,7 +51,7 @@ class EvalConfig:
     many: int = 100
     few: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         VIEWS.choose(self.views)
         if self.average not in AVERAGES:
             raise ValueError(f"Unknown average {self.average!r}; choose one of {', '.join(AVERAGES)}.")

@@ -78,11 +78,11 @@ class Predictions:
             found = _log_probabilities(logits)
         return cls(found, labels, list(ids), list(class_names), dataset, model)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         num_labels = len(self.labels)
-        if self.log_probabilities is None:
-            shape, expected = np.shape(self.predicted), (num_labels,)
-        else:
+        shape: tuple[int, ...] = () if self.predicted is None else self.predicted.shape
+        expected: tuple[int, ...] = (num_labels,)
+        if self.log_probabilities is not None:
             shape, expected = self.log_probabilities.shape, (num_labels, len(self.class_names))
         fits = shape == expected and self.labels.shape in ((num_labels,), shape)
         if not fits or len(self.ids) != num_labels:
