@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..sharpness.collectives import total_norm
 from ..sharpness.directions import Parts
 from ..sharpness.targets import Target, perturbed
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class ClassLoss:
@@ -51,14 +55,13 @@ class ClassLoss:
         Raises:
             ValueError: If L or its gradient is not finite.
         """
-        total, count, sums = 0.0, 0, None
+        total, count, sums = torch.zeros((), dtype=torch.float64), 0, None
         with self._at(epsilon or {}) as leaves:
             for batch in self._batches:
                 losses = self._losses_of(batch)
-                found = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-                sums = found if sums is None else torch._foreach_add(sums, found)
+                sums = _added(sums, torch.autograd.grad(losses.sum(), leaves, materialize_grads=True))
                 total, count = total + losses.detach().double().sum(), count + len(losses)
-        gradient = self._parts(torch._foreach_div(sums, count))
+        gradient = self._mean(sums, count)
         self._checked(total_norm(list(gradient.values())), what="gradient")
         return self._checked(total / count), gradient
 
@@ -69,18 +72,17 @@ class ClassLoss:
             vector (`Parts`): v, one part for each tensor of the target.
         """
         count, sums = 0, None
-        vector = [vector[tensor] for tensor in self.target.names]
+        parts = [vector[tensor] for tensor in self.target.names]
         with self._at({}) as leaves:
             for batch in self._batches:
                 losses = self._losses_of(batch)
                 slopes = torch.autograd.grad(losses.sum(), leaves, create_graph=True, materialize_grads=True)
-                slope = sum((g * v).sum() for g, v in zip(slopes, vector, strict=True))
-                found = [torch.zeros_like(v) for v in vector]  # of a loss that is linear
+                slope = reduce(add, ((g * v).sum() for g, v in zip(slopes, parts, strict=True)))
+                found = tuple(torch.zeros_like(v) for v in parts)  # of a loss that is linear
                 if slope.requires_grad:
                     found = torch.autograd.grad(slope, leaves, materialize_grads=True)
-                sums = found if sums is None else torch._foreach_add(sums, found)
-                count += len(losses)
-        return self._parts(torch._foreach_div(sums, count))
+                sums, count = _added(sums, found), count + len(losses)
+        return self._mean(sums, count)
 
     @contextmanager
     def _at(self, epsilon: Parts) -> Iterator[list[Tensor]]:
@@ -99,8 +101,11 @@ class ClassLoss:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield [epsilon[tensor] if tensor in merged else tensor for tensor in self.target.names]
 
-    def _parts(self, values: Sequence[Tensor]) -> Parts:
-        return dict(zip(self.target.names, values, strict=True))
+    def _mean(self, sums: Tensors | None, count: int) -> Parts:
+        """Sums over images, as a perturbation."""
+        if sums is None:
+            raise ValueError(f"There is no image of {self._name}; give at least one batch.")
+        return dict(zip(self.target.names, torch._foreach_div(sums, count), strict=True))
 
     def _checked(self, value: Tensor, *, what: str = "loss") -> float:
         if not torch.isfinite(value):
@@ -109,6 +114,11 @@ class ClassLoss:
                 "analyse a run whose losses are finite."
             )
         return float(value)
+
+
+def _added(sums: Tensors | None, found: Tensors) -> Tensors:
+    """The sums, with what was found in another batch."""
+    return found if sums is None else torch._foreach_add(sums, found)
 
 
 def combined(*terms: tuple[float, Parts]) -> Parts:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..sharpness.collectives import total_norm
 from ..sharpness.directions import Parts
-from ..sharpness.targets import Target
+from ..sharpness.targets import Target, base_layer
 from .class_loss import ClassLoss, combined, gaussian, random_parts
 
 
@@ -67,6 +67,7 @@ def _normalised(noise: Tensor, weight: Tensor) -> Tensor:
 def _merged_value(layer: nn.Module) -> Tensor:
     """W of shape (out, in), whatever the adapter makes of it: what the layer makes of the unit vectors, less its
     bias."""
-    weight = layer.base_layer.weight
-    unit = torch.eye(layer.base_layer.in_features, dtype=weight.dtype, device=weight.device)
+    base = base_layer(layer)
+    weight = base.weight
+    unit = torch.eye(base.in_features, dtype=weight.dtype, device=weight.device)
     return (layer(unit) - layer(torch.zeros_like(unit[:1]))).T

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -124,12 +124,13 @@ class Measurement:
 
 def measure(
     model_target: Target,
-    class_loss: Callable[[int], ClassLoss | None],
+    class_loss: Callable[[int], ClassLoss],
     *,
     images: np.ndarray,
     options: MeasureOptions,
+    accuracies: np.ndarray,
+    groups: Mapping[str, np.ndarray],
     name: str = "model",
-    **about: Any,
 ) -> Measurement:
     """Measure each class.
 
@@ -138,8 +139,8 @@ def measure(
         class_loss (`Callable`): Class index -> its loss; called when the class's turn has come.
         images (`np.ndarray`): Images of each class, shape (C,); classes that have none are left out.
         options (`MeasureOptions`): What to measure.
+        accuracies, groups: Of the run, as in [`Measurement`].
         name (`str`): Of the run, for the progress bar and the result.
-        **about: `accuracies` and `groups` of the result.
 
     Raises:
         ValueError: If a loss is not finite, or a landscape is asked for where nothing perturbed has filters.
@@ -170,9 +171,11 @@ def measure(
             lines[index] = line(loss, directions[0], at[options.line_points])
         if options.plane_points:
             progress.set_postfix_str("plane")
-            planes[index] = plane(loss, *directions, at[options.plane_points])
+            planes[index] = plane(loss, directions[0], directions[1], at[options.plane_points])
     return Measurement(
         name=name,
+        accuracies=accuracies,
+        groups=groups,
         images=images,
         measures=measures,
         probes=probes,
@@ -180,5 +183,4 @@ def measure(
         weight_norm=weight_norm(model_target),
         line=lines,
         plane=planes,
-        **about,
     )

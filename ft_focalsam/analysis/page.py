@@ -12,9 +12,10 @@ import numpy as np
 
 from ..evaluation import to_cell
 from ..evaluation.report.blocks import Block, Heading, Plot, Table, Text
+from ..evaluation.report.formats import Cell
 from ..evaluation.report.html import to_html
 from ..evaluation.report.markdown import markdown_table, write_markdown
-from .agreement import change_by_group, changes_with_accuracy, with_accuracy
+from .agreement import RankCorrelation, change_by_group, changes_with_accuracy, with_accuracy
 from .landscape import offsets
 from .measure import MEASURES, Measurement, MeasureOptions
 from .plots import against_accuracy, by_frequency, lines, planes
@@ -78,10 +79,11 @@ def group_table(runs: Sequence[Measurement], options: MeasureOptions) -> Table:
             if not np.isfinite(values).any():
                 continue
             means = run.by_group(values)
-            cells = [_number(means.get(group, math.nan)) for group in groups]
+            numbers = [_number(means.get(group, math.nan)) for group in groups]
+            cells: list[Cell] = [*numbers]
             if measure == "trace":
                 errors = [run.trace_error(classes) for classes in run.measured_groups.values()]
-                cells = [(cell, f"± {_number(error)}") for cell, error in zip(cells, errors, strict=True)]
+                cells = [(cell, f"± {_number(error)}") for cell, error in zip(numbers, errors, strict=True)]
             rows.append([title, run.name, *cells])
     return Table(["mean over classes", "run", *groups], rows)
 
@@ -103,7 +105,7 @@ def change_table(runs: Sequence[Measurement]) -> Table:
     """Sharpness and eigenvalue of each run over those of the first one, and accuracy minus that of the first one."""
     first, *others = runs
     groups = list(first.measured_groups)
-    rows = []
+    rows: list[list[Cell]] = []
     for run in others:
         for measure in (SHARPNESS, "eigenvalue"):
             if np.isfinite(first.measures[measure]).any():
@@ -171,7 +173,7 @@ def _unconverged(runs: Sequence[Measurement], class_names: Sequence[str], option
     for run in runs if options.hessian else ():
         classes = np.flatnonzero((run.images > 0) & np.isnan(run.measures["eigenvalue"]))
         if classes.size:
-            names = ", ".join(class_names[index] for index in classes)
+            names = ", ".join(class_names[int(index)] for index in classes)
             yield Text(f"{run.name}: Lanczos did not converge for {names}, which no mean counts.", is_note=True)
 
 
@@ -197,7 +199,8 @@ def _class_table(run: Measurement, class_names: Sequence[str], class_counts: np.
     for index in np.flatnonzero(run.images):
         accuracy = _number(100 * run.accuracies[index])
         values = [_number(run.measures[name][index]) for name in measures]
-        rows.append([class_names[index], f"{class_counts[index]:,}", f"{run.images[index]:,}", accuracy, *values])
+        name = class_names[int(index)]
+        rows.append([name, f"{class_counts[index]:,}", f"{run.images[index]:,}", accuracy, *values])
     return Table(header, rows, fold=f"The classes of {run.name}")
 
 
@@ -212,7 +215,7 @@ def _rows(runs: Sequence[Measurement], class_names: Sequence[str], class_counts:
             values = [run.accuracies[index], *(run.measures[name][index] for name in MEASURES)]
             values.append(run.trace_error(np.array([index])) if run.probes.shape[1] else math.nan)
             cells = ["" if math.isnan(value) else repr(float(value)) for value in values]
-            about = [to_cell(run.name), int(index), to_cell(class_names[index]), group_of[int(index)]]
+            about = [to_cell(run.name), int(index), to_cell(class_names[int(index)]), group_of[int(index)]]
             row = [*about, int(class_counts[index]), int(run.images[index]), *cells]
             yield dict(zip(CSV_FIELDS, row, strict=True))
 
@@ -249,7 +252,7 @@ def _record(run: Measurement, first: Measurement) -> dict:
     return record
 
 
-def _finite(value):
+def _finite(value: object) -> object:
     """The same for JSON, which has no NaN: null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
@@ -258,7 +261,7 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _correlation(found) -> str | tuple[str, str]:
+def _correlation(found: RankCorrelation) -> Cell:
     return "-" if math.isnan(found.value) else (f"{found.value:+.2f}", f"p {found.p:.2g}, {found.classes} classes")
 
 

@@ -47,8 +47,14 @@ def lines(look: Look, runs: Sequence[Measurement], group: str, extent: float) ->
     for index, run in enumerate(runs):
         values = run.line[run.measured_groups[group]].mean(axis=0)
         at = offsets(len(values), extent)
-        style = {"color": _colour(look, index), "linestyle": _dash(index)}
-        drawn += axes.plot(at, values - values[len(values) // 2], linewidth=1.8, label=printable(run.name), **style)
+        drawn += axes.plot(
+            at,
+            values - values[len(values) // 2],
+            color=_colour(look, index),
+            linewidth=1.8,
+            linestyle=_dash(index),
+            label=printable(run.name),
+        )
     axes.set(xlabel="offset, in norms of the filters", ylabel="increase of the loss")
     axes.set_title(_title(runs[0], group), fontsize=10)
     if len(runs) > 1:
@@ -107,8 +113,16 @@ def _scatter(
     if len(runs) > 1:
         for index, run in enumerate(runs):
             filled = look.ink if index == len(runs) - 1 else "none"
-            style = {"color": look.ink, "marker": MARKERS[index % len(MARKERS)], "markerfacecolor": filled}
-            handles.append(Line2D([], [], linestyle="", label=printable(run.name), **style))
+            handle = Line2D(
+                [],
+                [],
+                color=look.ink,
+                linestyle="",
+                marker=MARKERS[index % len(MARKERS)],
+                markerfacecolor=filled,
+                label=printable(run.name),
+            )
+            handles.append(handle)
     return handles
 
 

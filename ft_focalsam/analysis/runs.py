@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from ..base.errors import unknown
 from ..base.finding import did_you_mean
@@ -137,9 +137,9 @@ class SavedRun:
     def loss_settings(self, loss: str | None) -> dict[str, Any]:
         """Settings of its loss, or, with the same hyperparameters, of another one."""
         settings = self.record["resolved"]
-        names = ("label_smoothing_factor", "drw_start", "effective_number_beta")
         name = loss or settings["loss"]
-        names += tuple(key for key in loss_hyperparameters(name) if key in settings)
+        names = ["label_smoothing_factor", "drw_start", "effective_number_beta"]
+        names += [key for key in loss_hyperparameters(name) if key in settings]
         return {"loss": name} | {key: settings[key] for key in names}
 
     def make_loss(self, model: LongTailClassifier, loss: str | None) -> PerSampleLoss:
@@ -183,8 +183,8 @@ class SavedRun:
         values |= {"streaming": False, "cache_resized": None, "cache_features": False}
         data = prepare_images(DataArguments(**values | ({"on_bad_image": "unchecked"} if checked else {})))
         expected = None if resized else self.record["resolved"].get("images")
-        counts = class_counts(label_array(data.train), data.num_classes)
-        is_same = data.class_names == self.class_names and np.array_equal(counts, self.result.class_counts)
+        counts, trained = class_counts(label_array(data.train), data.num_classes), self.result.class_counts
+        is_same = data.class_names == self.class_names and trained is not None and np.array_equal(counts, trained)
         if not is_same or (expected is not None and content_digest(data.train) != expected):
             raise ValueError(
                 f"The images of '{data.name}' are not those that the run in '{self.folder}' was trained on; set "
@@ -229,10 +229,18 @@ class RunLosses:
         options (`ImageOptions`): Which images, which loss.
         seed (`int`): Of the draw of images.
         device (`torch.device`): Where to run.
+
+    Raises:
+        ValueError: If the model is no `LongTailClassifier`, or as [`SavedRun.make_loss`].
     """
 
     def __init__(self, run: SavedRun, data: ImageData, options: ImageOptions, *, seed: int, device: torch.device):
         classifier: Classifier = load_classifier(str(run.folder), backbone=options.backbone)
+        if not isinstance(classifier.model, LongTailClassifier):
+            raise ValueError(
+                f"The model in '{run.folder}' is a {type(classifier.model).__name__}; give a folder that "
+                "recipes/finetune.py wrote."
+            )
         self.model = classifier.model.eval().to(device)
         self._device, self._batch_size = device, options.batch_size
         self._class_names = run.class_names
@@ -253,8 +261,9 @@ class RunLosses:
     def of_class(self, index: int, target: Target) -> ClassLoss:
         """The loss of a class, with its images in memory."""
         items = [self._images[int(row)] for row in self._rows[self._labels == index]]
-        loader = DataLoader(items, self._batch_size, collate_fn=default_collate)
-        batches = [{name: value.to(self._device) for name, value in batch.items()} for batch in loader]
+        size = self._batch_size
+        collated = [default_collate(items[first : first + size]) for first in range(0, len(items), size)]
+        batches = [{name: value.to(self._device) for name, value in batch.items()} for batch in collated]
         return ClassLoss(target, self._losses_of, batches, name=f"class '{self._class_names[index]}'")
 
     def _losses_of(self, batch: dict[str, Tensor]) -> Tensor:

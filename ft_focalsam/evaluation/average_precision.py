@@ -94,7 +94,9 @@ class MultiLabelMetrics:
         if isinstance(labels, Tensor):  # of a batch
             scores, labels = nested_numpify((scores, labels))
         parts = zip(scores, labels, strict=True) if isinstance(labels, list) else [(scores, labels)]
-        self._batches += [(part[0] if isinstance(part, (tuple, list)) else part, own) for part, own in parts]
+        for part, own in parts:
+            logits = part[0] if isinstance(part, (tuple, list)) else part
+            self._batches.append((np.asarray(logits), np.asarray(own)))
         if not compute_result:
             return {}
         scores, labels = (np.concatenate(each) for each in zip(*self._batches, strict=True))

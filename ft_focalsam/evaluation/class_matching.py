@@ -2,7 +2,7 @@
 
 import csv
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ _KEYS = (
 )
 
 
-def _table(known: Sequence[Sequence[str]], keys) -> dict[str, int]:
+def _table(known: Sequence[Sequence[str]], keys: Callable[[str], Iterable[str]]) -> dict[str, int]:
     """Key -> class, of the keys that belong to one class only."""
     owners: dict[str, set[int]] = {}
     for index, names in enumerate(known):
@@ -163,7 +163,7 @@ def _read_count_rows(path: str | Path) -> list[tuple[str, Any]]:
         return list(content.items()) if isinstance(content, dict) else []
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet writes a mark before the text
-            return [(from_cell(row["name"]), row["train_images"]) for row in csv.DictReader(file)]
+            return [(_named(row["name"]), row["train_images"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise ValueError(
             f"The training counts '{path}' cannot be read ({error}); give a CSV file with the columns name and "
@@ -171,7 +171,14 @@ def _read_count_rows(path: str | Path) -> list[tuple[str, Any]]:
         ) from error
 
 
-def _read_json(path: str | Path):
+def _named(cell: str | None) -> str:
+    """The name in a cell, which a row that is too short does not have."""
+    if cell is None:
+        raise ValueError("a row has no name")
+    return from_cell(cell)
+
+
+def _read_json(path: str | Path) -> Any:
     try:
         return parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:

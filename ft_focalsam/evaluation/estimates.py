@@ -64,7 +64,7 @@ def estimate(
     values = [tally_metrics(run.tally()) for run in runs]
     if against is not None:
         values = [minus(each, tally_metrics(run.tally())) for each, run in zip(values, against, strict=True)]
-    weights, is_difference = class_weights(runs[0].tally()), against is not None
+    weights = class_weights(runs[0].tally())
     estimates = {}
     for name in values[0]:
         if not all(name in each for each in values):
@@ -72,9 +72,9 @@ def estimate(
         of_runs = np.array([each[name] for each in values])
         found = None
         if name in weights:
-            scores = _scores(runs, name) - (_scores(against, name) if is_difference else 0)
+            scores = _scores(runs, name) - (0 if against is None else _scores(against, name))
             found = weighted_mean(scores, runs[0].labels, weights[name])
-        estimates[name] = _over_runs(of_runs, found, is_difference=is_difference, level=level)
+        estimates[name] = _over_runs(of_runs, found, is_difference=against is not None, level=level)
     return estimates
 
 
@@ -161,7 +161,16 @@ def seeds_variance(deviation: float, num_runs: int, level: float = LEVEL) -> flo
 
 def _scores(runs: Sequence[SampleResults], metric: str) -> np.ndarray:
     """1 where a run has an image right, else 0; float64 of shape (S, N)."""
-    return np.stack([run.in_top5 if metric == "top5_accuracy" else run.is_hit for run in runs]).astype(np.float64)
+    return np.stack([_is_right(run, metric) for run in runs]).astype(np.float64)
+
+
+def _is_right(run: SampleResults, metric: str) -> np.ndarray:
+    """Of each image, bool of shape (N,)."""
+    if metric != "top5_accuracy":
+        return run.is_hit
+    if run.in_top5 is None:
+        raise ValueError("The top-5 accuracy needs logits of more than five classes; give these.")
+    return run.in_top5
 
 
 def check_same_labels(first: SampleResults, second: SampleResults) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -62,24 +63,30 @@ def load_eval_dataset(
     Raises:
         FileNotFoundError, ValueError: As `load_image_data`.
     """
-    options = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
-    options["label_separator"] = label_separator
+    load = partial(
+        load_image_data,
+        name,
+        image_column=image_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        config_name=config_name,
+    )
     if split is not None and name in SOURCES:
         raise ValueError(f"The registered source '{name}' has a test split of its own; drop --split {split}.")
     if split is not None:
         try:
-            return _whole(name, split, options)
+            return _whole(load(train_split=split, test_fraction=1), name, split)
         except MissingSplitError as error:
             available = ", ".join(f"'{each}'" for each in error.available)
             raise ValueError(f"'{name}' has no split '{split}'; set --split to one of {available}.") from error
     try:
-        return _of(load_image_data(name, test_fraction=test_fraction, **options), name)
+        return _of(load(test_fraction=test_fraction), name)
     except MissingSplitError:
         if name in SOURCES or test_fraction is not None:
             raise
         for only in ONLY_SPLITS:
             try:
-                return _whole(name, only, options)
+                return _whole(load(train_split=only, test_fraction=1), name, only)
             except MissingSplitError:
                 continue
         raise
@@ -110,9 +117,8 @@ def _of(data: ImageData, name: str) -> EvalDataset:
     return EvalDataset(data.test, data.class_names, short_name(name))
 
 
-def _whole(name: str, split: str, options: dict) -> EvalDataset:
-    """All images of a split."""
-    data = load_image_data(name, train_split=split, test_fraction=1, **options)
+def _whole(data: ImageData, name: str, split: str) -> EvalDataset:
+    """All images of a split, which are the test part of the data."""
     note = (
         f"All {len(data.test):,} images of the split '{split}' of {short_name(name)} are the test; a model that was "
         "trained on some of them knows these already (--test_fraction gives the part that a run had cut off)."

@@ -40,7 +40,7 @@ class EvalResult:
     notes: Sequence[str] = ()
     is_temperature_scaled: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = self.predictions.class_names
         if self.class_counts is not None and len(self.class_counts) != len(names):
             raise ValueError(
@@ -66,14 +66,14 @@ class EvalResult:
         results: Sequence["EvalResult"], *, against: Sequence["EvalResult"] | None = None
     ) -> dict[str, Estimate]:
         """[`~ft_focalsam.evaluation.estimate`] of the results of several runs."""
-        return estimate(outcomes_of(results), against=against and outcomes_of(against))
+        return estimate(outcomes_of(results), against=None if against is None else outcomes_of(against))
 
     @staticmethod
     def estimate_classes(
         results: Sequence["EvalResult"], *, against: Sequence["EvalResult"] | None = None
     ) -> list[Estimate | None]:
         """[`~ft_focalsam.evaluation.estimates.estimate_classes`] of the results of several runs."""
-        return estimate_classes(outcomes_of(results), against=against and outcomes_of(against))
+        return estimate_classes(outcomes_of(results), against=None if against is None else outcomes_of(against))
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:

@@ -13,6 +13,7 @@ from ..models.text import readable_names
 from .class_matching import match_classes
 from .classifiers import restrict
 from .eval_datasets import EvalDataset
+from .eval_result import EvalResult
 from .multi_label_result import Result, make_result
 from .post_hoc import adjust_logits, fit_temperature
 from .predictions import AVERAGES, Predictions, image_ids, predict
@@ -50,7 +51,7 @@ class EvalConfig:
     many: int = 100
     few: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         VIEWS.choose(self.views)
         if self.average not in AVERAGES:
             raise ValueError(f"Unknown average {self.average!r}; choose one of {', '.join(AVERAGES)}.")
@@ -139,10 +140,18 @@ def evaluate(
         )
     names, source = classifier.class_names, f"'{test.name}'"
     classes = match_classes(test.class_names, names, class_index=class_index, source=source)
-    sizes = {"image_size": classifier.image_size, "patch_size": classifier.patch_size}
-    images = TransformedImages(test.images, view_transform(classifier.processor, options.views, **sizes))
-    settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "average": options.average}
-    logits = predict(classifier.model, images, accelerator=accelerator, **settings)
+    transform = view_transform(
+        classifier.processor, options.views, image_size=classifier.image_size, patch_size=classifier.patch_size
+    )
+    images = TransformedImages(test.images, transform)
+    logits = predict(
+        classifier.model,
+        images,
+        batch_size=options.batch_size,
+        average=options.average,
+        num_workers=options.num_workers,
+        accelerator=accelerator,
+    )
     logits, labels, kept = restrict(logits, images.targets, classes=classes, keep_all=options.all_classes)
     counts = None if class_counts is None else class_counts[kept]
     notes = [test.note] if test.note else []
@@ -150,7 +159,7 @@ def evaluate(
         notes.append(f"{test.name}: logits restricted to its {len(kept):,} of the model's {len(names):,} classes.")
     if options.views != "center":
         notes.append(f"Averaged over views: {options.views}, {options.average}.")
-    if options.tau is not None:
+    if options.tau is not None and counts is not None:
         logits = adjust_logits(logits, counts, tau=options.tau)
         notes.append(f"Logits adjusted by the class frequencies after training, tau {options.tau:g}.")
     kept_names = [names[index] for index in kept]
@@ -162,7 +171,7 @@ def evaluate(
         predictions, rows, note = scale_temperature(predictions, options.temperature_fraction)
         scored, notes = scored.select(rows), [*notes, note]
     result = options.result(predictions, counts, notes)
-    if options.temperature_fraction is not None:
+    if options.temperature_fraction is not None and isinstance(result, EvalResult):
         result = replace(result, is_temperature_scaled=True)
     return result, scored
 
@@ -181,10 +190,10 @@ def scale_temperature(predictions: Predictions, fraction: float) -> tuple[Predic
         predictions.labels, len(predictions.class_names), test_fraction=fraction, seed=SPLIT_SEED
     )
     fitted_on = predictions.select(held_out)
-    temperature = fit_temperature(fitted_on.log_probabilities, fitted_on.labels)
+    temperature = fit_temperature(fitted_on.logits, fitted_on.labels)
     scored = predictions.select(rows)
     note = (
         f"{predictions.dataset}: temperature {temperature:.3f}, fitted on {len(held_out):,} images that were held "
         f"out and are not scored; the other {len(rows):,} are."
     )
-    return scored.with_logits(scored.log_probabilities / temperature), rows, note
+    return scored.with_logits(scored.logits / temperature), rows, note

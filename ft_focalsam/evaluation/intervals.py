@@ -84,7 +84,9 @@ def interval_of(
     return float(low), float(high)
 
 
-def accuracy_interval(accuracy, size, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def accuracy_interval(
+    accuracy: float | np.ndarray, size: float | np.ndarray, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
     """Clopper and Pearson's interval of an accuracy (1934, https://doi.org/10.1093/biomet/26.4.404), which covers it
     at least as often as it says for any number of images; with an effective size as Korn and Graubard (1998).
 

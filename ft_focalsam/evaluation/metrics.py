@@ -4,7 +4,7 @@ Every metric is a function of [`ClassCounts`], by class and by confidence. All a
 weighted mean of class accuracies (`class_weights`) have an interval.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 
@@ -85,9 +85,10 @@ def macro_f1(tally: ClassCounts) -> float:
 def calibration_error(tally: ClassCounts) -> float | None:
     """Expected calibration error with 15 bins of equal width (Guo et al., 2017, https://arxiv.org/abs/1706.04599,
     eq. 3): mean distance of confidence and accuracy over the images, by bins of confidence; needs logits."""
-    if tally.bin_images is None:
+    if tally.bins is None:
         return None
-    return np.abs(tally.bin_confidence - tally.bin_hits).sum() / tally.bin_images.sum()
+    images, confidence, hits = tally.bins
+    return np.abs(confidence - hits).sum() / images.sum()
 
 
 def class_weights(tally: ClassCounts) -> dict[str, np.ndarray]:
@@ -170,20 +171,23 @@ class LongTailMetrics:
         """
         return self._tally(predictions, labels).class_accuracies
 
-    def _tally(self, predictions: np.ndarray | tuple | list, labels: np.ndarray | list) -> ClassCounts:
+    def _tally(
+        self, predictions: np.ndarray | tuple | list, labels: np.ndarray | Tensor | tuple | list
+    ) -> ClassCounts:
         if isinstance(predictions, list) and isinstance(labels, list):  # of batches
             return reduce(add, map(self._tally, predictions, labels))
         if isinstance(labels, Tensor):  # of a batch
             predictions, labels = nested_numpify((predictions, labels))
-        return SampleResults.of(predictions, labels, num_classes=self.num_classes, groups=self.groups).tally()
+        said = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+        return SampleResults.of(said, np.asarray(labels), num_classes=self.num_classes, groups=self.groups).tally()
 
 
-def group_means(per_class_accuracy: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
+def group_means(per_class_accuracy: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Mean accuracy of the classes of each group, without the groups where no class has one.
 
     Args:
         per_class_accuracy (`np.ndarray`): Shape (C,), NaN for a class without a test image.
-        groups (`dict[str, np.ndarray]`): Of [`~ft_focalsam.data.frequency_groups`].
+        groups (`Mapping[str, np.ndarray]`): Of [`~ft_focalsam.data.frequency_groups`].
     """
     means = {}
     for group, classes in groups.items():

@@ -1,9 +1,10 @@
 """What is to be said of a model on a test set whose images have several classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -46,16 +47,16 @@ class MultiLabelResult:
         results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
     ) -> dict[str, Estimate]:
         """[`~ft_focalsam.evaluation.estimates.estimate_values`] of the metrics of several runs."""
-        return estimate_values([each.metrics for each in results], against=against and [e.metrics for e in against])
+        others = None if against is None else [each.metrics for each in against]
+        return estimate_values([each.metrics for each in results], against=others)
 
     @staticmethod
     def estimate_classes(
         results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
     ) -> list[Estimate | None]:
         """The same of the average precision of each class; None for a class without a test image."""
-        found = estimate_values(
-            [each._by_class() for each in results], against=against and [each._by_class() for each in against]
-        )
+        others = None if against is None else [each._by_class() for each in against]
+        found = estimate_values([each._by_class() for each in results], against=others)
         return [found.get(index) for index in range(len(results[0].class_average_precisions))]
 
     def _by_class(self) -> dict[int, float]:
@@ -65,7 +66,7 @@ class MultiLabelResult:
     @cached_property
     def class_average_precisions(self) -> np.ndarray:
         """Shape (C,), NaN for a class without a test image."""
-        return class_average_precisions(self.predictions.log_probabilities, self.predictions.labels)
+        return class_average_precisions(self.predictions.logits, self.predictions.labels)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -102,7 +103,7 @@ class MultiLabelResult:
                 f"classes with fewer than {FEW_IMAGES} test images: {scarce:,} of {len(counts):,}; their average "
                 "precision hangs on single images, test on more."
             )
-        if broken := int(np.isnan(self.predictions.log_probabilities).any(axis=1).sum()):
+        if broken := int(np.isnan(self.predictions.logits).any(axis=1).sum()):
             yield f"images with NaN logits: {broken:,}; they rank last, check the model."
 
     def of_earlier(self, path: str | Path) -> "MultiLabelResult":
@@ -123,13 +124,39 @@ class MultiLabelResult:
 
 
 Result = EvalResult | MultiLabelResult
+Kind = TypeVar("Kind", EvalResult, MultiLabelResult)
 
 
-def make_result(predictions: Predictions, class_counts: np.ndarray | None = None, **options) -> Result:
+def make_result(
+    predictions: Predictions,
+    class_counts: np.ndarray | None = None,
+    *,
+    many: int = 100,
+    few: int = 20,
+    notes: Sequence[str] = (),
+) -> Result:
     """The result on predictions: of images of one class each, or of several.
 
     Args:
         predictions (`Predictions`): What a model says.
-        class_counts, options: As in [`EvalResult`].
+        class_counts, many, few, notes: As in [`EvalResult`].
     """
-    return (MultiLabelResult if predictions.is_multi_label else EvalResult)(predictions, class_counts, **options)
+    kind = MultiLabelResult if predictions.is_multi_label else EvalResult
+    return kind(predictions, class_counts, many=many, few=few, notes=notes)
+
+
+def all_of(kind: type[Kind], results: Iterable[Result]) -> list[Kind]:
+    """Results that are all of a kind.
+
+    Raises:
+        ValueError: If one is of the other kind.
+    """
+    found = []
+    for result in results:
+        if not isinstance(result, kind):
+            raise ValueError(
+                f"The results on '{result.predictions.dataset}' are of one class an image and of several; give those "
+                "of one kind."
+            )
+        found.append(result)
+    return found

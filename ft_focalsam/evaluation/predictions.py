@@ -78,11 +78,11 @@ class Predictions:
             found = _log_probabilities(logits)
         return cls(found, labels, list(ids), list(class_names), dataset, model)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         num_labels = len(self.labels)
-        if self.log_probabilities is None:
-            shape, expected = np.shape(self.predicted), (num_labels,)
-        else:
+        shape: tuple[int, ...] = () if self.predicted is None else self.predicted.shape
+        expected: tuple[int, ...] = (num_labels,)
+        if self.log_probabilities is not None:
             shape, expected = self.log_probabilities.shape, (num_labels, len(self.class_names))
         fits = shape == expected and self.labels.shape in ((num_labels,), shape)
         if not fits or len(self.ids) != num_labels:
@@ -96,15 +96,35 @@ class Predictions:
         """Whether an image may have several classes."""
         return self.labels.ndim == 2
 
+    @property
+    def logits(self) -> np.ndarray:
+        """`log_probabilities`, where they are needed.
+
+        Raises:
+            ValueError: If only the predicted classes were kept.
+        """
+        if self.log_probabilities is None:
+            raise ValueError(
+                f"Of the predictions on '{self.dataset}' only the predicted classes were kept; evaluate the model "
+                "again to have its logits."
+            )
+        return self.log_probabilities
+
     def outcomes(self, groups: dict[str, np.ndarray] | None = None) -> SampleResults:
         """Compared with the labels, one an image, by frequency groups where these are given."""
-        said = self.predicted if self.log_probabilities is None else self.log_probabilities
+        only_classes = self.predicted if self.log_probabilities is None else None
+        said = self.logits if only_classes is None else only_classes
         return SampleResults.of(said, self.labels, num_classes=len(self.class_names), groups=groups)
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Some of the images, by their rows."""
-        ids = [self.ids[row] for row in rows]
-        return replace(self, log_probabilities=self.log_probabilities[rows], labels=self.labels[rows], ids=ids)
+        return replace(
+            self,
+            log_probabilities=None if self.log_probabilities is None else self.log_probabilities[rows],
+            labels=self.labels[rows],
+            ids=[self.ids[row] for row in rows],
+            predicted=None if self.predicted is None else self.predicted[rows],
+        )
 
     def check_same_images(self, other: "Predictions", *, source: str) -> None:
         """Raise a `ValueError` where another run has other images, labels or classes, which cannot be paired."""
@@ -120,12 +140,16 @@ class Predictions:
         return replace(self, log_probabilities=_log_probabilities(logits))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; names and ids are in its header, as JSON."""
+        """Write one safetensors file; names and ids are in its header, as JSON.
+
+        Raises:
+            ValueError: If only the predicted classes were kept.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = {"format": FORMAT, "dataset": self.dataset, "model": self.model}
         texts |= {name: json.dumps(getattr(self, name)) for name in ("ids", "class_names")}
-        arrays = {"log_probabilities": np.ascontiguousarray(self.log_probabilities), "labels": self.labels}
+        arrays = {"log_probabilities": np.ascontiguousarray(self.logits), "labels": self.labels}
         save_file(arrays, path, metadata=texts)
         give_ordinary_permissions(path.parent)
 

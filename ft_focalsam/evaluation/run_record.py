@@ -31,7 +31,9 @@ class RunRecord:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._tensors: dict[str, np.ndarray] = {}
-        self._texts: dict[str, list[str] | str] = {}
+        self._ids: list[str] = []
+        self._class_names: list[str] = []
+        self._dataset = ""
         self._made: dict[str, dict] = {}
         if self.path.exists():
             self._read()
@@ -43,7 +45,8 @@ class RunRecord:
                 self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
             if texts.get("format") != FORMAT:
                 raise ValueError(f"its format is {texts.get('format', 'not named')!r}")
-            self._texts = {name: parse_json(texts[name]) for name in ("ids", "class_names", "dataset")}
+            self._ids, self._class_names = parse_json(texts["ids"]), parse_json(texts["class_names"])
+            self._dataset = parse_json(texts["dataset"])
             self._made = parse_json(texts["runs"])
             if set(self._made) | set(SHARED) != set(self._tensors):
                 raise ValueError("its runs are not those that it has predictions of")
@@ -71,23 +74,24 @@ class RunRecord:
         Raises:
             ValueError: If its images, classes or training images are not those of the other runs.
         """
-        train_images = np.asarray(train_images, dtype=np.int64)
+        counts = np.asarray(train_images, dtype=np.int64)
         if self._made:
             predictions.check_same_images(self.predictions(next(iter(self._made))), source=run)
-            if not np.array_equal(train_images, self.train_images):
+            if not np.array_equal(counts, self.train_images):
                 raise ValueError(
                     f"The run '{run}' has other numbers of training images than those in '{self.path}'; give it "
                     "another --record."
                 )
-        shared = dict(zip(SHARED, (predictions.labels, train_images), strict=True))
+        shared = dict(zip(SHARED, (predictions.labels, counts), strict=True))
         predicted = predictions.outcomes().predicted.astype(np.int16)
         tensors = self._tensors | shared | {run: predicted}
-        named = {"ids": predictions.ids, "class_names": predictions.class_names, "dataset": predictions.dataset}
-        runs = self._made | {run: dict(made)}
-        texts = {name: json.dumps(value) for name, value in {**named, "runs": runs}.items()}
+        ids, class_names, runs = list(predictions.ids), list(predictions.class_names), self._made | {run: dict(made)}
+        named = {"ids": ids, "class_names": class_names, "dataset": predictions.dataset, "runs": runs}
+        texts = {name: json.dumps(value) for name, value in named.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, save(tensors, {"format": FORMAT, **texts}))
-        self._tensors, self._texts, self._made = tensors, named, runs
+        self._tensors, self._made = tensors, runs
+        self._ids, self._class_names, self._dataset = ids, class_names, predictions.dataset
 
     @property
     def train_images(self) -> np.ndarray:
@@ -99,8 +103,8 @@ class RunRecord:
         return Predictions(
             None,
             self._tensors["labels"],
-            list(self._texts["ids"]),
-            list(self._texts["class_names"]),
-            str(self._texts["dataset"]),
+            list(self._ids),
+            list(self._class_names),
+            self._dataset,
             predicted=self._tensors[run].astype(np.int64),
         )

@@ -1,6 +1,6 @@
 """What came of each test image, and the counts of it that metrics are functions of."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,9 +35,23 @@ class ClassCounts:
 
     def __add__(self, other: "ClassCounts") -> "ClassCounts":
         """The counts of both, of the same classes."""
-        names = [each.name for each in fields(self) if each.name != "groups"]
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
-        return replace(self, **{name: None if a is None or b is None else a + b for name, (a, b) in pairs.items()})
+        return replace(
+            self,
+            images=self.images + other.images,
+            hits=self.hits + other.hits,
+            top5_hits=_sum(self.top5_hits, other.top5_hits),
+            predicted=self.predicted + other.predicted,
+            bin_images=_sum(self.bin_images, other.bin_images),
+            bin_confidence=_sum(self.bin_confidence, other.bin_confidence),
+            bin_hits=_sum(self.bin_hits, other.bin_hits),
+        )
+
+    @property
+    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """`bin_images`, `bin_confidence` and `bin_hits`; None without logits."""
+        if self.bin_images is None or self.bin_confidence is None or self.bin_hits is None:
+            return None
+        return self.bin_images, self.bin_confidence, self.bin_hits
 
     @cached_property
     def class_accuracies(self) -> np.ndarray:
@@ -127,18 +141,32 @@ class SampleResults:
 
     def tally(self) -> ClassCounts:
         """Count the images by class, and by confidence where that is known."""
-        counts = {"images": None, "hits": self.is_hit, "top5_hits": self.in_top5}
-        by_class = {name: np.bincount(self.labels, w, minlength=self.num_classes) for name, w in counts.items()}
-        if self.in_top5 is None:
-            by_class["top5_hits"] = None
-        by_confidence = {}
-        if self.confidence is not None:
-            bins = confidence_bins(self.confidence)
-            counts = {"bin_images": None, "bin_confidence": self.confidence, "bin_hits": self.is_hit}
-            by_confidence = {name: np.bincount(bins, weights, minlength=BINS) for name, weights in counts.items()}
-        # A place before the first class takes the images that are taken for none.
-        predicted = np.bincount(self.predicted + 1, minlength=self.num_classes + 1)[1:]
-        return ClassCounts(**by_class, **by_confidence, predicted=predicted, groups=self.groups)
+        found = ClassCounts(
+            images=self._by_class(None),
+            hits=self._by_class(self.is_hit),
+            top5_hits=None if self.in_top5 is None else self._by_class(self.in_top5),
+            # A place before the first class takes the images that are taken for none.
+            predicted=np.bincount(self.predicted + 1, minlength=self.num_classes + 1)[1:],
+            groups=self.groups,
+        )
+        if self.confidence is None:
+            return found
+        bins = confidence_bins(self.confidence)
+        return replace(
+            found,
+            bin_images=np.bincount(bins, minlength=BINS),
+            bin_confidence=np.bincount(bins, self.confidence, minlength=BINS),
+            bin_hits=np.bincount(bins, self.is_hit, minlength=BINS),
+        )
+
+    def _by_class(self, weights: np.ndarray | None) -> np.ndarray:
+        """Images of each class, or the sum of their weights, shape (C,)."""
+        return np.bincount(self.labels, weights, minlength=self.num_classes)
+
+
+def _sum(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    """Of counts that both have; else None."""
+    return None if first is None or second is None else first + second
 
 
 def confidence_bins(confidence: np.ndarray) -> np.ndarray:

@@ -110,6 +110,31 @@ def test_a_result_is_of_the_kind_of_its_labels():
     assert any("fewer than 10 test images" in note for note in record["notes"])
 
 
+def test_runs_on_other_images_are_not_compared(tmp_path):
+    results = {"before": make_result(predictions(LOGITS[:30], LABELS[:30])), "after": make_result(predictions())}
+    with pytest.raises(ValueError, match="cannot be paired"):
+        write_page(tmp_path, results)
+
+
+def test_results_of_one_class_an_image_and_of_several_are_not_mixed(tmp_path):
+    ids = [str(row) for row in range(40)]
+    single = Predictions.of_logits(LOGITS, np.arange(40) % 5, ids=ids, class_names=NAMES, dataset="animals")
+    results = {"single": make_result(single), "several": make_result(predictions())}
+    for kept in (results, dict(reversed(results.items()))):
+        with pytest.raises(ValueError, match="of one class an image and of several"):
+            write_results(tmp_path, {}, kept)
+        with pytest.raises(ValueError, match="of one class an image and of several"):
+            write_page(tmp_path, kept)
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_files_without_training_counts_have_no_drawing(tmp_path, is_multi_label):
+    labels = LABELS if is_multi_label else np.arange(40) % 5
+    result = make_result(predictions(labels=labels))
+    write_results(tmp_path, {"run": result.record()}, {"run": result})
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "per_class.csv"}
+
+
 def test_files_and_pages_say_average_precision_and_no_accuracy(tmp_path):
     results = {"before": make_result(predictions(-LOGITS), COUNTS), "after": make_result(predictions(), COUNTS)}
     records = {name: result.record() for name, result in results.items()}

@@ -97,6 +97,9 @@ def test_training_counts_by_name(tmp_path):
     (tmp_path / "wrong.csv").write_text("label,n\nb,4\n")
     with pytest.raises(ValueError, match="give a CSV file with the columns name and train_images"):
         read_train_counts(tmp_path / "wrong.csv", ["b"])
+    (tmp_path / "short.csv").write_text("train_images,name\n4,b\n5\n")
+    with pytest.raises(ValueError, match="a row has no name"):
+        read_train_counts(tmp_path / "short.csv", ["b"])
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         read_train_counts(tmp_path / "missing.json", ["b"])
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -259,6 +260,14 @@ def test_page_without_counts_images_or_mistakes(tmp_path):
     write_page(tmp_path, {"run": perfect, "other": verdict_of(1.0, counts=None, dataset="second")})
     text = "".join(Page((tmp_path / "report.html").read_text()).text)
     assert "run has every image right." in text and "few-shot" not in text and "Test set second" in text
+
+
+def test_page_of_predicted_classes_says_nothing_of_confidence(tmp_path, images):
+    known = verdict_of(1.0)
+    said = replace(known.predictions, log_probabilities=None, predicted=known.outcomes.predicted)
+    write_page(tmp_path, {"run": EvalResult(said, COUNTS)}, images={"test <set>": images})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "What is confused" in text and "confidence unknown" in text and "Calibration" not in text
 
 
 def test_two_seeds_show_their_runs_and_three_a_deviation(tmp_path):

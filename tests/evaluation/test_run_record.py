@@ -43,6 +43,18 @@ def test_an_image_without_a_prediction_stays_one(tmp_path):
     assert record.predictions("sam/seed_0").outcomes().predicted[4] == -1
 
 
+def test_predicted_classes_are_selected_and_not_saved(tmp_path):
+    said = predictions(0)
+    record = RunRecord(tmp_path / "record.safetensors")
+    record.add("sam/seed_0", said, COUNTS, {})
+    kept, rows = record.predictions("sam/seed_0"), np.array([7, 2, 9])
+    found = kept.select(rows)
+    assert found.ids == ["7", "2", "9"]
+    assert np.array_equal(found.outcomes().predicted, said.outcomes().predicted[rows])
+    with pytest.raises(ValueError, match="only the predicted classes were kept"):
+        kept.save(tmp_path / "predictions.safetensors")
+
+
 @pytest.mark.parametrize("part", ["ids", "labels", "class_names"])
 def test_runs_on_other_images_are_refused(tmp_path, part):
     record = RunRecord(tmp_path / "record.safetensors")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from ..multi_label_result import Result
 from .blocks import Table
 from .formats import Cell, count_cell
-from .tables import result_rows
 
 MOST_UNFOLDED = 20  # rows of the table of all classes that a page shows without being asked
 
@@ -25,12 +24,13 @@ def class_table(
         fold (`str`, *optional*): As in [`Table`].
         order (sequence of `int`, *optional*): The classes from top to bottom; as they are numbered by default.
     """
-    records = result_rows(result)
-    shown = {"class": [record["name"] for record in records], **columns}
-    if result.class_counts is not None:
-        shown["group"] = [record["group"] for record in records]
-        shown["training images"] = [count_cell(record["train_images"]) for record in records]
-    shown["test images"] = [count_cell(record["test_images"]) for record in records]
+    names, counts = result.predictions.class_names, result.class_counts
+    shown: dict[str, Sequence[Cell]] = {"class": names, **columns}
+    if counts is not None:
+        group_of = {int(label): group for group, members in result.groups.items() for label in members}
+        shown["group"] = [group_of[label] for label in range(len(names))]
+        shown["training images"] = [count_cell(int(count)) for count in counts]
+    shown["test images"] = [count_cell(int(count)) for count in result.test_counts]
     rows = list(zip(*shown.values(), strict=True))
     rows = rows if order is None else [rows[label] for label in order]
     return Table(list(shown), rows, fold=fold, is_sortable=True)

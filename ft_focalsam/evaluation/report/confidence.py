@@ -11,8 +11,11 @@ from .plots import reliability
 
 
 def calibration(runs: Mapping[str, EvalResult], level: int) -> Iterator[Block]:
-    """Whether the confidence of the last run is to be trusted, and what to do about it."""
+    """Whether the confidence of the last run is to be trusted, and what to do about it; nothing where only its
+    predicted classes were kept."""
     name, result = list(runs.items())[-1]
+    if result.outcomes.confidence is None:
+        return
     found, tally = calibrate(result.outcomes), result.outcomes.tally()
     low, high = found.gap_interval
     kind = "over" if found.gap > 0 else "under"

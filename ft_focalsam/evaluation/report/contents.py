@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from ..comparison import Comparison, compare_results
 from ..estimates import estimate, estimate_classes
 from ..eval_result import EvalResult
-from ..multi_label_result import MultiLabelResult, Result
+from ..multi_label_result import Kind, MultiLabelResult, Result, all_of
 from . import multi_label
 from .blocks import Block, Confusions, Example, Examples, Heading, Plot, SideBySide, Table, Text, Warnings
 from .class_table import MOST_UNFOLDED, class_table
@@ -81,24 +81,45 @@ def report_blocks(report: Report) -> Iterator[Block]:
     yield from subtitle(report.run)
     several = len(report.test_sets) > 1
     for dataset, runs in report.test_sets.items():
-        summarise = multi_label.summary if _has_several_classes(runs) else summary
-        yield from summarise(runs, dataset=dataset if several else None)
+        named = dataset if several else None
+        if _has_several_classes(runs):
+            yield from multi_label.summary(_all_of(MultiLabelResult, runs), dataset=named)
+        else:
+            yield from summary(_all_of(EvalResult, runs), dataset=named)
     yield from warnings(report)
     for dataset, runs in report.test_sets.items():
         level = 3 if several else 2
         if several:
             yield Heading(f"Test set {dataset}")
+        seeds = report.seeds.get(dataset, ())
         if _has_several_classes(runs):
-            yield from multi_label.sections(runs, report.seeds.get(dataset, ()), level)
-            continue
-        yield from scores(runs, level)
-        if dataset in report.seeds:
-            yield from seed_table(dataset, report.seeds[dataset], level)
-        yield from classes(runs, level)
-        yield from confusions(runs, report.images.get(dataset), level)
-        yield from calibration(runs, level)
+            yield from multi_label.sections(_all_of(MultiLabelResult, runs), all_of(MultiLabelResult, seeds), level)
+        else:
+            found = _all_of(EvalResult, runs)
+            yield from _sections(dataset, found, all_of(EvalResult, seeds), report.images.get(dataset), level)
     yield from training(report.log_history, report.run)
     yield from settings(report.run)
+
+
+def _sections(
+    dataset: str,
+    runs: Mapping[str, EvalResult],
+    seeds: Sequence[EvalResult],
+    images: datasets.Dataset | None,
+    level: int,
+) -> Iterator[Block]:
+    """What is said of a test set whose images have one class each."""
+    yield from scores(runs, level)
+    if seeds:
+        yield from seed_table(dataset, seeds, level)
+    yield from classes(runs, level)
+    yield from confusions(runs, images, level)
+    yield from calibration(runs, level)
+
+
+def _all_of(kind: type[Kind], runs: Mapping[str, Result]) -> dict[str, Kind]:
+    """Runs whose results are all of a kind."""
+    return dict(zip(runs, all_of(kind, runs.values()), strict=True))
 
 
 def _has_several_classes(runs: Mapping[str, Result]) -> bool:
@@ -233,7 +254,8 @@ def confusions(runs: Mapping[str, EvalResult], images: datasets.Dataset | None, 
     for confusion in found if images is not None else ():
         examples = []
         for row in confusion.rows[:EXAMPLES]:
-            caption = f"{100 * outcomes.confidence[row]:.0f} % sure"
+            sure = outcomes.confidence
+            caption = "confidence unknown" if sure is None else f"{100 * sure[row]:.0f} % sure"
             examples.append(Example(example(images, row), _image_name(result.predictions.ids[row]), caption))
         shown.append(Examples(f"{names[confusion.label]}, taken for {names[confusion.predicted]}", examples))
     if shown:

@@ -1,6 +1,6 @@
 """The drawing of accuracy by class frequency."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +150,7 @@ def _prepare_axes(axes: Axes, counts: np.ndarray) -> None:
     axes.set_xlim(counts.min() / margin, counts.max() * margin)
     axes.set_ylim(-3, 103)
     narrow = counts.max() < 5 * counts.min()
-    axes.xaxis.set_major_locator(FixedLocator(np.unique(counts)[[0, -1]]) if narrow else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(FixedLocator([counts.min(), counts.max()]) if narrow else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("training images of the class (log scale)")
@@ -230,9 +230,18 @@ def _legend_handles(
     for index, ((run, accuracy), marker) in enumerate(zip(accuracies.items(), RUN_MARKERS, strict=False)):
         filled = index == len(accuracies) - 1
         means = " / ".join(f"{g} {100 * mean:.1f}" for g, mean in group_means(np.asarray(accuracy), groups).items())
-        style = {"color": look.ink, "marker": marker, "markersize": 6.5, "linewidth": 2}
-        style |= {"markerfacecolor": look.ink if filled else look.ground, "linestyle": "-" if filled else (0, (2, 1))}
-        handles.append(Line2D([], [], label=f"{_shortened(run, 'run')}: {means}", **style))
+        handle = Line2D(
+            [],
+            [],
+            color=look.ink,
+            linewidth=2,
+            linestyle="-" if filled else (0, (2, 1)),
+            marker=marker,
+            markersize=6.5,
+            markerfacecolor=look.ink if filled else look.ground,
+            label=f"{_shortened(run, 'run')}: {means}",
+        )
+        handles.append(handle)
     return handles
 
 
@@ -241,7 +250,7 @@ def _shortened(name: str, kind: str) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
-def check_lengths(class_counts: np.ndarray, **arrays: Sequence) -> None:
+def check_lengths(class_counts: Sized, **arrays: Sized) -> None:
     """Raise a `ValueError` where a sequence, by its name, has not as many entries as there are classes."""
     for name, values in arrays.items():
         if len(values) != len(class_counts):

@@ -49,13 +49,11 @@ def _element(block: Block, name: str) -> str:
 
 def _navigation(blocks: list[Block]) -> str:
     """Links to the sections."""
-    sections = [(f"part-{i}", block.text) for i, block in enumerate(blocks) if _is_section(block)]
+    sections = [
+        (f"part-{i}", block.text) for i, block in enumerate(blocks) if isinstance(block, Heading) and block.level == 2
+    ]
     links = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in sections)
     return f"<nav>{links}</nav>" if len(sections) > 1 else ""
-
-
-def _is_section(block: Block) -> bool:
-    return isinstance(block, Heading) and block.level == 2
 
 
 def _heading(block: Heading, name: str) -> str:
@@ -82,7 +80,7 @@ def _table(block: Table, name: str) -> str:
         f'<th scope="col"{kind}>{escape(cell)}</th>' for kind, cell in zip(kinds, block.header, strict=True)
     )
     body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
+        f'<tr><th scope="row">{_cell(name)}</th>'
         + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds[1:], cells, strict=True))
         + "</tr>"
         for name, *cells in block.rows

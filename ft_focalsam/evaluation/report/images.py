@@ -58,8 +58,8 @@ def scaled(image: Image.Image, side: int) -> Image.Image:
     if longer * 2 <= side:
         factor = side // longer
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    size = tuple(max(1, round(length * side / longer)) for length in image.size)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(length * side / longer)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def image_uri(image: Image.Image) -> str:

@@ -43,8 +43,8 @@ def _parts(block: Block, root: Path, folder: str, name: str) -> Iterator[str]:
             yield escape_markdown(block.fold)
         yield markdown_table(block)
     elif isinstance(block, Confusions):
-        rows = zip(block.class_names, block.counts, strict=True)
-        rows = [(label, *(str(count) if count else "" for count in counts)) for label, counts in rows]
+        pairs = zip(block.class_names, block.counts, strict=True)
+        rows = [(label, *(str(count) if count else "" for count in counts)) for label, counts in pairs]
         yield markdown_table(Table(("class, taken for", *block.class_names), rows))
     elif isinstance(block, Plot):
         path = f"{folder}/{name}.png"

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from ...base.errors import printable
 from ..estimates import Estimate
 from ..eval_result import EvalResult
-from ..multi_label_result import Result
+from ..multi_label_result import Kind, MultiLabelResult, Result, all_of
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text, Warnings
 from .class_table import MOST_UNFOLDED, class_table
 from .contents import MANY_INTERVALS
@@ -100,7 +100,7 @@ class MethodRuns:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """By the name of the metric, see `estimate_runs` of the results."""
-        return self.any_result.estimate_runs(self._runs)
+        return self._estimate_runs()
 
     def differences(self, reference: "MethodRuns") -> dict[str, Estimate]:
         """This method minus another one, seed by seed on the same images.
@@ -108,12 +108,12 @@ class MethodRuns:
         Raises:
             ValueError: If the seeds or the images of the two differ.
         """
-        return self.any_result.estimate_runs(self._runs, against=self._paired_with(reference))
+        return self._estimate_runs(against=self._paired_with(reference))
 
     @cached_property
     def class_estimates(self) -> list[Estimate | None]:
         """One entry a class, see `estimate_classes` of the results."""
-        return self.any_result.estimate_classes(self._runs)
+        return self._estimate_classes()
 
     def class_differences(self, reference: "MethodRuns") -> list[Estimate | None]:
         """As `differences`, of each class.
@@ -121,7 +121,21 @@ class MethodRuns:
         Raises:
             ValueError: As `differences`.
         """
-        return self.any_result.estimate_classes(self._runs, against=self._paired_with(reference))
+        return self._estimate_classes(against=self._paired_with(reference))
+
+    def _estimate_runs(self, *, against: Sequence[Result] | None = None) -> dict[str, Estimate]:
+        if isinstance(self.any_result, EvalResult):
+            runs, others = _of_kind(EvalResult, self._runs, against)
+            return EvalResult.estimate_runs(runs, against=others)
+        several, others_of_several = _of_kind(MultiLabelResult, self._runs, against)
+        return MultiLabelResult.estimate_runs(several, against=others_of_several)
+
+    def _estimate_classes(self, *, against: Sequence[Result] | None = None) -> list[Estimate | None]:
+        if isinstance(self.any_result, EvalResult):
+            runs, others = _of_kind(EvalResult, self._runs, against)
+            return EvalResult.estimate_classes(runs, against=others)
+        several, others_of_several = _of_kind(MultiLabelResult, self._runs, against)
+        return MultiLabelResult.estimate_classes(several, against=others_of_several)
 
     @property
     def _runs(self) -> list[Result]:
@@ -141,6 +155,13 @@ class MethodRuns:
     def cost(self, reference: "MethodRuns") -> float:
         """Time of a training over that of another method, medians over the seeds."""
         return median(self.seconds.values()) / median(reference.seconds.values())
+
+
+def _of_kind(
+    kind: type[Kind], runs: Sequence[Result], against: Sequence[Result] | None
+) -> tuple[list[Kind], list[Kind] | None]:
+    """Results and those that they are compared with, where there are some, all of a kind."""
+    return all_of(kind, runs), None if against is None else all_of(kind, against)
 
 
 def write_comparison(
@@ -286,11 +307,16 @@ def class_sections(
     for method in methods:
         columns[method.name] = [estimate_cell(each) for each in method.class_estimates]
     last = found[others[-1].name] if others else reference.class_estimates
-    order = sorted(range(len(names)), key=lambda index: -last[index].mean if last[index] else float("inf"))
+    order = sorted(range(len(names)), key=lambda index: _falling(last[index]))
     fold = None if len(names) <= MOST_UNFOLDED else f"All {plural(len(names), 'class')}"
     yield class_table(result, columns, fold=fold, order=order)
     what = reference.score.name.capitalize()
     yield Text(f"{what} in %, differences in points. A click on a title sorts. {MANY_INTERVALS}", is_note=True)
+
+
+def _falling(found: Estimate | None) -> float:
+    """For sorting: the highest first, those without one last."""
+    return float("inf") if found is None else -found.mean
 
 
 def _gains(
@@ -305,8 +331,9 @@ def _gains(
         gain += ", which may be chance, as there are fewer than three seeds"
     else:
         doubt = ", which may be chance" if overall.interval[0] <= 0 <= overall.interval[1] else ""
-        better = sum(each.interval[0] > 0 for each in tested.values())
-        worse = sum(each.interval[1] < 0 for each in tested.values())
+        intervals = [each.interval for each in tested.values() if each.interval is not None]  # all, as overall
+        better = sum(low > 0 for low, _ in intervals)
+        worse = sum(high < 0 for _, high in intervals)
         gain += (
             f" (95 % interval {format_interval(overall.interval, signed=True)}){doubt}. Beyond chance it is better on "
             f"{better:,} and worse on {worse:,} of {plural(len(tested), 'class')}"

@@ -8,6 +8,7 @@ from ..multi_label_result import MultiLabelResult
 from .blocks import Block, Heading, Plot, SideBySide, Table, Text
 from .class_table import MOST_UNFOLDED, class_table
 from .formats import (
+    Cell,
     count_cell,
     describe_spread,
     estimate_cell,
@@ -56,11 +57,13 @@ def sections(runs: Mapping[str, MultiLabelResult], seeds: Sequence[MultiLabelRes
 
 def _scores(runs: Mapping[str, MultiLabelResult], level: int) -> Iterator[Block]:
     *others, last = runs
+    for name in others:
+        runs[name].predictions.check_same_images(runs[last].predictions, source=runs[name].predictions.model)
     images = runs[last].metric_images
     rows = []
     for metric, title in metric_titles(result.metrics for result in runs.values()).items():
         values = [result.metrics.get(metric) for result in runs.values()]
-        gains = [None if None in (values[-1], value) else values[-1] - value for value in values[:-1]]
+        gains = [_gain(value, values[-1]) for value in values[:-1]]
         cells = [percent_cell(value) for value in values] + [percent_cell(gain, signed=True) for gain in gains]
         rows.append((title, *cells, count_cell(images.get(metric))))
     differences = ["difference"] if len(others) == 1 else [f"difference to {name}" for name in others]
@@ -73,6 +76,10 @@ def _scores(runs: Mapping[str, MultiLabelResult], level: int) -> Iterator[Block]
         "difference is to be trusted.",
         is_note=True,
     )
+
+
+def _gain(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else last - first
 
 
 def _frequency_plot(runs: Mapping[str, MultiLabelResult]) -> Plot | None:
@@ -108,5 +115,5 @@ def _classes(runs: Mapping[str, MultiLabelResult], level: int) -> Iterator[Block
     yield Text("Average precision in %. A click on a title sorts.", is_note=True)
 
 
-def _cell(value: float, *, signed: bool = False):
+def _cell(value: float, *, signed: bool = False) -> Cell:
     return percent_cell(None if np.isnan(value) else value, signed=signed)

@@ -41,7 +41,8 @@ def write_page(
         written (`datetime`, *optional*): When the report was written; now by default.
 
     Raises:
-        ValueError: If two runs on one test set were scored on different images or classes.
+        ValueError: If two runs on one test set were scored on different images or classes, or one of them on one class
+            an image and the other on several.
     """
     report = Report(results, title, images or {}, log_history, seeds or {}, run or {})
     write_blocks(folder, "report", report_blocks(report), written=written)

@@ -68,9 +68,18 @@ Drawing = Callable[[Look], Figure]
 @contextmanager
 def colors_of(look: Look) -> Iterator[None]:
     """Draw and save in the colours of a look; names with a dollar sign are no formulas."""
-    colors = {f"{part}.color": look.ink for part in ("text", "xtick", "ytick")}
-    colors |= {"axes.labelcolor": look.ink, "axes.edgecolor": look.faint}
-    with rc_context({**colors, "text.parse_math": False, "svg.hashsalt": "ft_focalsam", "svg.fonttype": "path"}):
+    with rc_context(
+        {
+            "text.color": look.ink,
+            "xtick.color": look.ink,
+            "ytick.color": look.ink,
+            "axes.labelcolor": look.ink,
+            "axes.edgecolor": look.faint,
+            "text.parse_math": False,
+            "svg.hashsalt": "ft_focalsam",
+            "svg.fonttype": "path",
+        }
+    ):
         yield
 
 
@@ -114,25 +123,31 @@ def data_uri(draw: Drawing, look: Look) -> str:
 
 def reliability(look: Look, tally: ClassCounts) -> Figure:
     """Reliability diagram: accuracy over confidence in 15 bins, and how many images each holds (Guo et al., 2017,
-    https://arxiv.org/abs/1706.04599, figure 1)."""
+    https://arxiv.org/abs/1706.04599, figure 1).
+
+    Raises:
+        ValueError: If the counts have no confidence, as those of predicted classes.
+    """
+    if tally.bins is None:
+        raise ValueError("The diagram needs confidences, but the counts are of predicted classes; give logits.")
+    filled = tally.bins[0] > 0
+    images, confidences, hits = (values[filled] for values in tally.bins)
     figure, axes = new_axes(look, (5.2, 4.4))
-    filled = tally.bin_images > 0
-    left = 100 * np.arange(BINS)[filled] / BINS
-    images, width = tally.bin_images[filled], 100 / BINS
-    accuracy, confidence = (100 * values[filled] / images for values in (tally.bin_hits, tally.bin_confidence))
+    left, width = 100 * np.arange(BINS)[filled] / BINS, 100 / BINS
+    accuracy, confidence = 100 * hits / images, 100 * confidences / images
     axes.plot([0, 100], [0, 100], color=look.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2.5)
     axes.bar(left, accuracy, width, align="edge", color=look.accent, alpha=0.85, edgecolor=look.ground, zorder=2)
     low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
     axes.vlines(confidence, low, high, color=look.second, linewidth=2, zorder=3)
     axes.scatter(confidence, confidence, s=16, color=look.second, zorder=4)
-    ends = [100 * end for end in accuracy_interval(accuracy / 100, images)]
-    axes.vlines(left + width / 2, *ends, color=look.ink, linewidth=1, alpha=0.6, zorder=2.2)
+    lower, upper = (100 * end for end in accuracy_interval(accuracy / 100, images))
+    axes.vlines(left + width / 2, lower, upper, color=look.ink, linewidth=1, alpha=0.6, zorder=2.2)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
     share = axes.inset_axes((0, 1.06, 1, 0.16))
     share.bar(left, 100 * images / images.sum(), width, align="edge", color=look.faint, edgecolor=look.ground)
     share.set(xlim=(0, 100), xticks=[], ylabel="images (%)", facecolor="none")
     share.yaxis.set_major_locator(MaxNLocator(2))
-    share.yaxis.label.set_size(8)
+    share.yaxis.label.set_fontsize(8)
     share.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -41,17 +41,19 @@ def unreliable_classes(result: EvalResult) -> list[UnreliableClass]:
     found = []
     for label in np.lexsort((np.arange(len(tests)), np.nan_to_num(low, nan=2.0))):
         accuracy, reasons, remedies = result.class_accuracies[label], [], []
-        is_rare = trained is not None and trained[label] < result.few
+        few_trained = int(trained[label]) if trained is not None and trained[label] < result.few else None
         if tests[label] and (high[label] < result.metrics["accuracy"] or accuracy < 0.5):
             reasons.append("low accuracy")
             remedies.append(
-                "add training images" if is_rare else "see its mistakes: wrong labels, or classes too alike"
+                "see its mistakes: wrong labels, or classes too alike"
+                if few_trained is None
+                else "add training images"
             )
         if tests[label] < FEW_IMAGES:
             reasons.append(plural(int(tests[label]), "test image") if tests[label] else "no test image")
             remedies.append("test on more images of it")
-        if reasons and is_rare:
-            reasons.append(plural(int(trained[label]), "training image"))
+        if reasons and few_trained is not None:
+            reasons.append(plural(few_trained, "training image"))
         if reasons:
             found.append(UnreliableClass(int(label), tuple(reasons), " and ".join(remedies)))
     return found
@@ -101,7 +103,7 @@ def _name_classes(result: EvalResult, found: list[UnreliableClass]) -> str:
 
 def _class_table(result: EvalResult, found: list[UnreliableClass]) -> Table:
     names, trained = result.predictions.class_names, result.class_counts
-    taken_for = {}
+    taken_for: dict[int, str] = {}
     for confusion in worst_confusions(result.outcomes, most=None):
         taken_for.setdefault(confusion.label, f"{names[confusion.predicted]} ({format_percent(confusion.share)} %)")
     rows = []

@@ -14,8 +14,10 @@ from ...data.long_tail import frequency_groups
 from ..cells import to_cell
 from ..eval_result import EvalResult
 from ..intervals import accuracy_interval
-from ..multi_label_result import Result
+from ..multi_label_result import MultiLabelResult, Result, all_of
 from .frequency import check_lengths, plot_accuracy_by_frequency
+
+Row = dict[str, str | int | float | None]  # the record of a class
 
 COLUMNS = {
     "accuracy": "top-1",
@@ -74,29 +76,43 @@ def distinct_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def write_results(folder: str | Path, records: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> None:
-    """Write metrics.json with the records of all runs, per_class.csv of the last one, and of all
-    accuracy_by_frequency.png, or average_precision_by_frequency.png.
+    """Write metrics.json with the records of all runs, per_class.csv of the last one, and, where the training counts
+    are known, of all accuracy_by_frequency.png, or average_precision_by_frequency.png.
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
         records, results (`Mapping`): Name of a run -> what metrics.json says of it, and its result; all on the same
             images and with the same training counts.
+
+    Raises:
+        ValueError: If some results are of one class an image and others of several.
     """
     last = list(results.values())[-1]
-    classes = {"class_names": last.predictions.class_names, "many": last.many, "few": last.few}
     if isinstance(last, EvalResult):
-        accuracies = {name: result.class_accuracies for name, result in results.items()}
-        counts = {"class_counts": last.class_counts, "test_counts": last.test_counts}
-        write_report(folder, records, accuracies=accuracies, **classes, **counts)
+        found = all_of(EvalResult, results.values())
+        write_report(
+            folder,
+            records,
+            accuracies={name: result.class_accuracies for name, result in zip(results, found, strict=True)},
+            class_names=last.predictions.class_names,
+            class_counts=last.class_counts,
+            test_counts=last.test_counts,
+            many=last.many,
+            few=last.few,
+        )
         return
-    folder = Path(folder)
+    several, folder = all_of(MultiLabelResult, results.values()), Path(folder)
     write_per_class_csv(folder / "per_class.csv", result_rows(last))
     (folder / "metrics.json").write_text(json.dumps(records, indent=2), encoding="utf-8")
+    if last.class_counts is None:
+        return
     plot_accuracy_by_frequency(
         folder / "average_precision_by_frequency.png",
         last.class_counts,
-        accuracies={name: result.class_average_precisions for name, result in results.items()},
-        **classes,
+        accuracies={name: result.class_average_precisions for name, result in zip(results, several, strict=True)},
+        class_names=last.predictions.class_names,
+        many=last.many,
+        few=last.few,
         title="Average precision by class frequency",
         score="average precision",
     )
@@ -108,12 +124,13 @@ def write_report(
     *,
     accuracies: Mapping[str, np.ndarray],
     class_names: Sequence[str],
-    class_counts: np.ndarray,
+    class_counts: np.ndarray | None,
     test_counts: np.ndarray,
     many: int = 100,
     few: int = 20,
 ) -> None:
-    """Write metrics.json with all runs, per_class.csv of the last one, and accuracy_by_frequency.png of all.
+    """Write metrics.json with all runs, per_class.csv of the last one, and, where the training counts are known,
+    accuracy_by_frequency.png of all.
 
     Args:
         folder (`str` or `Path`): Where to write; made where it does not exist.
@@ -124,17 +141,21 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    thresholds = {"many": many, "few": few}
     last = list(accuracies.values())[-1]
-    rows = per_class_rows(class_names, class_counts, per_class_accuracy=last, test_counts=test_counts, **thresholds)
+    rows = per_class_rows(
+        class_names, class_counts, per_class_accuracy=last, test_counts=test_counts, many=many, few=few
+    )
     write_per_class_csv(folder / "per_class.csv", rows)
+    if class_counts is None:
+        return
     plot_accuracy_by_frequency(
         folder / "accuracy_by_frequency.png",
         class_counts,
         accuracies=accuracies,
         class_names=class_names,
+        many=many,
+        few=few,
         test_counts=test_counts,
-        **thresholds,
     )
 
 
@@ -146,7 +167,7 @@ def per_class_rows(
     test_counts: np.ndarray,
     many: int = 100,
     few: int = 20,
-) -> list[dict[str, str | int | float | None]]:
+) -> list[Row]:
     """One record a class.
 
     Args:
@@ -165,8 +186,8 @@ def per_class_rows(
     Raises:
         ValueError: If the arguments do not have the same number of classes.
     """
-    counts = class_names if class_counts is None else class_counts
-    check_lengths(counts, names=class_names, accuracies=per_class_accuracy, test_counts=test_counts)
+    known = class_names if class_counts is None else class_counts
+    check_lengths(known, names=class_names, accuracies=per_class_accuracy, test_counts=test_counts)
     accuracies = np.stack(
         [per_class_accuracy, *accuracy_interval(np.asarray(per_class_accuracy), test_counts)], axis=1
     )
@@ -182,31 +203,33 @@ def _class_rows(
     test_counts: np.ndarray,
     many: int,
     few: int,
-) -> list[dict[str, str | int | float | None]]:
+) -> list[Row]:
     """One record a class, with its scores at the end; None for NaN."""
-    group_of, train_images = {}, [None] * len(class_names)
+    group_of: dict[int, str] = {}
+    train_images: list[int | None] = [None] * len(class_names)
     if class_counts is not None:
         groups = frequency_groups(class_counts, many=many, few=few)
         group_of = {int(c): group for group, members in groups.items() for c in members}
         train_images = [int(count) for count in class_counts]
-    rows = []
+    rows: list[Row] = []
     for index, (name, train, test) in enumerate(zip(class_names, train_images, test_counts, strict=True)):
-        row = {"class": index, "name": name, "group": group_of.get(index)}
+        row: Row = {"class": index, "name": name, "group": group_of.get(index)}
         row |= {"train_images": train, "test_images": int(test)}
         row |= {score: None if np.isnan(value) else float(value) for score, value in scores[index].items()}
         rows.append(row)
     return rows
 
 
-def result_rows(result: Result) -> list[dict[str, str | int | float | None]]:
+def result_rows(result: Result) -> list[Row]:
     """The records of [`per_class_rows`] of a result; of several classes an image, average_precision in the place of
     the accuracy and its interval."""
     names, counts = result.predictions.class_names, result.class_counts
-    options = {"test_counts": result.test_counts, "many": result.many, "few": result.few}
+    tests, many, few = result.test_counts, result.many, result.few
     if isinstance(result, EvalResult):
-        return per_class_rows(names, counts, per_class_accuracy=result.class_accuracies, **options)
+        accuracies = result.class_accuracies
+        return per_class_rows(names, counts, per_class_accuracy=accuracies, test_counts=tests, many=many, few=few)
     scores = [{"average_precision": value} for value in result.class_average_precisions]
-    return _class_rows(names, counts, scores, **options)
+    return _class_rows(names, counts, scores, test_counts=tests, many=many, few=few)
 
 
 def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int | float | None]]) -> None:
@@ -224,4 +247,4 @@ def write_per_class_csv(path: str | Path, rows: Sequence[Mapping[str, str | int 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows({**row, "name": to_cell(row["name"])} for row in rows)
+        writer.writerows({**row, "name": to_cell(str(row["name"]))} for row in rows)
