@@ -46,7 +46,12 @@ class MultiLabelResult:
     def estimate_runs(
         results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
     ) -> dict[str, Estimate]:
-        """[`~ft_focalsam.evaluation.estimates.estimate_values`] of the metrics of several runs."""
+        """[`~ft_focalsam.evaluation.estimates.estimate_values`] of the metrics of several runs.
+
+        Raises:
+            ValueError: If the images or the classes of two runs differ.
+        """
+        _check_same_images([*results, *(against or ())])
         others = None if against is None else [each.metrics for each in against]
         return estimate_values([each.metrics for each in results], against=others)
 
@@ -55,6 +60,7 @@ class MultiLabelResult:
         results: Sequence["MultiLabelResult"], *, against: Sequence["MultiLabelResult"] | None = None
     ) -> list[Estimate | None]:
         """The same of the average precision of each class; None for a class without a test image."""
+        _check_same_images([*results, *(against or ())])
         others = None if against is None else [each._by_class() for each in against]
         found = estimate_values([each._by_class() for each in results], against=others)
         return [found.get(index) for index in range(len(results[0].class_average_precisions))]
@@ -121,6 +127,12 @@ class MultiLabelResult:
         images = len(self.predictions.labels)
         notes = [*self.notes, *self.warnings]
         return {**self.metrics, "images": images, "group_images": self.group_images, "notes": notes}
+
+
+def _check_same_images(results: Sequence[MultiLabelResult]) -> None:
+    first, *others = (result.predictions for result in results)
+    for each in others:
+        each.check_same_images(first, source=each.model)
 
 
 Result = EvalResult | MultiLabelResult

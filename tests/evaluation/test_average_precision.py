@@ -127,6 +127,15 @@ def test_results_of_one_class_an_image_and_of_several_are_not_mixed(tmp_path):
             write_page(tmp_path, kept)
 
 
+def test_seeds_on_other_images_have_no_common_estimate():
+    several = [make_result(predictions()), make_result(predictions(LOGITS[:30], LABELS[:30]))]
+    for estimate in (several[0].estimate_runs, several[0].estimate_classes):
+        with pytest.raises(ValueError, match="cannot be paired"):
+            estimate(several)
+        with pytest.raises(ValueError, match="cannot be paired"):
+            estimate(several[:1], against=several[1:])
+
+
 @pytest.mark.parametrize("is_multi_label", [False, True])
 def test_files_without_training_counts_have_no_drawing(tmp_path, is_multi_label):
     labels = LABELS if is_multi_label else np.arange(40) % 5
