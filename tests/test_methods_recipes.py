@@ -7,6 +7,7 @@ from shutil import copyfile, copytree
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from running import QUICKSTART, ROOT
 
 from ft_focalsam import FocalSAMTrainingArguments, TuningOptions
@@ -166,6 +167,21 @@ def test_second_stages_of_one_seed_share_it_and_its_run(second_stages, compared)
         assert run.read_text() == earlier.read_text()  # it was not trained again
         section = json.loads((folder / "runs" / "none_crt" / f"seed_{seed}" / "run.json").read_text())["retraining"]
         assert section["seed"] == seed and section["seconds"] > 0
+
+
+def test_a_second_stage_finds_the_images_of_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("a", 8), ("b", 4)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / name / f"{index}.png"
+            )
+    settings = ["--dataset", str(tmp_path / "images"), "--test_fraction", "0.25", "--imbalance_factor", "null"]
+    compare.main(
+        [CONFIG, *settings, "--methods", "none+crt", "--seeds", "0", *SHORT, "--output_dir", str(tmp_path / "runs")]
+    )
+    assert json.loads((tmp_path / "runs" / "none_crt" / "seed_0" / "run.json").read_text())["retraining"]["seed"] == 0
 
 
 def test_a_lost_second_stage_is_repeated_from_a_repeated_run(second_stages, tmp_path, capsys):

@@ -151,6 +151,7 @@ class Plans:
         own = ["--method", name, *as_options(settings)]
         line = [str(first.folder), *own, "--output", str(folder)]
         stage = retrain.choose_method(retrain.make_parser().parse_args(line))
+        line += places_of_images(options[0])
         refuse_several_classes(options[-1], "second stages are for one class an image")
         check_second_stage(stage, *options[:2])
         return Planned(
@@ -162,6 +163,12 @@ class Plans:
             command=[*first.command, "+", *own],
             first=first,
         )
+
+
+def places_of_images(data_args: DataArguments) -> list[str]:
+    """Where the images are, as words of a command line: run.json names a folder of this machine without its place."""
+    places = {key: getattr(data_args, key) for key in ("dataset", "test_dataset", "image_root", "class_names")}
+    return as_options({key: value for key, value in places.items() if value is not None})
 
 
 def check_second_stage(stage: Retraining, data_args: DataArguments, model_args: ModelArguments) -> None:
