@@ -126,8 +126,8 @@ def steps_left(plans: Iterable[Planned], record: RunRecord | None) -> tuple[list
 
 
 def keep(plan: Planned, record: RunRecord | None) -> None:
-    """Put a finished run into the record, if there is one. A run that it has was repeated for its second stage; where
-    other images are right this time, as on another machine, it is told."""
+    """Put a finished run into the record, if there is one. A run that is there already was repeated for its second
+    stage; if it predicts other classes, as it may on another machine, that is told."""
     if record is None:
         return
     predictions, counts, made = read_run(plan.folder)
@@ -137,8 +137,8 @@ def keep(plan: Planned, record: RunRecord | None) -> None:
     before, now = (each.outcomes().predicted for each in (record.predictions(plan.name), predictions))
     if changed := int((before != now).sum()):
         print(
-            f"{plan.title} was repeated for its second stage, and says something else of {changed:,} of {len(now):,} "
-            "images than in the record, which the first row of the table is from."
+            f"{plan.title} was repeated for its second stage, and predicts another class for {changed:,} of "
+            f"{len(now):,} images than the recorded run, which the table shows."
         )
 
 

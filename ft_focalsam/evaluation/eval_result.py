@@ -159,4 +159,5 @@ class EvalResult:
 
 
 def outcomes_of(results: Sequence[EvalResult]) -> list[SampleResults]:
+    """What `estimate` takes of several results."""
     return [result.outcomes for result in results]
